@@ -1,0 +1,116 @@
+//! Every limit has a name here, and passing it gives a clear error. Sizes are in bytes.
+
+use std::time::Duration;
+
+pub const KIB: usize = 1024;
+pub const MIB: usize = 1024 * KIB;
+
+/// Longest function, pool or agent name: they become subject tokens and path components.
+pub const NAME_LENGTH: usize = 64;
+/// A payload up to this size travels in the message; above it, by reference to the blob seam.
+pub const INLINE_PAYLOAD: usize = 512 * KIB;
+/// Largest payload of an invocation.
+pub const PAYLOAD: usize = 64 * MIB;
+/// Output up to this size rides in the terminal status and in the record.
+pub const INLINE_OUTPUT: usize = 256 * KIB;
+/// Output kept of one execution; beyond it the middle is dropped and the record says how much.
+pub const OUTPUT: usize = 64 * MIB;
+/// Largest message on the queue (`max_payload` of the broker).
+pub const MESSAGE: usize = 8 * MIB;
+/// A payload up to this size is also given in `FLUX_PAYLOAD` and `PAYLOAD`: the kernel takes 128 KiB per string.
+pub const ENV_PAYLOAD: usize = 64 * KIB;
+/// Arguments of one invocation: number, and bytes in all.
+pub const ARGS: usize = 256;
+pub const ARGS_BYTES: usize = 64 * KIB;
+/// `env` of a function: entries, and bytes in all.
+pub const ENV_ENTRIES: usize = 256;
+pub const ENV_BYTES: usize = 128 * KIB;
+/// A function's YAML. Small, because alias bombs are stopped only after they were read.
+pub const FUNCTION_YAML: usize = 256 * KIB;
+/// A deployed archive: compressed bytes, unpacked bytes, entries, and the ratio that a bomb passes.
+pub const ARCHIVE: usize = 256 * MIB;
+pub const ARCHIVE_UNPACKED: u64 = 1024 * MIB as u64;
+pub const ARCHIVE_ENTRIES: usize = 20_000;
+pub const ARCHIVE_RATIO: u64 = 200;
+/// A request's JSON envelope around the payload.
+pub const REQUEST_OVERHEAD: usize = MIB;
+/// `Idempotency-Key`: length, and how long the first execution is remembered.
+pub const IDEMPOTENCY_KEY_LENGTH: usize = 255;
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+
+/// Versions kept per function in the store and the key-value history (NATS keeps at most 64 a key).
+pub const VERSION_HISTORY: u32 = 64;
+pub const FUNCTION_MEMORY_MB: u32 = 1024 * 1024;
+pub const FUNCTION_CPU_MILLICORES: u32 = 1_024_000;
+/// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
+pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+pub const SYNC_WAIT: Duration = Duration::from_secs(900);
+/// Longest `?wait=` of `GET /executions/{id}`.
+pub const POLL_WAIT: Duration = Duration::from_secs(60);
+pub const RETRY_ATTEMPTS: u32 = 100;
+pub const RETRY_BACKOFF: Duration = Duration::from_secs(3600);
+/// An asynchronous invocation older than this is recorded `expired`.
+pub const EVENT_AGE: Duration = Duration::from_secs(6 * 3600);
+/// Attempts that may be lost with their agents before the execution fails with `agent_lost`.
+pub const LOSSES: u32 = 5;
+
+/// How long a delivery may go without an in-progress mark before another agent gets it.
+pub const ACK_WAIT: Duration = Duration::from_millis(1500);
+/// How often a running execution's delivery is marked in progress (a third of [`ACK_WAIT`]).
+pub const IN_PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Deliveries of one function in flight over all agents (`max_ack_pending`).
+pub const ACK_PENDING: i64 = 20_000;
+/// Functions per stream that may have a consumer (`max_consumers`); NATS takes 1,000 unless told.
+pub const CONSUMERS: i32 = 100_000;
+/// Backstop only, since it also reaps consumers that have a backlog nobody pulls.
+pub const CONSUMER_INACTIVE: Duration = Duration::from_secs(3600);
+/// A hot function without work for this long is cooled.
+pub const COOL_AFTER: Duration = Duration::from_secs(600);
+/// Queued messages per function, and bytes per stream; full is 429, never the loss of the oldest.
+pub const QUEUED_PER_FUNCTION: i64 = 1_000_000;
+pub const INVOKE_STREAM_BYTES: i64 = 8 * 1024 * MIB as i64;
+pub const CALL_STREAM_BYTES: i64 = 256 * MIB as i64;
+pub const STATUS_STREAM_BYTES: i64 = 4 * 1024 * MIB as i64;
+pub const DLQ_STREAM_BYTES: i64 = 2 * 1024 * MIB as i64;
+/// Publishes with the same message id inside this window are one.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// Publish acks outstanding of one process.
+pub const PUBLISH_IN_FLIGHT: usize = 20_000;
+/// A pull that finds nothing ends after this long and is renewed.
+pub const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// Pulls while functions compete for slots end sooner, so that their credit can move.
+pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
+
+/// An agent heartbeats at this interval, and is offline when this many seconds passed without one.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+pub const AGENT_OFFLINE_AFTER: Duration = Duration::from_secs(3);
+pub const AGENT_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// `running` is published only for executions that last longer than this: most are over before.
+pub const RUNNING_STATUS_AFTER: Duration = Duration::from_millis(50);
+/// A sync call with behaviour `exit` that no agent picked up within this is taken back.
+pub const PICKUP_GRACE: Duration = Duration::from_millis(500);
+/// Live output is published within this time of being written.
+pub const OUTPUT_PUBLISH_WITHIN: Duration = Duration::from_millis(20);
+/// Largest chunk of live output.
+pub const OUTPUT_CHUNK: usize = 64 * KIB;
+/// After a process ended, its pipes are read for this long, whoever still holds them.
+pub const PIPE_DRAIN: Duration = Duration::from_millis(250);
+/// Agents remember a cancel for this long, for a delivery that was under way.
+pub const CANCEL_REMEMBERED: Duration = Duration::from_secs(60);
+/// An execution is lost when its message is gone and no status came for this long.
+pub const LOST_AFTER: Duration = Duration::from_secs(10);
+/// How often the reconciler reads the streams' per-subject counts.
+pub const RECONCILE_EVERY: Duration = Duration::from_secs(2);
+/// Running executions get this long when an agent or gateway is told to go (`drain_timeout`).
+pub const DRAIN: Duration = Duration::from_secs(30);
+/// Terminal executions are kept at least this long (`history`).
+pub const HISTORY: Duration = Duration::from_secs(24 * 3600);
+/// Status messages recorded in one store transaction.
+pub const STATUS_BATCH: usize = 256;
+/// Rows of one page of a list.
+pub const PAGE: usize = 1000;
+pub const PAGE_DEFAULT: usize = 50;
+/// Sync calls and waiters that one gateway holds.
+pub const GATEWAY_IN_FLIGHT: usize = 10_000;
+/// Messages waiting in one bounded channel between tasks, unless a place names its own.
+pub const CHANNEL: usize = 1024;
