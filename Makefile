@@ -1,0 +1,69 @@
+# Flux, from a checkout. `make` alone lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# What setup installs into the checkout comes first.
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+# CI builds exactly what Cargo.lock says; by hand cargo may bring it up to date.
+LOCKED := $(if $(CI),--locked)
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: setup
+setup: ## install what is missing on this machine (C compiler, nats-server, the users flux and flux-runner)
+	@scripts/setup.sh all
+
+.PHONY: setup-bench
+setup-bench: ## install what only the benchmarks need (k6, musl)
+	@scripts/setup.sh bench
+
+.PHONY: build
+build: ## release binaries flux, flux-gateway, flux-agent
+	cargo build --release $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent --bins
+
+.PHONY: check
+check: ## format, clippy, doc and dependency rules; no warnings
+	@scripts/setup.sh check
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(LOCKED)
+	cargo deny --workspace --offline check bans licenses sources
+	@echo "advisories are not part of this: \`make audit\` asks the advisory database, which is on the network"
+
+.PHONY: audit
+audit: ## known vulnerabilities in our dependencies (fetches the advisory database)
+	@scripts/setup.sh check
+	cargo deny --workspace check advisories
+
+.PHONY: test
+test: ## everything: unit, conformance and whole-cluster tests (nextest), and doc tests
+	@scripts/setup.sh test
+	cargo test --workspace --doc --quiet $(LOCKED)
+	cargo build --workspace --all-targets $(LOCKED)
+	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
+
+.PHONY: run
+run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, until Ctrl-C
+	@scripts/run.sh
+
+.PHONY: echo-function
+echo-function: ## the static native echo that the benchmarks deploy
+	@scripts/echo-function.sh
+
+.PHONY: bench
+bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run (see docs/benchmarks.md)
+	@scripts/bench.sh
+
+.PHONY: load
+load: setup-bench build echo-function ## k6 load tests with thresholds, against a Flux started for them
+	@scripts/load.sh
+
+.PHONY: clean
+clean: ## remove what was built and the data of `make run`; installed tools stay
+	cargo clean
+	rm -rf .flux loadtest/functions/echo/echo

