@@ -80,7 +80,9 @@ impl FromStr for Timestamp {
     type Err = ParseTimestampError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        OffsetDateTime::parse(text, &Rfc3339).map(Self::from).map_err(|_| ParseTimestampError { text: text.chars().take(64).collect() })
+        OffsetDateTime::parse(text, &Rfc3339)
+            .map(Self::from)
+            .map_err(|_| ParseTimestampError { text: text.chars().take(64).collect() })
     }
 }
 

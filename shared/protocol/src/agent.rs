@@ -1,0 +1,148 @@
+//! What an agent says of itself, and what it is asked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{AgentId, ExecutionId, FunctionName, PoolName},
+    output::OutputLog,
+    time::Timestamp,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentStatus {
+    Online,
+    /// No free slot.
+    Busy,
+    /// Takes nothing new and ends when the running executions have.
+    Draining,
+    /// No heartbeat for a while; said by gateways, never by agents.
+    Offline,
+}
+
+/// A node's measurements, with the field names of the API.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub cpu_percent: f64,
+    pub memory_percent: f64,
+    pub memory_total_mb: u64,
+    pub memory_used_mb: u64,
+    pub active_tasks: u32,
+    pub uptime_seconds: u64,
+    pub collected_at: Timestamp,
+}
+
+/// An amount of what executions take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Budget {
+    pub tasks: u32,
+    pub cpu_millicores: u32,
+    pub memory_mb: u32,
+}
+
+/// Layers of isolation that the agent found it can give, and those that it cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// `process`, later `container`, `microvm`.
+    pub tiers: Vec<String>,
+    /// Such as `unprivileged_user`, `pid_namespace`, `cgroup_memory`.
+    pub layers: Vec<String>,
+    pub missing: Vec<MissingLayer>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingLayer {
+    pub layer: String,
+    /// Why, and what would give it.
+    pub reason: String,
+}
+
+/// Executions of one function that an agent runs now, by lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningCount {
+    pub function: FunctionName,
+    pub calls: u32,
+    pub invokes: u32,
+}
+
+/// Published on `flux.agent.<agent>` every second, and at once when the status changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    pub agent_id: AgentId,
+    pub pool: PoolName,
+    /// Where its probe port listens, if it has one; else its node's name.
+    pub address: String,
+    pub status: AgentStatus,
+    /// Release of Flux.
+    pub release: String,
+    pub started_at: Timestamp,
+    pub at: Timestamp,
+    pub node: NodeStatus,
+    pub total: Budget,
+    pub free: Budget,
+    pub running: Vec<RunningCount>,
+    pub capabilities: Capabilities,
+    /// Code archives unpacked and ready.
+    pub cached_digests: u32,
+}
+
+/// A request on `flux.control.<agent>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "op")]
+pub enum ControlRequest {
+    Ping,
+    Drain,
+    Undrain,
+    /// What has this execution printed so far?
+    Tail {
+        execution_id: ExecutionId,
+    },
+    /// Which of these do you hold?
+    Holds {
+        execution_ids: Vec<ExecutionId>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum ControlReply {
+    Ok {
+        agent_id: AgentId,
+    },
+    /// `attempt` and the output by now.
+    Tail {
+        attempt: u32,
+        output: OutputLog,
+    },
+    Holds {
+        agent_id: AgentId,
+        execution_ids: Vec<ExecutionId>,
+    },
+    /// The agent does not hold the execution.
+    NotHeld,
+    Invalid {
+        message: String,
+    },
+}
+
+/// Live output on `flux.output.<agent>.<execution>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputMessage {
+    pub attempt: u32,
+    pub chunk: crate::output::Chunk,
+}
+
+/// A cancel on `flux.cancel.<execution>`, to all agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// Said in the outcome, such as `cancelled by DELETE /executions`.
+    pub reason: String,
+}
+
+/// Answered by the agent that held the execution, after its processes are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelReply {
+    pub agent_id: AgentId,
+    /// False when it ended by itself before the cancel reached it.
+    pub cancelled: bool,
+}

@@ -1,0 +1,74 @@
+//! The closed list of codes in `{"error": {"code": …}}`. Each has a page under `docs/errors/`.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
+        /// Why a request was refused. The wire form is the snake-case name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode { $($(#[$doc])* $name,)* }
+
+        impl ErrorCode {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status that the code is answered with.
+            pub const fn http_status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No key, or one that is not known.
+    Unauthorized = "unauthorized", 401;
+    Forbidden = "forbidden", 403;
+    /// A field, parameter or body that is not valid: `details.field` names it.
+    InvalidRequest = "invalid_request", 400;
+    /// A function's configuration is not valid.
+    InvalidFunction = "invalid_function", 422;
+    /// A field or value that a later release of Flux takes.
+    Unsupported = "unsupported", 422;
+    InvalidArchive = "invalid_archive", 422;
+    PayloadTooLarge = "payload_too_large", 413;
+    RouteNotFound = "route_not_found", 404;
+    MethodNotAllowed = "method_not_allowed", 405;
+    FunctionNotFound = "function_not_found", 404;
+    VersionNotFound = "version_not_found", 404;
+    /// The function is registered but has no code yet.
+    FunctionNotDeployed = "function_not_deployed", 409;
+    ExecutionNotFound = "execution_not_found", 404;
+    MessageNotFound = "message_not_found", 404;
+    /// The execution has its outcome already.
+    AlreadyTerminal = "already_terminal", 409;
+    /// The same `Idempotency-Key` came with another body.
+    IdempotencyMismatch = "idempotency_mismatch", 422;
+    /// Every capable agent is at the function's `max_concurrency`.
+    AtConcurrency = "at_concurrency", 503;
+    /// No node has the resources that the function asks for.
+    NoResources = "no_resources", 429;
+    /// No agent is online that could run the function.
+    NoAgents = "no_agents", 503;
+    /// A queue is at its named limit.
+    QueueFull = "queue_full", 429;
+    TooManyRequests = "too_many_requests", 429;
+    /// The deadline passed before the execution ended.
+    DeadlineExceeded = "deadline_exceeded", 504;
+    QueueUnavailable = "queue_unavailable", 503;
+    StoreUnavailable = "store_unavailable", 503;
+    /// This gateway is going away; ask another.
+    ShuttingDown = "shutting_down", 503;
+    /// A defect of Flux: the log has the chain under the request id.
+    Internal = "internal", 500;
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

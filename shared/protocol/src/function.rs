@@ -1,0 +1,147 @@
+//! A function's configuration as its author writes it (DESIGN §6), and a deployed version of it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{Digest, FunctionName, PoolName},
+    time::Timestamp,
+};
+
+mod parse;
+mod text;
+
+pub use parse::{SpecError, parse_json, parse_yaml};
+pub use text::{format_duration, parse_duration};
+
+/// What a function is and what it may use. Made by [`parse_yaml`] or [`parse_json`], which check it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionSpec {
+    pub name: FunctionName,
+    /// Path of the executable inside the archive.
+    pub handler: String,
+    #[serde(default)]
+    pub runtime: Runtime,
+    #[serde(default)]
+    pub isolation: Isolation,
+    #[serde(default)]
+    pub resources: Resources,
+    /// Seconds that one attempt may run; `None` is without limit.
+    #[serde(default, with = "text::seconds", skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Executions at once on one agent; `None` is as many as the budget takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_concurrency: Option<u32>,
+    #[serde(default)]
+    pub max_concurrency_behavior: PressureBehavior,
+    #[serde(default)]
+    pub resource_pressure_behavior: PressureBehavior,
+    #[serde(default)]
+    pub retry: Retry,
+    #[serde(default)]
+    pub network: Network,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Time between SIGTERM and SIGKILL at a cancel or timeout; zero kills at once.
+    #[serde(default, with = "text::duration", skip_serializing_if = "Duration::is_zero")]
+    pub stop_grace: Duration,
+    #[serde(default, skip_serializing_if = "PoolName::is_default")]
+    pub pool: PoolName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    #[default]
+    Native,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    #[default]
+    Process,
+}
+
+/// What an execution takes of a node's budget, and the most that it can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// CPU in thousandths of a core.
+    pub cpu: u32,
+    /// Memory in MB (1024 × 1024 bytes).
+    pub memory: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu: 100, memory: 128 }
+    }
+}
+
+impl Resources {
+    pub const fn memory_bytes(self) -> u64 {
+        self.memory as u64 * 1024 * 1024
+    }
+}
+
+/// What a call meets when there is no room at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PressureBehavior {
+    /// It is refused: 503 at the function's concurrency, 429 for want of resources.
+    #[default]
+    Exit,
+    /// It waits in the queue until its deadline.
+    Wait,
+}
+
+/// How often an asynchronous execution is tried when the function itself fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    pub max_attempts: u32,
+    /// Wait before the second attempt; it doubles with each further one, ± 25 %.
+    #[serde(with = "text::duration")]
+    pub backoff: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { max_attempts: 1, backoff: Duration::from_secs(1) }
+    }
+}
+
+impl Retry {
+    /// The wait before attempt `next` (2 or more). `jitter` is between 0 and 1.
+    pub fn delay_before(self, next: u32, jitter: f64) -> Duration {
+        let doublings = next.saturating_sub(2).min(16);
+        let base = self.backoff.saturating_mul(1 << doublings).min(crate::limits::RETRY_BACKOFF);
+        base.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    #[default]
+    Host,
+    None,
+}
+
+/// An immutable deployment: code by digest, and configuration. What agents sync from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionVersion {
+    /// 1, 2, 3 … per function.
+    pub version: u32,
+    /// Absent while a function is registered and nothing was deployed to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    pub spec: FunctionSpec,
+    pub created_at: Timestamp,
+}
+
+impl FunctionVersion {
+    pub fn name(&self) -> &FunctionName {
+        &self.spec.name
+    }
+}

@@ -1,0 +1,333 @@
+//! From YAML or JSON to a checked [`FunctionSpec`]. Every error names the field and the remedy.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::Value;
+
+use super::{FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, parse_duration};
+use crate::{
+    id::{FunctionName, PoolName},
+    limits,
+    suggest::nearest,
+};
+
+/// What is wrong with a function's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    #[error("{message}")]
+    Syntax { message: String },
+    #[error("`{field}`: {problem}")]
+    Field { field: String, problem: String },
+    /// A field that Flux knows, with a value that this release cannot give.
+    #[error("`{field}`: {problem}")]
+    Unsupported { field: String, problem: String },
+}
+
+impl SpecError {
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Syntax { .. } => None,
+            Self::Field { field, .. } | Self::Unsupported { field, .. } => Some(field),
+        }
+    }
+}
+
+fn wrong(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
+    SpecError::Field { field: field.into(), problem: problem.into() }
+}
+
+fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
+    SpecError::Unsupported { field: field.into(), problem: problem.into() }
+}
+
+const FIELDS: &[&str] = &[
+    "name",
+    "handler",
+    "runtime",
+    "isolation",
+    "image",
+    "command",
+    "resources",
+    "timeout",
+    "max_concurrency",
+    "max_concurrency_behavior",
+    "resource_pressure_behavior",
+    "keep_warm",
+    "retry",
+    "network",
+    "env",
+    "secrets",
+    "stop_grace",
+    "pool",
+    "isolation_required",
+];
+
+/// Reads a function's `flux.yaml`. JSON is YAML, so this reads both.
+///
+/// # Errors
+/// The text is not YAML (with line and column), or a field is unknown, missing or out of range.
+pub fn parse_yaml(text: &str) -> Result<FunctionSpec, SpecError> {
+    if text.len() > limits::FUNCTION_YAML {
+        return Err(SpecError::Syntax {
+            message: format!("the configuration has {} bytes; at most {} are read", text.len(), limits::FUNCTION_YAML),
+        });
+    }
+    let value: Value = serde_saphyr::from_str(text)
+        .map_err(|error| SpecError::Syntax { message: format!("not valid YAML: {error}") })?;
+    parse_json(&value)
+}
+
+/// As [`parse_yaml`], for a document that was read already.
+///
+/// # Errors
+/// A field is unknown, missing or out of range.
+pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
+    let Value::Object(fields) = value else {
+        return Err(SpecError::Syntax {
+            message: "the configuration must be a mapping that starts with `name:`".to_owned(),
+        });
+    };
+    for field in fields.keys() {
+        check_known(field, FIELDS, "")?;
+    }
+    let get = |field: &str| fields.get(field).filter(|value| !value.is_null());
+
+    let name = string(get("name").ok_or_else(|| wrong("name", "is missing: give the function a name"))?, "name")?;
+    let name = FunctionName::parse(name).map_err(|error| wrong("name", error.to_string()))?;
+    let runtime = match get("runtime").map(|v| string(v, "runtime")).transpose()? {
+        None | Some("native") => Runtime::Native,
+        Some(later @ ("python" | "node" | "bash" | "lambda")) => {
+            return Err(unsupported(
+                "runtime",
+                format!(
+                    "`{later}` handlers are not in this release; use `native` with an executable script (#!/usr/bin/env …)"
+                ),
+            ));
+        }
+        Some(other) => return Err(unknown_value("runtime", other, &["native", "python", "node", "bash", "lambda"])),
+    };
+    let isolation = match get("isolation").map(|v| string(v, "isolation")).transpose()? {
+        None | Some("process") => Isolation::Process,
+        Some(later @ ("container" | "microvm")) => {
+            return Err(unsupported("isolation", format!("`{later}` is not in this release; use `process`")));
+        }
+        Some(other) => return Err(unknown_value("isolation", other, &["process", "container", "microvm"])),
+    };
+    for field in ["image", "command"] {
+        if get(field).is_some() {
+            return Err(unsupported(
+                field,
+                "container functions are not in this release; remove the field and use `isolation: process`",
+            ));
+        }
+    }
+    if get("secrets").is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
+        return Err(unsupported("secrets", "secrets are not in this release; remove the field"));
+    }
+    if get("isolation_required").is_some_and(|v| v != &Value::Bool(false)) {
+        return Err(unsupported("isolation_required", "is not in this release; remove the field"));
+    }
+    if let Some(keep_warm) = get("keep_warm") {
+        if !duration(keep_warm, "keep_warm")?.is_zero() {
+            return Err(unsupported(
+                "keep_warm",
+                "a native function gets a fresh process each time; remove the field or set it to 0",
+            ));
+        }
+    }
+    let handler = string(
+        get("handler")
+            .ok_or_else(|| wrong("handler", "is missing: give the path of the executable inside the archive"))?,
+        "handler",
+    )?;
+    check_handler(handler)?;
+
+    Ok(FunctionSpec {
+        name,
+        handler: handler.to_owned(),
+        runtime,
+        isolation,
+        resources: get("resources").map(resources).transpose()?.unwrap_or_default(),
+        timeout: get("timeout").map(timeout).transpose()?.unwrap_or(Some(DEFAULT_TIMEOUT)),
+        max_concurrency: get("max_concurrency")
+            .map(|v| count(v, "max_concurrency", 0, 100_000))
+            .transpose()?
+            .filter(|n| *n > 0),
+        max_concurrency_behavior: behavior(get("max_concurrency_behavior"), "max_concurrency_behavior")?,
+        resource_pressure_behavior: behavior(get("resource_pressure_behavior"), "resource_pressure_behavior")?,
+        retry: get("retry").map(retry).transpose()?.unwrap_or_default(),
+        network: match get("network").map(|v| string(v, "network")).transpose()? {
+            None | Some("host") => Network::Host,
+            Some("none") => Network::None,
+            Some(other) => return Err(unknown_value("network", other, &["host", "none"])),
+        },
+        env: get("env").map(env).transpose()?.unwrap_or_default(),
+        stop_grace: get("stop_grace").map(|v| duration(v, "stop_grace")).transpose()?.unwrap_or_default(),
+        pool: get("pool")
+            .map(|v| {
+                string(v, "pool")
+                    .and_then(|text| PoolName::parse(text).map_err(|error| wrong("pool", error.to_string())))
+            })
+            .transpose()?
+            .unwrap_or_default(),
+    })
+}
+
+/// What a function without `timeout` gets, as its predecessor had it.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn check_known(field: &str, known: &[&str], parent: &str) -> Result<(), SpecError> {
+    if known.contains(&field) {
+        return Ok(());
+    }
+    let shown: String = field.chars().take(64).collect();
+    let problem = match nearest(&shown, known.iter().copied()) {
+        Some(near) => format!("is not a field of a function; did you mean `{parent}{near}`?"),
+        None => format!("is not a field of a function; the fields are: {}", known.join(", ")),
+    };
+    Err(wrong(format!("{parent}{shown}"), problem))
+}
+
+fn unknown_value(field: &str, given: &str, known: &[&str]) -> SpecError {
+    let given: String = given.chars().take(64).collect();
+    match nearest(&given, known.iter().copied()) {
+        Some(near) => wrong(field, format!("`{given}` is not one of {}; did you mean `{near}`?", known.join(", "))),
+        None => wrong(field, format!("`{given}` is not one of {}", known.join(", "))),
+    }
+}
+
+fn string<'a>(value: &'a Value, field: &str) -> Result<&'a str, SpecError> {
+    value.as_str().ok_or_else(|| wrong(field, format!("must be text, not {}", kind(value))))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "true or false (put it in quotes)",
+        Value::Number(_) => "a number (put it in quotes)",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}
+
+fn count(value: &Value, field: &str, least: u32, most: u32) -> Result<u32, SpecError> {
+    value
+        .as_u64()
+        .and_then(|number| u32::try_from(number).ok())
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| wrong(field, format!("must be a whole number from {least} to {most}")))
+}
+
+fn duration(value: &Value, field: &str) -> Result<Duration, SpecError> {
+    let parsed = match value {
+        Value::Number(number) => number
+            .as_f64()
+            .and_then(|s| Duration::try_from_secs_f64(s).ok())
+            .ok_or_else(|| "must not be negative".to_owned()),
+        Value::String(text) => parse_duration(text),
+        _ => Err("must be seconds, or text such as 250ms, 10s, 5m".to_owned()),
+    };
+    parsed.map_err(|problem| wrong(field, problem))
+}
+
+fn timeout(value: &Value) -> Result<Option<Duration>, SpecError> {
+    let timeout = duration(value, "timeout")?;
+    if timeout > limits::TIMEOUT {
+        return Err(wrong("timeout", format!("is at most {} seconds; 0 is without limit", limits::TIMEOUT.as_secs())));
+    }
+    Ok((!timeout.is_zero()).then_some(timeout))
+}
+
+fn object<'a>(value: &'a Value, field: &str) -> Result<&'a serde_json::Map<String, Value>, SpecError> {
+    value.as_object().ok_or_else(|| wrong(field, format!("must be a mapping, not {}", kind(value))))
+}
+
+fn resources(value: &Value) -> Result<Resources, SpecError> {
+    let fields = object(value, "resources")?;
+    for field in fields.keys() {
+        check_known(field, &["cpu", "memory"], "resources.")?;
+    }
+    let mut resources = Resources::default();
+    if let Some(cpu) = fields.get("cpu") {
+        resources.cpu = count(cpu, "resources.cpu", 1, limits::FUNCTION_CPU_MILLICORES)?;
+    }
+    if let Some(memory) = fields.get("memory") {
+        resources.memory = count(memory, "resources.memory", 4, limits::FUNCTION_MEMORY_MB)?;
+    }
+    Ok(resources)
+}
+
+fn retry(value: &Value) -> Result<Retry, SpecError> {
+    let fields = object(value, "retry")?;
+    for field in fields.keys() {
+        check_known(field, &["max_attempts", "backoff"], "retry.")?;
+    }
+    let mut retry = Retry::default();
+    if let Some(attempts) = fields.get("max_attempts") {
+        retry.max_attempts = count(attempts, "retry.max_attempts", 1, limits::RETRY_ATTEMPTS)?;
+    }
+    if let Some(backoff) = fields.get("backoff") {
+        retry.backoff = duration(backoff, "retry.backoff")?;
+        if retry.backoff > limits::RETRY_BACKOFF {
+            return Err(wrong("retry.backoff", "is at most 1h"));
+        }
+    }
+    Ok(retry)
+}
+
+fn behavior(value: Option<&Value>, field: &str) -> Result<PressureBehavior, SpecError> {
+    match value.map(|v| string(v, field)).transpose()? {
+        None | Some("exit") => Ok(PressureBehavior::Exit),
+        Some("wait") => Ok(PressureBehavior::Wait),
+        Some(other) => Err(unknown_value(field, other, &["exit", "wait"])),
+    }
+}
+
+fn env(value: &Value) -> Result<BTreeMap<String, String>, SpecError> {
+    let fields = object(value, "env")?;
+    if fields.len() > limits::ENV_ENTRIES {
+        return Err(wrong("env", format!("has {} entries; at most {} are taken", fields.len(), limits::ENV_ENTRIES)));
+    }
+    let mut env = BTreeMap::new();
+    let mut bytes = 0;
+    for (key, value) in fields {
+        let at = || format!("env.{}", key.chars().take(64).collect::<String>());
+        let fits = !key.is_empty()
+            && !key.as_bytes()[0].is_ascii_digit()
+            && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !fits {
+            return Err(wrong(at(), "a name is made of A-Z a-z 0-9 _ and does not start with a digit"));
+        }
+        if key.starts_with("FLUX_") || key == "PAYLOAD" {
+            return Err(wrong(at(), "names that start with FLUX_, and PAYLOAD, are Flux's own; choose another"));
+        }
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Bool(flag) => flag.to_string(),
+            _ => return Err(wrong(at(), format!("must be text, not {}", kind(value)))),
+        };
+        if text.contains('\0') {
+            return Err(wrong(at(), "must not contain a NUL byte"));
+        }
+        bytes += key.len() + text.len();
+        if bytes > limits::ENV_BYTES {
+            return Err(wrong("env", format!("has more than {} bytes in all", limits::ENV_BYTES)));
+        }
+        env.insert(key.clone(), text);
+    }
+    Ok(env)
+}
+
+fn check_handler(handler: &str) -> Result<(), SpecError> {
+    let inside = !handler.is_empty()
+        && handler.len() <= 1024
+        && !handler.starts_with('/')
+        && !handler.contains('\0')
+        && handler.split('/').all(|part| part != "..");
+    if inside {
+        return Ok(());
+    }
+    Err(wrong("handler", "must be a relative path inside the archive, without `..`"))
+}

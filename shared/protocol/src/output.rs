@@ -1,0 +1,224 @@
+//! What a function wrote: numbered chunks of stdout and stderr, bounded, with the middle dropped.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct as _};
+
+use crate::limits;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// A piece of output as it was written. `seq` counts from 1 within an attempt, over both streams.
+///
+/// In JSON the bytes are `data` where they are UTF-8, else `data_base64`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    pub seq: u64,
+    pub stream: Stream,
+    pub data: Bytes,
+}
+
+impl Serialize for Chunk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Chunk", 3)?;
+        fields.serialize_field("seq", &self.seq)?;
+        fields.serialize_field("stream", &self.stream)?;
+        match std::str::from_utf8(&self.data) {
+            Ok(text) => fields.serialize_field("data", text)?,
+            Err(_) => fields.serialize_field("data_base64", &BASE64.encode(&self.data))?,
+        }
+        fields.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Chunk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Wire {
+            seq: u64,
+            stream: Stream,
+            data: Option<String>,
+            data_base64: Option<String>,
+        }
+        let wire = Wire::deserialize(deserializer)?;
+        let data = match (wire.data, wire.data_base64) {
+            (Some(text), _) => Bytes::from(text),
+            (None, Some(encoded)) => BASE64.decode(encoded).map_err(D::Error::custom)?.into(),
+            (None, None) => Bytes::new(),
+        };
+        Ok(Self { seq: wire.seq, stream: wire.stream, data })
+    }
+}
+
+/// All that is kept of one attempt's output, in the order in which it was read.
+///
+/// At most [`limits::OUTPUT`] bytes: beyond that the head (half) and a moving tail (half) stay, and
+/// `dropped_bytes` says how much of the middle is gone. Chunk numbers keep their gaps.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OutputLog {
+    pub chunks: Vec<Chunk>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_bytes: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl OutputLog {
+    /// Bytes kept.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.data.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Both streams interleaved, as text; what is not UTF-8 becomes U+FFFD.
+    pub fn to_text(&self) -> String {
+        self.text_of(|_| true)
+    }
+
+    /// One stream's bytes, in order.
+    pub fn bytes_of(&self, stream: Stream) -> Bytes {
+        let mut matching = self.chunks.iter().filter(|chunk| chunk.stream == stream);
+        let Some(first) = matching.next() else { return Bytes::new() };
+        let Some(second) = matching.next() else { return first.data.clone() };
+        let mut all = BytesMut::from(&first.data[..]);
+        all.extend_from_slice(&second.data);
+        matching.for_each(|chunk| all.extend_from_slice(&chunk.data));
+        all.freeze()
+    }
+
+    fn text_of(&self, keep: impl Fn(&Chunk) -> bool) -> String {
+        let mut all = Vec::with_capacity(self.len());
+        self.chunks.iter().filter(|chunk| keep(chunk)).for_each(|chunk| all.extend_from_slice(&chunk.data));
+        String::from_utf8(all).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+
+    /// stdout where that is one JSON document and nothing was dropped: a native function's `result`.
+    pub fn result(&self) -> Option<serde_json::Value> {
+        if self.dropped_bytes > 0 {
+            return None;
+        }
+        let stdout = self.bytes_of(Stream::Stdout);
+        if stdout.iter().all(u8::is_ascii_whitespace) {
+            return None;
+        }
+        serde_json::from_slice(&stdout).ok()
+    }
+
+    /// The compact form in which output above [`limits::INLINE_OUTPUT`] lies in the blob seam:
+    /// `dropped_bytes` as 8 bytes, then per chunk seq (8), stream (1: 0 stdout, 1 stderr), length (4), data; big-endian.
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(8 + self.len() + self.chunks.len() * 13);
+        out.put_u64(self.dropped_bytes);
+        for chunk in &self.chunks {
+            out.put_u64(chunk.seq);
+            out.put_u8(u8::from(chunk.stream == Stream::Stderr));
+            out.put_u32(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
+            out.put_slice(&chunk.data);
+        }
+        out.freeze()
+    }
+
+    /// `None` when the bytes are not an encoded log.
+    pub fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.len() < 8 {
+            return None;
+        }
+        let mut log = Self { dropped_bytes: bytes.get_u64(), chunks: Vec::new() };
+        while !bytes.is_empty() {
+            if bytes.len() < 13 {
+                return None;
+            }
+            let seq = bytes.get_u64();
+            let stream = match bytes.get_u8() {
+                0 => Stream::Stdout,
+                1 => Stream::Stderr,
+                _ => return None,
+            };
+            let length = bytes.get_u32() as usize;
+            if bytes.len() < length {
+                return None;
+            }
+            log.chunks.push(Chunk { seq, stream, data: bytes.split_to(length) });
+        }
+        Some(log)
+    }
+}
+
+/// Collects output as it is read, within [`limits::OUTPUT`].
+#[derive(Debug)]
+pub struct OutputCollector {
+    head: Vec<Chunk>,
+    tail: std::collections::VecDeque<Chunk>,
+    head_bytes: usize,
+    tail_bytes: usize,
+    dropped_bytes: u64,
+    next_seq: u64,
+    half: usize,
+}
+
+impl Default for OutputCollector {
+    fn default() -> Self {
+        Self::with_limit(limits::OUTPUT)
+    }
+}
+
+impl OutputCollector {
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            head: Vec::new(),
+            tail: std::collections::VecDeque::new(),
+            head_bytes: 0,
+            tail_bytes: 0,
+            dropped_bytes: 0,
+            next_seq: 1,
+            half: limit / 2,
+        }
+    }
+
+    /// Adds what was read and returns it as the chunk to publish.
+    pub fn push(&mut self, stream: Stream, data: Bytes) -> Chunk {
+        let chunk = Chunk { seq: self.next_seq, stream, data };
+        self.next_seq += 1;
+        if self.tail.is_empty() && self.head_bytes + chunk.data.len() <= self.half {
+            self.head_bytes += chunk.data.len();
+            self.head.push(chunk.clone());
+        } else {
+            self.tail_bytes += chunk.data.len();
+            self.tail.push_back(chunk.clone());
+            while self.tail_bytes > self.half {
+                let Some(oldest) = self.tail.pop_front() else { break };
+                self.tail_bytes -= oldest.data.len();
+                self.dropped_bytes += oldest.data.len() as u64;
+            }
+        }
+        chunk
+    }
+
+    /// Bytes that were written, kept or not.
+    pub fn written_bytes(&self) -> u64 {
+        (self.head_bytes + self.tail_bytes) as u64 + self.dropped_bytes
+    }
+
+    /// What is kept by now.
+    pub fn log(&self) -> OutputLog {
+        OutputLog { chunks: self.head.iter().chain(&self.tail).cloned().collect(), dropped_bytes: self.dropped_bytes }
+    }
+
+    /// As [`Self::log`], at the end.
+    pub fn finish(self) -> OutputLog {
+        let mut chunks = self.head;
+        chunks.extend(self.tail);
+        OutputLog { chunks, dropped_bytes: self.dropped_bytes }
+    }
+}

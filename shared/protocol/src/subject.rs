@@ -1,0 +1,223 @@
+//! Every subject, stream, bucket and consumer name. Nothing else in Flux writes one out.
+
+use rand::RngCore as _;
+
+use crate::{
+    id::{AgentId, ExecutionId, FunctionName, GatewayId, PoolName},
+    invocation::Lane,
+};
+
+pub const STATUS_STREAM: &str = "FLUX_STATUS";
+pub const DLQ_STREAM: &str = "FLUX_DLQ";
+/// The consumer that gateways share to record statuses.
+pub const RECORDER: &str = "recorder";
+pub const FUNCTIONS_BUCKET: &str = "flux_functions";
+pub const VERSIONS_BUCKET: &str = "flux_versions";
+pub const AGENTS_BUCKET: &str = "flux_agents";
+/// Which queues are hot: what agents with room pull on.
+pub const HOT_BUCKET: &str = "flux_hot";
+pub const CODE_BUCKET: &str = "flux_code";
+pub const BLOB_BUCKET: &str = "flux_blobs";
+/// Queue group in which gateways hear rings.
+pub const GATEWAYS_GROUP: &str = "flux_gateways";
+
+/// One function's queue in one lane.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueName {
+    pub lane: Lane,
+    pub pool: PoolName,
+    pub function: FunctionName,
+}
+
+impl QueueName {
+    pub fn new(lane: Lane, pool: PoolName, function: FunctionName) -> Self {
+        Self { lane, pool, function }
+    }
+
+    /// Where its messages are published.
+    pub fn subject(&self) -> String {
+        format!("{}.{}", lane_prefix(self.lane, &self.pool), self.function)
+    }
+
+    pub fn stream(&self) -> String {
+        stream(self.lane, &self.pool)
+    }
+
+    /// The durable consumer that all agents share; also its key in [`HOT_BUCKET`] together with lane and pool.
+    pub fn consumer(&self) -> String {
+        self.function.to_string()
+    }
+
+    /// `<lane>.<pool>.<function>`, a key.
+    pub fn key(&self) -> String {
+        format!("{}.{}.{}", self.lane.as_str(), self.pool, self.function)
+    }
+
+    pub fn from_key(key: &str) -> Option<Self> {
+        let mut parts = key.split('.');
+        let lane = parts.next().and_then(lane_from)?;
+        let pool = PoolName::parse(parts.next()?).ok()?;
+        let function = FunctionName::parse(parts.next()?).ok()?;
+        parts.next().is_none().then_some(Self { lane, pool, function })
+    }
+
+    /// The queue that a message on `subject` belongs to.
+    pub fn from_subject(subject: &str) -> Option<Self> {
+        let (prefix, function) = subject.strip_prefix("flux.")?.split_once('.')?;
+        let (lane, pool) = match prefix.split_once('-') {
+            None => (lane_from(prefix)?, PoolName::default()),
+            Some((lane, pool)) => (lane_from(lane)?, PoolName::parse(pool).ok()?),
+        };
+        Some(Self { lane, pool, function: FunctionName::parse(function).ok()? })
+    }
+}
+
+fn lane_from(text: &str) -> Option<Lane> {
+    Lane::ALL.into_iter().find(|lane| lane.as_str() == text)
+}
+
+fn lane_prefix(lane: Lane, pool: &PoolName) -> String {
+    if pool.is_default() { format!("flux.{}", lane.as_str()) } else { format!("flux.{}-{pool}", lane.as_str()) }
+}
+
+/// `FLUX_INVOKE`, `FLUX_CALL`, or with `-<pool>` behind it.
+pub fn stream(lane: Lane, pool: &PoolName) -> String {
+    let name = match lane {
+        Lane::Invoke => "FLUX_INVOKE",
+        Lane::Call => "FLUX_CALL",
+    };
+    if pool.is_default() { name.to_owned() } else { format!("{name}-{pool}") }
+}
+
+/// All subjects of a lane's stream.
+pub fn stream_subjects(lane: Lane, pool: &PoolName) -> String {
+    format!("{}.*", lane_prefix(lane, pool))
+}
+
+/// Where a stored invocation is said again, headers only, so that gateways notice work for a cold function.
+pub fn ring(queue: &QueueName) -> String {
+    format!("flux.ring.{}", queue.key())
+}
+
+pub fn rings() -> &'static str {
+    "flux.ring.>"
+}
+
+/// Republish mapping of a lane's stream: source and destination.
+pub fn ring_mapping(lane: Lane, pool: &PoolName) -> (String, String) {
+    (stream_subjects(lane, pool), format!("flux.ring.{}.{pool}.{{{{wildcard(1)}}}}", lane.as_str()))
+}
+
+pub fn queue_of_ring(subject: &str) -> Option<QueueName> {
+    QueueName::from_key(subject.strip_prefix("flux.ring.")?)
+}
+
+/// Where a delayed attempt waits until it is due (`Nats-Schedule`), within the invoke stream.
+pub fn delayed(pool: &PoolName, execution: ExecutionId) -> String {
+    format!("{}.{execution}", delayed_prefix(pool))
+}
+
+fn delayed_prefix(pool: &PoolName) -> String {
+    if pool.is_default() { "flux.delayed".to_owned() } else { format!("flux.delayed-{pool}") }
+}
+
+pub fn delayed_subjects(pool: &PoolName) -> String {
+    format!("{}.*", delayed_prefix(pool))
+}
+
+/// A reply subject that cannot be guessed: knowing it is the permission.
+pub fn reply(gateway: &GatewayId) -> String {
+    let mut nonce = [0_u8; 16];
+    rand::rng().fill_bytes(&mut nonce);
+    format!("flux.reply.{gateway}.{:032x}", u128::from_be_bytes(nonce))
+}
+
+pub fn replies(gateway: &GatewayId) -> String {
+    format!("flux.reply.{gateway}.*")
+}
+
+/// Agents publish replies only where a producer cannot point them at something of Flux's own.
+pub fn may_reply_to(subject: &str) -> bool {
+    let below = subject.starts_with("flux.reply.") || subject.starts_with("_INBOX.");
+    below
+        && subject.len() <= 256
+        && !subject.ends_with('.')
+        && !subject.contains("..")
+        && subject.bytes().all(|b| b.is_ascii_graphic() && b != b'*' && b != b'>')
+}
+
+/// Whether a gateway waits there (it takes interim statuses; a producer's inbox gets the outcome alone).
+pub fn is_gateway_reply(subject: &str) -> bool {
+    subject.starts_with("flux.reply.")
+}
+
+pub fn output(agent: &AgentId, execution: ExecutionId) -> String {
+    format!("flux.output.{agent}.{execution}")
+}
+
+pub fn outputs_of(execution: ExecutionId) -> String {
+    format!("flux.output.*.{execution}")
+}
+
+pub fn outputs_all() -> &'static str {
+    "flux.output.>"
+}
+
+/// `sender` is an agent's or gateway's id.
+pub fn status(sender: &str, execution: ExecutionId) -> String {
+    format!("flux.status.{sender}.{execution}")
+}
+
+pub fn statuses_of(execution: ExecutionId) -> String {
+    format!("flux.status.*.{execution}")
+}
+
+pub fn statuses() -> &'static str {
+    "flux.status.*.*"
+}
+
+pub fn control(agent: &AgentId) -> String {
+    format!("flux.control.{agent}")
+}
+
+/// The same request to every agent.
+pub fn control_all() -> &'static str {
+    "flux.control"
+}
+
+pub fn cancel(execution: ExecutionId) -> String {
+    format!("flux.cancel.{execution}")
+}
+
+pub fn cancels() -> &'static str {
+    "flux.cancel.*"
+}
+
+pub fn execution_of_cancel(subject: &str) -> Option<ExecutionId> {
+    subject.strip_prefix("flux.cancel.")?.parse().ok()
+}
+
+pub fn heartbeat(agent: &AgentId) -> String {
+    format!("flux.agent.{agent}")
+}
+
+pub fn heartbeats() -> &'static str {
+    "flux.agent.*"
+}
+
+pub fn dlq(function: &FunctionName) -> String {
+    format!("flux.dlq.{function}")
+}
+
+pub fn dlqs() -> &'static str {
+    "flux.dlq.*"
+}
+
+/// Keys in the blob bucket.
+pub fn payload_blob(execution: ExecutionId) -> String {
+    format!("payload-{execution}")
+}
+
+pub fn output_blob(execution: ExecutionId, attempt: u32) -> String {
+    format!("output-{execution}-{attempt}")
+}
