@@ -1,0 +1,94 @@
+//! Configuration: a YAML file, then environment variables over it, then what the command line says.
+//!
+//! Unknown fields are errors that name the field and the nearest known one. The environment is read
+//! here and nowhere else: `FLUX_` and the field's path with `__` for each level, such as
+//! `FLUX_AGENT__TASKS=8`.
+
+use std::path::{Path, PathBuf};
+
+use figment::{Figment, providers::Serialized};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the configuration file {path} cannot be read")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the configuration file {path} is not valid YAML: {message}")]
+    Syntax { path: PathBuf, message: String },
+    #[error("configuration: {message}")]
+    Field { message: String },
+}
+
+/// Largest configuration file.
+const FILE_BYTES: u64 = 1024 * 1024;
+
+/// Loads `T`: its defaults, then `file`, then `FLUX_…` of the environment, then `overrides`.
+///
+/// `T` must name its fields completely when serialized with its defaults, and refuse unknown ones
+/// (`#[serde(deny_unknown_fields, default)]`).
+///
+/// # Errors
+/// The file cannot be read, is no YAML, or a field is unknown or of the wrong kind.
+pub fn load<T>(file: Option<&Path>, overrides: serde_json::Value) -> Result<T, ConfigError>
+where
+    T: DeserializeOwned + Serialize + Default,
+{
+    let mut figment = Figment::from(Serialized::defaults(T::default()));
+    if let Some(path) = file {
+        figment = figment.merge(Serialized::defaults(read_yaml(path)?));
+    }
+    figment = figment.merge(
+        figment::providers::Env::prefixed("FLUX_").filter(|key| !RESERVED.iter().any(|name| key == *name)).split("__"),
+    );
+    figment = figment.merge(Serialized::defaults(overrides));
+    figment.extract().map_err(|error| ConfigError::Field { message: explain(&error) })
+}
+
+/// Variables that begin with `FLUX_` and are no configuration fields: the CLI's, and what passes between processes.
+const RESERVED: &[&str] = &["url", "key", "tree_fd", "nats_server", "launcher", "config", "ci", "bin_dir"];
+
+fn read_yaml(path: &Path) -> Result<serde_json::Value, ConfigError> {
+    let read = || -> std::io::Result<String> {
+        let size = std::fs::metadata(path)?.len();
+        if size > FILE_BYTES {
+            return Err(std::io::Error::other(format!("it has {size} bytes; at most {FILE_BYTES} are read")));
+        }
+        std::fs::read_to_string(path)
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    if text.trim().is_empty() {
+        return Ok(serde_json::Value::Object(serde_json::Map::new()));
+    }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })
+}
+
+fn explain(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    let at = |name: &str| {
+        let mut path: Vec<String> = error.path.clone();
+        if path.last().is_none_or(|last| last != name) {
+            path.push(name.to_owned());
+        }
+        path.join(".")
+    };
+    match &error.kind {
+        Kind::UnknownField(field, known) => match flux_protocol::suggest::nearest(field, known.iter().copied()) {
+            Some(near) => format!("`{}` is not a field; did you mean `{near}`?", at(field)),
+            None => format!("`{}` is not a field; the fields here are: {}", at(field), known.join(", ")),
+        },
+        Kind::MissingField(field) => format!("`{}` is missing", at(field)),
+        _ => format!("`{}`: {}", error.path.join("."), error.kind),
+    }
+}
+
+/// An environment variable that is no configuration field, such as `PATH`.
+#[allow(clippy::disallowed_methods)] // the one room in which the environment is read
+pub fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
