@@ -1,1 +1,28 @@
-//! flux-testkit
+//! Real clusters for tests: a `nats-server` of one's own, Flux's own binaries as processes that can be killed, an
+//! HTTP client for the public API, and the words to wait for a condition instead of sleeping.
+//!
+//! Everything here panics with what to do when it cannot do its work: it is called by tests alone, and a test that
+//! cannot run must fail, not pass. Nothing is shared between two tests: each server has its own directory and port,
+//! and what a test started is gone when its handle is dropped, also when the test panics. The output of a process
+//! is printed only then.
+
+mod api;
+mod archive;
+mod locate;
+mod log;
+mod nats;
+mod port;
+mod process;
+mod process_tree;
+mod seed;
+mod wait;
+
+pub use api::{Api, Reply};
+pub use archive::{File, archive};
+pub use locate::FluxBin;
+pub use nats::NatsServer;
+pub use port::free_port;
+pub use process::{FluxCommand, FluxProcess};
+pub use process_tree::{Process, assert_no_processes_left, descendants, is_alive, processes_matching};
+pub use seed::Seed;
+pub use wait::{eventually, eventually_some};

@@ -1,0 +1,56 @@
+//! Where the programs are that tests start.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+/// Flux's own binaries, as cargo built them beside the running test.
+#[derive(Debug, Clone, Copy)]
+pub struct FluxBin;
+
+impl FluxBin {
+    /// The path of `flux`, `flux-gateway` or `flux-agent`: in the environment's `FLUX_BIN_DIR`, or else in the
+    /// profile directory (`…/debug`) that the running test executable lies below.
+    pub fn locate(name: &str) -> PathBuf {
+        let dirs: Vec<PathBuf> = match std::env::var_os("FLUX_BIN_DIR") {
+            Some(dir) => vec![dir.into()],
+            // …/debug/deps/it-0123456789abcdef, or …/debug/examples/x: the nearest directory above that has it.
+            None => test_executable().ancestors().skip(1).take(3).map(Path::to_path_buf).collect(),
+        };
+        let found = dirs.iter().map(|dir| dir.join(name)).find(|path| is_executable(path));
+        found.unwrap_or_else(|| {
+            panic!("no `{name}` in {dirs:?}: run `cargo build --workspace --bins` first, or `make test`, which does")
+        })
+    }
+}
+
+/// `nats-server` as the product finds it: `FLUX_NATS_SERVER`, `PATH`, then `.tools/bin` of the checkout.
+pub(crate) fn nats_server() -> PathBuf {
+    if let Some(given) = std::env::var_os("FLUX_NATS_SERVER") {
+        let path = PathBuf::from(given);
+        assert!(is_executable(&path), "FLUX_NATS_SERVER={} is not a program", path.display());
+        return path;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join(".tools/bin"));
+    std::env::split_paths(&path)
+        .chain(checkout)
+        .map(|dir| dir.join("nats-server"))
+        .find(|path| is_executable(path))
+        .expect("no nats-server on PATH, in FLUX_NATS_SERVER or in .tools/bin: run `make setup`")
+}
+
+fn test_executable() -> PathBuf {
+    std::env::current_exe().expect("the path of the running test is unknown")
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The part of a path that names the program, for messages.
+pub(crate) fn program_name(path: &Path) -> String {
+    path.file_name().unwrap_or_else(|| OsStr::new("?")).to_string_lossy().into_owned()
+}

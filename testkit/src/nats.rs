@@ -1,0 +1,158 @@
+//! A `nats-server` of a test's own, with JetStream, that can be killed, stopped and started again.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{locate, log::Log, port::free_port, process::Running, wait::eventually_some};
+
+const READY_WITHIN: Duration = Duration::from_secs(15);
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+/// The largest message, as the product sets it (`flux_protocol::limits::MESSAGE`).
+const MAX_PAYLOAD: usize = 8 * 1024 * 1024;
+
+/// A `nats-server` on a port of 127.0.0.1 and in a directory of its own. Dropping it kills it and removes both.
+#[derive(Debug)]
+pub struct NatsServer {
+    dir: TempDir,
+    port: u16,
+    /// None while it is down.
+    running: Option<Running>,
+    log: Log,
+}
+
+impl NatsServer {
+    /// A server with JetStream that has answered on it.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same, with further lines of its configuration (`jetstream`, `listen`, `max_payload` are given).
+    pub async fn start_with(configuration: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("flux-nats-").tempdir().expect("cannot make a temporary directory");
+        let port = free_port();
+        let store = dir.path().join("store");
+        // Streams reserve their max_bytes, so the limits are what the product's streams add up to and more; the
+        // disk is used only as far as messages are stored.
+        let text = format!(
+            "listen: \"127.0.0.1:{port}\"\nserver_name: \"testkit-{port}\"\nmax_payload: {MAX_PAYLOAD}\n\
+             jetstream {{ store_dir: {store:?}, max_memory_store: 4GB, max_file_store: 64GB }}\n{configuration}\n"
+        );
+        std::fs::write(dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
+        let log = Log::new("nats-server", dir.path().join("nats.log"));
+        let mut server = Self { dir, port, running: None, log };
+        server.launch().await;
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where it keeps its streams.
+    pub fn store_dir(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Its process. Panics while it is down.
+    pub fn pid(&self) -> i32 {
+        self.running.as_ref().expect("nats-server is down").pid()
+    }
+
+    /// A client that is connected, and connects again by itself.
+    pub async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.url())
+            .await
+            .unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.url()))
+    }
+
+    /// SIGKILL: it is gone when this returns, its store is not.
+    pub fn kill9(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.kill9();
+        }
+    }
+
+    /// SIGTERM, and waits for its end: a server that was stopped in order.
+    pub async fn stop(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        running.signal(Signal::SIGTERM);
+        // A paused server takes the signal only when it goes on.
+        running.signal(Signal::SIGCONT);
+        eventually_some(STOPPED_WITHIN, "nats-server to stop", || std::future::ready(running.exited())).await;
+    }
+
+    /// Starts it again, on the same port and store, stopping it first if it runs. Ready when this returns.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.launch().await;
+    }
+
+    /// SIGSTOP: connections stay open and nothing answers, like a network that swallows packets.
+    pub fn pause(&self) {
+        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGCONT);
+    }
+
+    /// Kills it and removes all that it stored: a disk that was lost. [`NatsServer::restart`] then gives an empty server.
+    pub fn wipe_store(&mut self) {
+        self.kill9();
+        match std::fs::remove_dir_all(self.store_dir()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("cannot remove the store: {error}"),
+            _ => {}
+        }
+    }
+
+    /// What it printed so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    async fn launch(&mut self) {
+        let child = Command::new(locate::nats_server())
+            .arg("--config")
+            .arg(self.dir.path().join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(self.log.writer())
+            .stderr(self.log.writer())
+            .spawn()
+            .expect("cannot start nats-server");
+        self.running = Some(Running::new(child));
+        let url = self.url();
+        eventually_some(READY_WITHIN, format!("JetStream to answer on {url}"), || {
+            let exited = self.running.as_mut().and_then(Running::exited);
+            assert!(exited.is_none(), "nats-server ended ({exited:?}):\n{}", self.log.tail());
+            jetstream_answers(&url)
+        })
+        .await;
+    }
+
+    /// The directory of its configuration, store and log.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill9();
+        self.log.show_if_panicking();
+    }
+}
+
+async fn jetstream_answers(url: &str) -> Option<()> {
+    let client = async_nats::connect(url).await.ok()?;
+    async_nats::jetstream::new(client).query_account().await.ok().map(|_| ())
+}

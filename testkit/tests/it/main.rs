@@ -1,0 +1,6 @@
+//! The testkit's own tests.
+
+mod api;
+mod nats;
+mod port;
+mod process;
