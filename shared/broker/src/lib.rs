@@ -1,1 +1,65 @@
-//! flux-broker
+//! The queue seam. Flux moves everything between its processes through [`Broker`], which is six small
+//! traits, one for each thing that the broker is used for:
+//!
+//! | trait | what for |
+//! |---|---|
+//! | [`Queue`] | invocations: published, pulled within a budget, acked |
+//! | [`Signals`] | what may be lost: replies, live output, heartbeats, control, cancel |
+//! | [`StatusLog`] | transitions of executions on their way to the store: must not be lost |
+//! | [`Tables`] | last values by key, watched: functions, versions, agents, hot queues |
+//! | [`Blobs`] | content that does not fit a message |
+//! | [`DeadLetters`] | invocations given up on |
+//!
+//! What an engine cannot do is a field of [`Capabilities`], not an error at three in the morning. Every
+//! engine passes [`conformance`].
+//!
+//! **Architecture Invariant:** no type of a broker's client appears in a public signature, and nothing
+//! here knows what a function is: it moves [`Invocation`](flux_protocol::Invocation) headers and bytes.
+
+use async_trait::async_trait;
+
+mod error;
+mod seam;
+
+pub use error::BrokerError;
+pub use seam::{
+    blobs::Blobs,
+    dead_letters::{DeadLetter, DeadLetters},
+    queue::{AckHandle, Acker, Delivery, Message, Pull, PullEvents, Queue, QueueDepth, Ring, Stored, TakenBack},
+    signals::{Signal, Signals, Subscription},
+    status_log::{StatusBatch, StatusDelivery, StatusLog},
+    tables::{Change, Entry, Table, Tables, Watch},
+};
+
+/// All of the seam, as one handle.
+#[async_trait]
+pub trait Broker: Queue + Signals + StatusLog + Tables + Blobs + DeadLetters + Send + Sync + 'static {
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes whatever the engine needs (streams, buckets) for these pools, or finds it. Idempotent; gateways
+    /// call it at start and whenever the connection came back. Agents never do.
+    async fn provision(&self, pools: &[flux_protocol::PoolName]) -> Result<(), BrokerError>;
+
+    /// A round trip. An error means that the broker is out of reach now.
+    async fn ping(&self) -> Result<(), BrokerError>;
+
+    /// Changes its value each time the connection is made, starting at 1; 0 while it is down.
+    fn connection(&self) -> tokio::sync::watch::Receiver<u64>;
+
+    /// Sends what is buffered and closes.
+    async fn close(&self);
+}
+
+/// What an engine can do beyond the intersection. Callers have a stated fallback for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`Queue::publish_at`]; without it the caller keeps the time itself.
+    pub delayed_publish: bool,
+    /// [`Queue::take_back`] can remove a stored message; without it a cancel is only remembered by agents.
+    pub take_back: bool,
+    /// [`Stored::sequence`] is the message's place in a stream, so that a lost one can be told. Without it
+    /// the reconciler goes by age alone.
+    pub positions: bool,
+    /// Deliveries say how many more wait ([`Delivery::pending`]).
+    pub pending_counts: bool,
+}

@@ -1,1 +1,198 @@
-//! flux-store
+//! The state seam: functions and versions, executions, idempotency keys, leases.
+//!
+//! Only gateways (and the autoscaler) open a store. Engines are chosen by URL ([`open`]) and each passes
+//! [`conformance`].
+//!
+//! Updates of executions are commutative: keyed by (execution, attempt), ranked queued < running < ended.
+//! Statuses may come twice, late or out of order, from several gateways at once; the record converges to
+//! the same value. The first terminal outcome in the status log's order wins.
+//!
+//! **Architecture Invariant:** nothing here knows a broker or HTTP, and no engine's type is in a public signature.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use flux_protocol::{
+    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, OutcomeStatus, StatusMessage,
+    Timestamp,
+};
+
+mod error;
+mod merge;
+
+pub use error::StoreError;
+pub use merge::{Merged, merge_queued, merge_status};
+
+/// A function with all its versions' numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    pub current: FunctionVersion,
+    /// Oldest first; at most [`limits::VERSION_HISTORY`](flux_protocol::limits::VERSION_HISTORY).
+    pub versions: Vec<VersionSummary>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionSummary {
+    pub version: u32,
+    pub digest: Option<Digest>,
+    pub created_at: Timestamp,
+}
+
+/// What [`Store::register`] and [`Store::deploy`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployed {
+    pub version: FunctionVersion,
+    /// False when the same code and configuration were current already: nothing changed.
+    pub changed: bool,
+}
+
+/// One status to record, with its place in the status log.
+#[derive(Debug, Clone)]
+pub struct StatusUpdate {
+    pub status: StatusMessage,
+    pub sequence: u64,
+}
+
+/// What recording a status did, in the order of the updates given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub execution_id: ExecutionId,
+    /// This update made the execution terminal: exactly one update per execution gets it, unless the
+    /// transaction is repeated after a crash.
+    pub became_terminal: bool,
+    /// The record as it is now accepts this attempt's `will_retry`: the next attempt is to be published.
+    /// Repeated when the same update comes again before that attempt was seen.
+    pub retry_wanted: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ExecutionFilter {
+    pub function: Option<FunctionName>,
+    pub status: Option<StatusFilter>,
+    /// Queued at or after.
+    pub since: Option<Timestamp>,
+    /// Only executions older than this one (newest come first).
+    pub cursor: Option<ExecutionId>,
+    pub limit: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusFilter {
+    /// Not terminal.
+    Running,
+    Ended(OutcomeStatus),
+}
+
+/// What an idempotency key stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// The key is new, and now stands for the given execution.
+    Claimed,
+    /// It stands for this execution since `at`; `body` is the digest of the request that claimed it.
+    Held { execution_id: ExecutionId, body: Digest, at: Timestamp },
+}
+
+/// A lease with its fencing token, which grows each time the lease changes hands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    pub holder: String,
+    pub token: u64,
+    pub until: Timestamp,
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// A round trip to the engine.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Registers a configuration. A new function has version 1 without code; another configuration of a known
+    /// one is a new version with the current code; the same configuration changes nothing.
+    async fn register(&self, spec: &FunctionSpec, now: Timestamp) -> Result<Deployed, StoreError>;
+
+    /// Sets a function's code: a new version with the current configuration, or with `spec` if given. The same
+    /// archive and configuration again is the same version. A version without code that was never run gets the
+    /// code without a new number.
+    async fn deploy(
+        &self,
+        name: &FunctionName,
+        digest: Digest,
+        spec: Option<&FunctionSpec>,
+        now: Timestamp,
+    ) -> Result<Deployed, StoreError>;
+
+    /// Makes an old version current again, at once. `None`: no such function or version.
+    async fn rollback(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError>;
+
+    async fn function(&self, name: &FunctionName) -> Result<Option<Function>, StoreError>;
+
+    async fn function_version(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError>;
+
+    /// Current versions in the order of their names, after `cursor`.
+    async fn functions(
+        &self,
+        prefix: &str,
+        cursor: Option<&FunctionName>,
+        limit: usize,
+    ) -> Result<Vec<FunctionVersion>, StoreError>;
+
+    /// Removes a function and its versions; its executions stay. Whether it was there. A function registered
+    /// anew under the name goes on counting versions where the old one ended.
+    async fn delete_function(&self, name: &FunctionName) -> Result<bool, StoreError>;
+
+    /// Digests that any kept version names.
+    async fn digests(&self) -> Result<Vec<Digest>, StoreError>;
+
+    /// Inserts a queued record, or merges it with what statuses have already told. Durable when it returns.
+    async fn insert_queued(&self, record: ExecutionRecord) -> Result<(), StoreError>;
+
+    /// Records transitions in one transaction. Durable when it returns.
+    async fn record(&self, updates: Vec<StatusUpdate>) -> Result<Vec<Recorded>, StoreError>;
+
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError>;
+
+    /// Newest first.
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError>;
+
+    /// Executions that are not terminal and whose status did not change since `before`, oldest first.
+    async fn open_executions(
+        &self,
+        before: Timestamp,
+        after: Option<ExecutionId>,
+        limit: usize,
+    ) -> Result<Vec<ExecutionRecord>, StoreError>;
+
+    /// Says where the message of an attempt that was published again lies now, and since when it waits.
+    async fn requeued(
+        &self,
+        id: ExecutionId,
+        attempt: u32,
+        position: flux_protocol::execution::QueuePosition,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Claims an idempotency key in a function for `window`. Atomic: of two at once one is `Claimed`.
+    async fn claim_idempotency(
+        &self,
+        function: &FunctionName,
+        key: &str,
+        body: Digest,
+        id: ExecutionId,
+        now: Timestamp,
+        window: Duration,
+    ) -> Result<Claim, StoreError>;
+
+    /// Frees a key whose execution was refused before it was accepted.
+    async fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> Result<(), StoreError>;
+
+    /// Takes or renews a lease. `None`: another holds it.
+    async fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration)
+    -> Result<Option<Lease>, StoreError>;
+
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<(), StoreError>;
+
+    /// Removes terminal executions whose status is older than `before`, at most `limit`, and expired idempotency
+    /// keys. Returns the executions removed, so that their blobs can go too.
+    async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError>;
+}
+
+pub type SharedStore = Arc<dyn Store>;
