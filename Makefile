@@ -32,13 +32,13 @@ check: ## format, clippy, doc and dependency rules; no warnings
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(LOCKED)
-	cargo deny --workspace --offline check bans licenses sources
+	cargo deny --workspace --log-level error check bans licenses sources
 	@echo "advisories are not part of this: \`make audit\` asks the advisory database, which is on the network"
 
 .PHONY: audit
 audit: ## known vulnerabilities in our dependencies (fetches the advisory database)
 	@scripts/setup.sh check
-	cargo deny --workspace check advisories
+	cargo deny --workspace --log-level error check advisories
 
 .PHONY: test
 test: ## everything: unit, conformance and whole-cluster tests (nextest), and doc tests
