@@ -1,1 +1,2 @@
 //! flux-agent
+pub mod launch;

@@ -1,0 +1,49 @@
+//! What a launcher can give, found by doing it once at its start.
+//!
+//! A sysctl says what an administrator wished; only trying says what a kernel, a container or an LSM really allows.
+//! A layer that is missing is named with the reason, so that the agent can say it aloud and in its heartbeat.
+
+use serde::{Deserialize, Serialize};
+
+/// What this launcher holds a function in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// The launcher has root's rights, and functions run as another user.
+    pub root: bool,
+    pub runner_uid: u32,
+    pub runner_gid: u32,
+    /// A function sees, and can signal, its own processes only; all end with its slot.
+    pub pid_namespace: bool,
+    /// A function sees an allow-list of the file system, its own `/tmp`, its code read-only.
+    pub mount_namespace: bool,
+    /// `network: none` can be given.
+    pub net_namespace: bool,
+    pub no_new_privs: bool,
+    pub cgroup: CgroupSupport,
+    /// What is missing and why, worded for an administrator.
+    pub missing: Vec<Missing>,
+}
+
+/// Which limits the kernel enforces on a function's processes together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupSupport {
+    /// 1, 2, or 0 for none.
+    pub version: u8,
+    pub memory: bool,
+    pub cpu: bool,
+    pub pids: bool,
+}
+
+/// A layer that this launcher cannot give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    pub layer: String,
+    pub reason: String,
+}
+
+impl Capabilities {
+    /// Records that `layer` is missing.
+    pub fn lacks(&mut self, layer: &str, reason: impl Into<String>) {
+        self.missing.push(Missing { layer: layer.to_owned(), reason: reason.into() });
+    }
+}

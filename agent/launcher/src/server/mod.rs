@@ -1,0 +1,160 @@
+//! The launcher's process: threads that each serve one execution at a time, and a main thread that listens for kills.
+//!
+//! One thread does all of one execution, so there is no hand-over to wait for on the way to a running function, and
+//! the process's parent thread, whose end would kill it, is there as long as it is. All threads wait in `recvmsg` on
+//! the same socket; the kernel wakes one for each packet.
+
+mod command;
+mod execution;
+mod plain;
+mod registry;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::capabilities::Capabilities;
+use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
+use crate::sys::{process, socket};
+use crate::wire::{Control, ControlReply, MAX_REPLY};
+use execution::Server;
+use plain::Plain;
+use registry::Registry;
+
+/// What a thread needs for decoding a request and formatting a refusal, in debug builds too.
+const THREAD_STACK_BYTES: usize = 128 << 10;
+/// Threads above the budget, so that the next execution need not wait for the last one's slot to be reset.
+const SPARE_THREADS: u32 = 2;
+/// How many threads the launcher makes at the most, whatever it is asked for.
+const MAX_THREADS: u32 = 4096;
+
+/// Turns this process into a launcher if it was started as one; call it first in `main`, before any thread exists.
+pub fn run_if_launcher() {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_none_or(|a| a != LAUNCHER_ARGUMENT) {
+        return;
+    }
+    let mut number = || args.next()?.to_str()?.parse().ok();
+    let numbers = number().zip(number());
+    let config = args.next().and_then(|json| serde_json::from_slice(json.as_encoded_bytes()).ok());
+    let (Some((spawn, control)), Some(config)) = (numbers, config) else {
+        eprintln!("flux launcher: it takes two descriptors and its configuration, which only Flux passes");
+        std::process::exit(2);
+    };
+    let sockets = socket::inherited(spawn).and_then(|s| Ok((s, socket::inherited(control)?)));
+    match sockets {
+        Ok((spawn, control)) => launcher_main(&config, spawn, control),
+        Err(error) => {
+            eprintln!("flux launcher: descriptors {spawn} and {control} are not open: {error}");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Serves until the control socket's other end closes; then kills everything, cleans up, and ends the process.
+pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) -> ! {
+    process::prepare_process();
+    let code = match serve(config, spawn, &control) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("flux launcher: cannot start: {error}");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
+    let (server, capabilities) = set_up(config, spawn)?;
+    let server = Arc::new(server);
+    let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
+    for _ in 0..threads {
+        let server = Arc::clone(&server);
+        let root = capabilities.root;
+        std::thread::Builder::new().name("flux-slot".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(move || {
+            if let Err(error) = process::prepare_thread(root) {
+                eprintln!("flux launcher: a thread could not give up its privileges: {error}");
+                std::process::exit(1);
+            }
+            server.serve_executions();
+            // Its children would die with it: the process's end is the main thread's to choose.
+            loop {
+                std::thread::park();
+            }
+        })?;
+    }
+    let hello = ControlReply::Hello(Box::new(capabilities));
+    socket::send(control.as_fd(), &hello.encode(), &[])?;
+    listen(&server.registry, control);
+    server.end();
+    Ok(())
+}
+
+/// Handles control packets until the other end is closed.
+fn listen(registry: &Registry, control: &OwnedFd) {
+    let mut buffer = vec![0; MAX_REPLY];
+    loop {
+        let packet = match socket::recv(control.as_fd(), &mut buffer) {
+            Ok(packet) if packet.len > 0 => packet,
+            Ok(_) => return,
+            Err(error) => {
+                if error.raw_os_error() != Some(libc::ECONNRESET) {
+                    eprintln!("flux launcher: control socket: {error}; ending");
+                }
+                return;
+            }
+        };
+        match buffer.get(..packet.len).map(Control::decode) {
+            Some(Ok(Control::Kill { id, signal })) => registry.signal(id, signal),
+            Some(Ok(Control::Ping { nonce })) => {
+                let pong = ControlReply::Pong { nonce }.encode();
+                // A client that does not read its answers gets none: this thread must stay free for kills.
+                let _ = socket::try_send(control.as_fd(), &pong, &[]);
+            }
+            Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
+            None => {}
+        }
+    }
+}
+
+fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabilities)> {
+    let root = process::is_root();
+    let mut capabilities = Capabilities { root, no_new_privs: true, ..Capabilities::default() };
+    let user = choose_user(config, root, &mut capabilities);
+    let plain = Plain::new(&config.work_dir, user);
+    plain.prepare()?;
+    if !root {
+        process::become_subreaper()?;
+    }
+    let server = Server { spawn, registry: Registry::default(), plain, user, reset_oom_score: oom_score_is_set() };
+    Ok((server, capabilities))
+}
+
+fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilities) -> Option<Runner> {
+    if !root {
+        capabilities.runner_uid = nix::unistd::geteuid().as_raw();
+        capabilities.runner_gid = nix::unistd::getegid().as_raw();
+        capabilities
+            .lacks("user", "not started as root: functions run as the agent's own user and can read what it can");
+        return None;
+    }
+    let runner = config.runner.unwrap_or_else(|| {
+        capabilities.lacks(
+            "user",
+            "no user was set up for functions: they run as nobody (65534), which other services may share",
+        );
+        NOBODY
+    });
+    capabilities.runner_uid = runner.uid;
+    capabilities.runner_gid = runner.gid;
+    Some(runner)
+}
+
+/// Whether a service manager gave the launcher an OOM score that functions must not inherit.
+fn oom_score_is_set() -> bool {
+    std::fs::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0")
+}
+
+/// How long the launcher's end waits for killed processes to be gone.
+const END_DEADLINE: Duration = Duration::from_secs(2);

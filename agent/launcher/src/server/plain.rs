@@ -1,0 +1,228 @@
+//! Without slots: a directory of its own for each execution, and a search for what it left running.
+//!
+//! No PID namespace ends a function's processes here. Two things stand in for it. The launcher is a *subreaper*: an
+//! orphan becomes its child, wherever it moved itself. And each process inherits `FLUX_LAUNCHER=<work dir>#<id>` in
+//! its environment, which says whose it is, also to the next launcher of the same work directory, after a kill -9.
+//! A function that clears the environment of a daemon it leaves escapes the latter until no execution runs; the
+//! capabilities say that the PID namespace is missing.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use super::registry::Registry;
+use crate::config::Runner;
+use crate::sys::process;
+
+/// The environment variable that marks a process as a launcher's.
+pub(crate) const MARKER: &str = "FLUX_LAUNCHER";
+
+/// The place for executions without slots.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    work_dir: PathBuf,
+    user: Option<Runner>,
+    own_pid: i32,
+    /// Read while a process is made and listed, written while zombies are reaped: else a sweep could take the status
+    /// of a process that ended before its thread listed it.
+    starting: RwLock<()>,
+}
+
+/// One execution's private directory.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub(crate) marker: String,
+    pub(crate) directory: String,
+    id: u64,
+}
+
+impl Plain {
+    pub(crate) fn new(work_dir: &Path, user: Option<Runner>) -> Self {
+        Plain {
+            work_dir: work_dir.to_owned(),
+            user,
+            own_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            starting: RwLock::new(()),
+        }
+    }
+
+    pub(crate) fn own_pid(&self) -> i32 {
+        self.own_pid
+    }
+
+    pub(crate) fn starting(&self) -> RwLockReadGuard<'_, ()> {
+        self.starting.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scratch_root(&self) -> PathBuf {
+        self.work_dir.join("tmp")
+    }
+
+    /// Makes the private directory of execution `id`.
+    pub(crate) fn scratch(&self, id: u64) -> io::Result<Scratch> {
+        let directory = self.scratch_root().join(format!("{}-{id}", self.own_pid));
+        fs::DirBuilder::new().mode(0o700).create(&directory)?;
+        if let Some(user) = self.user {
+            chown(&directory, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(Scratch {
+            marker: format!("{}#{id}", self.work_dir.display()),
+            directory: directory.to_string_lossy().into_owned(),
+            id,
+        })
+    }
+
+    /// Ends what the execution left and removes its directory.
+    pub(crate) fn clean(&self, scratch: &Scratch, pgid: i32, registry: &Registry) {
+        let _ = process::kill_group(pgid, libc::SIGKILL);
+        // A process may fork between being found and being killed: look again until nothing is found.
+        for _ in 0..50 {
+            if !self.sweep(scratch.id, registry) {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let _ = fs::remove_dir_all(&scratch.directory);
+    }
+
+    /// Kills the processes of execution `ended` and orphans of nobody; `true` if it found any alive.
+    fn sweep(&self, ended: u64, registry: &Registry) -> bool {
+        let prefix = self.marker_prefix();
+        let mut found = false;
+        for process in processes() {
+            let orphan = process.parent == self.own_pid;
+            if process.zombie {
+                if orphan {
+                    self.reap_orphan(process.pid, registry);
+                }
+                continue;
+            }
+            let owner = marker_of(process.pid).and_then(|m| owner_id(&m, &prefix));
+            let stray = match owner {
+                Some(id) => id == ended || (orphan && !registry.is_running(id)),
+                None => orphan && registry.is_empty(),
+            };
+            if stray && !registry.has_pid(process.pid) {
+                // A process that is being started right now has the marker of a request that is not listed yet.
+                let _reaping = self.starting.write().unwrap_or_else(PoisonError::into_inner);
+                let still_stray = match owner {
+                    Some(id) => id == ended || !registry.is_running(id),
+                    None => registry.is_empty(),
+                };
+                if still_stray && !registry.has_pid(process.pid) {
+                    found |= process::kill(process.pid, libc::SIGKILL).is_ok();
+                }
+            }
+        }
+        found
+    }
+
+    fn reap_orphan(&self, pid: i32, registry: &Registry) {
+        let _reaping = self.starting.write().unwrap_or_else(PoisonError::into_inner);
+        if !registry.has_pid(pid) {
+            let _ = process::try_reap(pid);
+        }
+    }
+
+    fn marker_prefix(&self) -> Vec<u8> {
+        format!("{MARKER}={}#", self.work_dir.display()).into_bytes()
+    }
+
+    /// Makes the place ready, and ends what a dead launcher of the same work directory left.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        let root = self.scratch_root();
+        self.kill_leftovers();
+        let _ = fs::remove_dir_all(&root);
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&root)
+    }
+
+    /// Kills every process with this work directory's marker; `true` if there was one.
+    pub(crate) fn kill_leftovers(&self) -> bool {
+        let prefix = self.marker_prefix();
+        let mut any = false;
+        for _ in 0..50 {
+            let mut found = false;
+            for process in processes() {
+                let ours = marker_of(process.pid).is_some_and(|m| m.starts_with(&prefix));
+                if ours && !process.zombie && process.pid != self.own_pid {
+                    found |= process::kill(process.pid, libc::SIGKILL).is_ok();
+                }
+            }
+            if !found {
+                break;
+            }
+            any = true;
+            std::thread::yield_now();
+        }
+        any
+    }
+
+    /// Removes the scratch directories; at the launcher's end.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_dir_all(self.scratch_root());
+    }
+}
+
+fn owner_id(marker: &[u8], prefix: &[u8]) -> Option<u64> {
+    std::str::from_utf8(marker.strip_prefix(prefix)?).ok()?.parse().ok()
+}
+
+struct ProcessEntry {
+    pid: i32,
+    parent: i32,
+    zombie: bool,
+}
+
+/// Every process that `/proc` shows.
+fn processes() -> Vec<ProcessEntry> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| std::str::from_utf8(entry.file_name().as_bytes()).ok()?.parse().ok())
+        .filter_map(|pid: i32| {
+            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+            let (state, parent) = parse_stat(&stat)?;
+            Some(ProcessEntry { pid, parent, zombie: state == b'Z' })
+        })
+        .collect()
+}
+
+/// State and parent of a `/proc/<pid>/stat` line, whose second field may hold spaces and brackets.
+fn parse_stat(stat: &[u8]) -> Option<(u8, i32)> {
+    let close = stat.iter().rposition(|&b| b == b')')?;
+    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    let mut fields = rest.split_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+/// The marker in a process's first environment, as `FLUX_LAUNCHER=…`.
+fn marker_of(pid: i32) -> Option<Vec<u8>> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    environ
+        .split(|&b| b == 0)
+        .find(|entry| entry.strip_prefix(MARKER.as_bytes()).is_some_and(|r| r.starts_with(b"=")))
+        .map(<[u8]>::to_vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_with_brackets_in_its_name_parses() {
+        assert_eq!(parse_stat(b"7 (a) b) S 42 7 7"), Some((b'S', 42)));
+        assert_eq!(parse_stat(b"7 (x"), None);
+    }
+
+    #[test]
+    fn a_marker_names_its_execution() {
+        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w#12", b"FLUX_LAUNCHER=/w#"), Some(12));
+        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w2#12", b"FLUX_LAUNCHER=/w#"), None);
+    }
+}

@@ -1,0 +1,6 @@
+//! The system calls, and the only `unsafe` code of the crate. Each file wraps one family and decides nothing.
+
+pub(crate) mod process;
+pub(crate) mod program;
+pub mod socket;
+pub(crate) mod vfork;

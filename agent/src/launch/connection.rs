@@ -1,0 +1,273 @@
+//! The two sockets, and who waits for what on them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use flux_launcher::Capabilities;
+use flux_launcher::socket::{self, Packet};
+use flux_launcher::wire::{
+    Control, ControlReply, EndedReport, INLINE_REQUEST, MAX_REPLY, RefusedReport, Reply, SpawnRequest, memfd_stub,
+};
+use parking_lot::Mutex;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use super::running::Running;
+use super::{Driver, LaunchError};
+
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+type StartedSender = oneshot::Sender<Result<(u32, u64), RefusedReport>>;
+
+/// One execution that the launcher has not finished with.
+#[derive(Debug)]
+struct Pending {
+    /// Until `Started` or `Refused` came.
+    started: Option<StartedSender>,
+    ended: oneshot::Sender<EndedReport>,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    spawn: AsyncFd<OwnedFd>,
+    control: AsyncFd<OwnedFd>,
+    /// `None` once the launcher is gone: nothing can be added that nobody would ever resolve.
+    pending: Mutex<Option<HashMap<u64, Pending>>>,
+    pings: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    next_id: AtomicU64,
+    closed: watch::Sender<bool>,
+}
+
+pub(super) async fn send(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    loop {
+        let mut ready = socket.writable().await?;
+        match ready.try_io(|s| socket::send(s.as_fd(), bytes, fds)) {
+            Ok(result) => return result,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+pub(super) async fn recv(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<Packet> {
+    loop {
+        let mut ready = socket.readable().await?;
+        match ready.try_io(|s| socket::recv(s.as_fd(), buffer)) {
+            Ok(result) => return result,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+impl Connection {
+    pub(super) fn try_new(spawn: OwnedFd, control: OwnedFd) -> io::Result<Self> {
+        socket::set_nonblocking(spawn.as_fd())?;
+        socket::set_nonblocking(control.as_fd())?;
+        Ok(Connection {
+            spawn: AsyncFd::register(spawn)?,
+            control: AsyncFd::register(control)?,
+            pending: Mutex::new(Some(HashMap::new())),
+            pings: Mutex::new(HashMap::new()),
+            next_id: AtomicU64::new(1),
+            closed: watch::Sender::new(false),
+        })
+    }
+
+    /// The launcher's first word.
+    pub(super) async fn hello(&self) -> Result<Capabilities, LaunchError> {
+        let mut buffer = vec![0; MAX_REPLY];
+        let packet = recv(&self.control, &mut buffer).await.map_err(LaunchError::Socket)?;
+        if packet.len == 0 {
+            return Err(LaunchError::start("it ended before its hello; its own message is on stderr", None));
+        }
+        let bytes = buffer.get(..packet.len).unwrap_or_default();
+        match ControlReply::decode(bytes) {
+            Ok(ControlReply::Hello(capabilities)) => Ok(*capabilities),
+            Ok(other) => Err(LaunchError::start(format!("it said {other:?}"), None)),
+            Err(error) => Err(LaunchError::start(error.to_string(), None)),
+        }
+    }
+
+    pub(super) async fn spawn(
+        this: &Arc<Self>,
+        mut request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+    ) -> Result<Running, LaunchError> {
+        let id = this.next_id.fetch_add(1, Ordering::Relaxed);
+        request.id = id;
+        let encoded = request.encode().map_err(LaunchError::Request)?;
+        let (started_tx, started_rx) = oneshot::channel();
+        let (ended_tx, ended_rx) = oneshot::channel();
+        match this.pending.lock().as_mut() {
+            Some(pending) => pending.insert(id, Pending { started: Some(started_tx), ended: ended_tx }),
+            None => return Err(LaunchError::LauncherLost),
+        };
+        let sent = this.send_request(&encoded, &stdio).await;
+        drop(stdio);
+        if let Err(error) = sent {
+            this.forget(id);
+            return Err(match error.raw_os_error() {
+                Some(code) if code == nix::libc::EPIPE || code == nix::libc::ECONNRESET => LaunchError::LauncherLost,
+                _ => LaunchError::Socket(error),
+            });
+        }
+        match started_rx.await {
+            Ok(Ok((pid, started_at_us))) => Ok(Running::new(Arc::clone(this), id, pid, started_at_us, ended_rx)),
+            Ok(Err(refused)) => Err(LaunchError::Refused(refused)),
+            Err(_) => Err(LaunchError::LauncherLost),
+        }
+    }
+
+    async fn send_request(&self, encoded: &[u8], stdio: &[OwnedFd; 3]) -> io::Result<()> {
+        let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
+        if encoded.len() <= INLINE_REQUEST {
+            return send(&self.spawn, encoded, &fds).await;
+        }
+        let memfd = socket::memfd(encoded)?;
+        fds.push(memfd.as_fd());
+        send(&self.spawn, &memfd_stub(encoded.len()), &fds).await
+    }
+
+    fn forget(&self, id: u64) {
+        if let Some(pending) = self.pending.lock().as_mut() {
+            pending.remove(&id);
+        }
+    }
+
+    /// Sends a signal to an execution. One that ended already, or a launcher that is gone, is no error.
+    pub(super) fn kill(&self, id: u64, signal: i32) {
+        let packet = Control::Kill { id, signal }.encode();
+        if let Err(error) = socket::try_send(self.control.get_ref().as_fd(), &packet, &[])
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            // Hundreds of unread kills: the launcher's control thread is stuck, and pings will say so.
+            tracing::error!(id, signal, "the launcher does not read its control socket");
+        }
+    }
+
+    pub(super) async fn closed(&self) {
+        // The sender lives in `self`, so waiting can only end by the value.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    pub(super) async fn ping(&self) -> Result<Duration, LaunchError> {
+        let nonce = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (tx, rx) = oneshot::channel();
+        self.pings.lock().insert(nonce, tx);
+        let sent_at = Instant::now();
+        let sent = send(&self.control, &Control::Ping { nonce }.encode(), &[]).await;
+        let answered = match sent {
+            Ok(()) => tokio::time::timeout(PING_TIMEOUT, rx).await.is_ok_and(|a| a.is_ok()),
+            Err(_) => false,
+        };
+        self.pings.lock().remove(&nonce);
+        if answered { Ok(sent_at.elapsed()) } else { Err(LaunchError::LauncherLost) }
+    }
+
+    fn on_reply(&self, reply: Reply) {
+        let mut guard = self.pending.lock();
+        let Some(pending) = guard.as_mut() else {
+            return;
+        };
+        match reply {
+            Reply::Started { id, pid, started_at_us } => {
+                let waiter = pending.get_mut(&id).and_then(|p| p.started.take());
+                let wanted = waiter.is_some_and(|w| w.send(Ok((pid, started_at_us))).is_ok());
+                if !wanted {
+                    // The caller gave up between asking and this answer.
+                    drop(guard);
+                    self.kill(id, nix::libc::SIGKILL);
+                }
+            }
+            Reply::Ended(report) => {
+                if let Some(entry) = pending.remove(&report.id) {
+                    let _ = entry.ended.send(report);
+                }
+            }
+            Reply::Refused(report) => {
+                if let Some(waiter) = pending.remove(&report.id).and_then(|p| p.started) {
+                    let _ = waiter.send(Err(report));
+                }
+            }
+        }
+    }
+
+    fn on_control(&self, reply: ControlReply) {
+        if let ControlReply::Pong { nonce } = reply
+            && let Some(waiter) = self.pings.lock().remove(&nonce)
+        {
+            let _ = waiter.send(());
+        }
+    }
+
+    /// Resolves everything that waits (dropping the senders is what tells them) and ends a launcher that still lives.
+    fn close(&self) {
+        // Fails only where the other end is gone already.
+        let _ = nix::sys::socket::shutdown(
+            std::os::fd::AsRawFd::as_raw_fd(self.control.get_ref()),
+            nix::sys::socket::Shutdown::Both,
+        );
+        self.pending.lock().take();
+        self.pings.lock().clear();
+        self.closed.send_replace(true);
+    }
+}
+
+/// Marks the connection closed however its driver ends, a dropped one included.
+struct CloseOnDrop(Weak<Connection>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.upgrade() {
+            connection.close();
+        }
+    }
+}
+
+/// Reads replies until the launcher is gone.
+pub(super) fn drive(connection: &Arc<Connection>) -> Driver {
+    let connection = Arc::clone(connection);
+    let guard = CloseOnDrop(Arc::downgrade(&connection));
+    Box::pin(async move {
+        let _guard = guard;
+        let mut spawn_buffer = vec![0; MAX_REPLY];
+        let mut control_buffer = vec![0; MAX_REPLY];
+        let mut control_open = true;
+        loop {
+            tokio::select! {
+                packet = recv(&connection.spawn, &mut spawn_buffer) => {
+                    let Some(bytes) = taken(packet, &spawn_buffer) else { return };
+                    match Reply::decode(bytes) {
+                        Ok(reply) => connection.on_reply(reply),
+                        Err(error) => tracing::error!(%error, "ignored a launcher's reply"),
+                    }
+                }
+                packet = recv(&connection.control, &mut control_buffer), if control_open => {
+                    // The spawn socket may still hold replies; its own end is what ends this.
+                    let Some(bytes) = taken(packet, &control_buffer) else {
+                        control_open = false;
+                        continue;
+                    };
+                    match ControlReply::decode(bytes) {
+                        Ok(reply) => connection.on_control(reply),
+                        Err(error) => tracing::error!(%error, "ignored a launcher's reply"),
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn taken(packet: io::Result<Packet>, buffer: &[u8]) -> Option<&[u8]> {
+    match packet {
+        Ok(packet) if packet.len > 0 => buffer.get(..packet.len),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!(%error, "the launcher's socket ended");
+            None
+        }
+    }
+}
