@@ -42,6 +42,15 @@ pub(super) struct Connection {
     closed: watch::Sender<bool>,
 }
 
+/// A socket as the event loop wants it.
+// Deprecated for descriptors that may be closed behind the loop's back; an `OwnedFd` is not, and the replacement is an
+// unsafe function, which this crate does not allow itself.
+#[allow(deprecated)]
+pub(super) fn async_fd(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    socket::set_nonblocking(socket.as_fd())?;
+    AsyncFd::new(socket)
+}
+
 pub(super) async fn send(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     loop {
         let mut ready = socket.writable().await?;
@@ -64,11 +73,9 @@ pub(super) async fn recv(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Re
 
 impl Connection {
     pub(super) fn try_new(spawn: OwnedFd, control: OwnedFd) -> io::Result<Self> {
-        socket::set_nonblocking(spawn.as_fd())?;
-        socket::set_nonblocking(control.as_fd())?;
         Ok(Connection {
-            spawn: AsyncFd::register(spawn)?,
-            control: AsyncFd::register(control)?,
+            spawn: async_fd(spawn)?,
+            control: async_fd(control)?,
             pending: Mutex::new(Some(HashMap::new())),
             pings: Mutex::new(HashMap::new()),
             next_id: AtomicU64::new(1),

@@ -150,9 +150,7 @@ impl TreeLink {
 
     /// Takes over an open link.
     pub fn new_from(link: OwnedFd) -> io::Result<Self> {
-        use std::os::fd::AsFd;
-        socket::set_nonblocking(link.as_fd())?;
-        Ok(TreeLink { socket: AsyncFd::register(link)? })
+        Ok(TreeLink { socket: connection::async_fd(link)? })
     }
 
     /// Asks the tree for a launcher.
