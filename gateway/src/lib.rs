@@ -1,1 +1,11 @@
-//! flux-gateway
+//! HTTP in, queue out; the records of every execution.
+//!
+//! [`core`] is what a gateway does; `http` is how it is asked; both are pieces of the one [`Gateway`].
+//!
+//! **Architecture Invariant:** a gateway does not know how a function is run, and holds nothing that is not in
+//! the store or the queue, except the sync calls that it waits for.
+
+pub mod core;
+pub mod refusal;
+
+pub use core::Gateway;

@@ -63,6 +63,7 @@ mod base64_bytes {
 pub mod header {
     pub const EXECUTION_ID: &str = "Flux-Execution-Id";
     pub const ATTEMPT: &str = "Flux-Attempt";
+    pub const FAILURES: &str = "Flux-Failures";
     pub const ARGS: &str = "Flux-Args";
     pub const REPLY_TO: &str = "Flux-Reply-To";
     pub const DEADLINE: &str = "Flux-Deadline";
@@ -82,6 +83,9 @@ pub struct Invocation {
     pub execution_id: Option<ExecutionId>,
     /// From 1; the attempt that the function sees is this plus the redeliveries since.
     pub attempt: u32,
+    /// The function's own failures before this attempt: what `retry.max_attempts` counts. Losses are not.
+    #[serde(default)]
+    pub failures: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +110,9 @@ impl Invocation {
         }
         if self.attempt > 1 {
             headers.push((header::ATTEMPT, self.attempt.to_string()));
+        }
+        if self.failures > 0 {
+            headers.push((header::FAILURES, self.failures.to_string()));
         }
         if !self.args.is_empty() {
             headers.push((header::ARGS, serde_json::Value::from(self.args.clone()).to_string()));
@@ -146,6 +153,7 @@ impl Invocation {
         let mut read = Reader { get: &get, notes: &mut notes };
         let execution_id = read.parsed(header::EXECUTION_ID);
         let attempt = read.parsed(header::ATTEMPT).filter(|n| *n > 0).unwrap_or(1);
+        let failures = read.parsed(header::FAILURES).unwrap_or(0);
         let deadline = read.parsed(header::DEADLINE);
         let version = read.parsed(header::VERSION);
         let redrive_of = read.parsed(header::REDRIVE_OF);
@@ -163,7 +171,7 @@ impl Invocation {
         };
         let traceparent =
             get(header::TRACEPARENT).filter(|text| crate::trace::TraceParent::parse(text).is_some()).map(str::to_owned);
-        (Self { execution_id, attempt, args, reply_to, deadline, version, traceparent, redrive_of, payload }, notes)
+        (Self { execution_id, attempt, failures, args, reply_to, deadline, version, traceparent, redrive_of, payload }, notes)
     }
 
     /// The id of this try for the broker's duplicate window.

@@ -4,10 +4,12 @@
 //! **Architecture Invariant:** nothing here knows what a function is.
 
 pub mod config;
+pub mod settings;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
 
+pub use settings::Settings;
 pub use shutdown::{Shutdown, ShutdownSignal};
 pub use tasks::Tasks;
 

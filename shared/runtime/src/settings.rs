@@ -1,0 +1,142 @@
+//! The configuration file, whole: one `flux.yaml` serves `flux up`, `flux-gateway` and `flux-agent`; each reads
+//! the sections that it needs. Times are in seconds unless the name says otherwise.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::telemetry::LogFormat;
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where `flux up` keeps everything: database, queue, code.
+    pub data_dir: Option<PathBuf>,
+    pub log: LogSettings,
+    pub queue: QueueSettings,
+    pub store: StoreSettings,
+    pub artifacts: ArtifactSettings,
+    pub gateway: GatewaySettings,
+    pub agent: AgentSettings,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,flux_agent=debug`.
+    pub level: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::default(), level: "info".to_owned() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueSettings {
+    /// `nats://host:port`; several separated by commas. Under `flux up`: where the supervised server listens.
+    pub url: String,
+    /// The `nats-server` program of `flux up`: on `PATH` or in `.tools/bin` unless it is named.
+    pub nats_server: Option<PathBuf>,
+    /// Copies of each stream in a NATS cluster.
+    pub replicas: u8,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self { url: "nats://127.0.0.1:4222".to_owned(), nats_server: None, replicas: 1 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreSettings {
+    /// `sqlite:///path/flux.db`; under `flux up` a file in `data_dir` unless it is set.
+    pub url: Option<String>,
+    /// How long terminal executions are kept, in hours.
+    pub history_hours: u64,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { url: None, history_hours: flux_protocol::limits::HISTORY.as_secs() / 3600 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArtifactSettings {
+    /// Folder of the gateway's own copy of every code archive; `<data_dir>/artifacts` unless it is set.
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewaySettings {
+    pub listen: String,
+    /// The admin key. `/health`, `/ready` and `/agents` need none.
+    pub api_key: Option<String>,
+    /// Sync calls held at once.
+    pub max_in_flight: usize,
+    pub drain_timeout: u64,
+    /// A function without work for this long is cooled.
+    pub cool_after: u64,
+    /// Pools that agents may join; `default` is always there.
+    pub pools: Vec<String>,
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7227".to_owned(),
+            api_key: None,
+            max_in_flight: flux_protocol::limits::GATEWAY_IN_FLIGHT,
+            drain_timeout: flux_protocol::limits::DRAIN.as_secs(),
+            cool_after: flux_protocol::limits::COOL_AFTER.as_secs(),
+            pools: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSettings {
+    /// Kept in `<work_dir>/agent-id` unless it is set.
+    pub id: Option<String>,
+    pub pool: String,
+    /// Unpacked code, temporary files.
+    pub work_dir: Option<PathBuf>,
+    /// Executions at once; 16 for each core unless it is set.
+    pub tasks: Option<u32>,
+    /// CPU budget in millicores; all cores, four times over, unless it is set: most executions wait more than they compute.
+    pub cpu: Option<u32>,
+    /// Memory budget in MB; 80 % of the machine unless it is set.
+    pub memory: Option<u32>,
+    /// Attempts that may be lost with their agents before an execution fails; 0 forbids any.
+    pub max_losses: u32,
+    pub drain_timeout: u64,
+    /// The user that functions run as, where the agent was started as root.
+    pub runner_user: String,
+    /// Unpacked code kept on disk, in MB; what was not used longest goes first.
+    pub code_cache_mb: u64,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self {
+            id: None,
+            pool: "default".to_owned(),
+            work_dir: None,
+            tasks: None,
+            cpu: None,
+            memory: None,
+            max_losses: flux_protocol::limits::LOSSES,
+            drain_timeout: flux_protocol::limits::DRAIN.as_secs(),
+            runner_user: "flux-runner".to_owned(),
+            code_cache_mb: 4096,
+        }
+    }
+}
