@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 cd "$ROOT/loadtest/functions/echo"
-[ echo -nt echo.c ] && exit 0
+if [ "echo" -nt echo.c ]; then exit 0; fi
 compiler=cc
 have musl-gcc && compiler=musl-gcc
 "$compiler" -O2 -static -s -Wall -Wextra -o echo.new echo.c

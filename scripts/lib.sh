@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the scripts beside it: sourced, never run. Sets ROOT and PATH and defines a few words.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -62,3 +63,67 @@ os.chmod(fresh, 0o755)
 os.replace(fresh, os.path.join(tools, binary))
 PYTHON
 }
+
+# --- A Flux of the script's own -------------------------------------------------------------------------------------
+
+# Where it keeps its data. As root, Flux drops to the user `flux`, who cannot enter a checkout below a private home.
+data_dir() {
+    if [ -n "${FLUX_DATA_DIR:-}" ]; then
+        echo "$FLUX_DATA_DIR"
+    elif [ "$(id -u)" -eq 0 ] && ! setpriv --reuid flux --regid flux --clear-groups test -x "$ROOT" 2>/dev/null; then
+        echo "/var/lib/flux/$1"
+    else
+        echo "$ROOT/.flux/$1"
+    fi
+}
+
+# start_flux DATA LISTEN KEY LOG [ARGUMENT…]: starts `flux up` and waits until it is ready. Sets FLUX_PID and FLUX_URL.
+# It gets a session of its own: Ctrl-C reaches this script alone, which then tells it to drain, once.
+start_flux() {
+    local data="$1" listen="$2" key="$3" log="$4" waited
+    shift 4
+    FLUX_URL="http://$listen"
+    if curl -s -o /dev/null --max-time 2 "$FLUX_URL/health"; then
+        die "something answers on $listen already: stop it, or choose another address with FLUX_LISTEN"
+    fi
+    setsid "$(target_dir)/release/flux" up --data-dir "$data" --listen "$listen" --api-key "$key" "$@" \
+        >"$log" 2>&1 </dev/null &
+    FLUX_PID=$!
+    trap 'stop_flux' EXIT
+    trap 'stop_flux; exit 130' INT
+    trap 'stop_flux; exit 143' TERM HUP
+    for ((waited = 0; waited < 300; waited++)); do
+        if curl -sf -o /dev/null --max-time 2 "$FLUX_URL/ready"; then
+            return
+        fi
+        kill -0 "$FLUX_PID" 2>/dev/null || break
+        sleep 0.1
+    done
+    tail -n 30 "$log" >&2
+    die "Flux did not become ready; its whole log is $log"
+}
+
+# Drains it and waits for its end. Interrupted again, it goes at once.
+stop_flux() {
+    local pid="${FLUX_PID:-}"
+    [ -n "$pid" ] || return 0
+    FLUX_PID=
+    kill -TERM "$pid" 2>/dev/null || return 0
+    trap 'kill -TERM "$pid" 2>/dev/null' INT TERM
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid" 2>/dev/null || true; done
+    trap - INT TERM EXIT
+}
+
+# call METHOD PATH [CURL ARGUMENT…]: a request to it with the key in FLUX_KEY.
+call() {
+    local method="$1" path="$2"
+    shift 2
+    curl -sS --fail-with-body -X "$method" "$FLUX_URL$path" -H "X-API-Key: $FLUX_KEY" "$@"
+}
+
+# flux ARGUMENT…: the command line, talking to it.
+flux() {
+    env FLUX_URL="$FLUX_URL" FLUX_KEY="$FLUX_KEY" "$(target_dir)/release/flux" "$@"
+}
+
+new_key() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
