@@ -59,15 +59,15 @@ users() {
     done
 }
 
-# As root, `flux up` runs its nats-server as the user `flux`, who cannot enter a checkout below a private home:
-# then the binary is put where every user finds it as well.
+# As root, `flux up` runs its nats-server as the user `flux`, who cannot enter a checkout below a private home: then
+# the binary moves to where every user finds it.
 reachable_by_flux() {
     [ "$(id -u)" -eq 0 ] || return 0
     [ -x "$TOOLS/nats-server" ] || return 0
     setpriv --reuid flux --regid flux --clear-groups test -x "$TOOLS/nats-server" 2>/dev/null && return
-    cmp -s "$TOOLS/nats-server" /usr/local/bin/nats-server && return
-    say "copying nats-server to /usr/local/bin: the user flux cannot enter this checkout"
+    say "moving nats-server to /usr/local/bin: the user flux cannot enter this checkout"
     install -m 0755 "$TOOLS/nats-server" /usr/local/bin/nats-server
+    rm "$TOOLS/nats-server"
 }
 
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.

@@ -15,6 +15,7 @@ mod port;
 mod process;
 mod process_tree;
 mod seed;
+mod up;
 mod wait;
 
 pub use api::{Api, Reply};
@@ -25,4 +26,5 @@ pub use port::free_port;
 pub use process::{FluxCommand, FluxProcess};
 pub use process_tree::{Process, assert_no_processes_left, descendants, is_alive, processes_matching};
 pub use seed::Seed;
+pub use up::FluxUp;
 pub use wait::{eventually, eventually_some};

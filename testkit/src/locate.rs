@@ -1,7 +1,7 @@
 //! Where the programs are that tests start.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,17 @@ pub(crate) fn nats_server() -> PathBuf {
         .map(|dir| dir.join("nats-server"))
         .find(|path| is_executable(path))
         .expect("no nats-server on PATH, in FLUX_NATS_SERVER or in .tools/bin: run `make setup`")
+}
+
+/// `PATH` with the directory of [`nats_server`] on it, for a product that looks there.
+pub(crate) fn path_with_nats_server() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dir = nats_server().parent().map(Path::to_path_buf).unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if !dirs.contains(&dir) {
+        dirs.insert(0, dir);
+    }
+    std::env::join_paths(dirs).unwrap_or(path)
 }
 
 fn test_executable() -> PathBuf {

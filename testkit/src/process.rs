@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    locate::{FluxBin, program_name},
+    locate::{FluxBin, path_with_nats_server, program_name},
     log::Log,
     process_tree::{Process, descendants},
     wait::eventually_some,
@@ -32,9 +32,9 @@ pub struct FluxCommand {
 }
 
 impl FluxCommand {
-    /// One of Flux's own binaries, as [`FluxBin::locate`] finds it.
+    /// One of Flux's own binaries, as [`FluxBin::locate`] finds it, with a `nats-server` on its `PATH`.
     pub fn new(name: &str) -> Self {
-        Self::of_program(FluxBin::locate(name))
+        Self::of_program(FluxBin::locate(name)).env("PATH", path_with_nats_server())
     }
 
     /// Any program.
