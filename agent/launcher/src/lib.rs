@@ -21,6 +21,7 @@
 //! `sys/` hold `unsafe` code. Between `clone` and `execve` nothing is allocated and nothing but system calls is made.
 
 pub mod capabilities;
+mod cgroup;
 pub mod config;
 mod server;
 mod slot;

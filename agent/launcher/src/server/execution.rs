@@ -3,24 +3,41 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::command::{Command, explain, refusal};
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
+use crate::cgroup::SlotCgroup;
 use crate::config::Runner;
-use crate::sys::vfork::{ChildPlan, ChildStack};
+use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
+use crate::sys::process::OpenFiles;
+use crate::sys::vfork::{ChildFailure, ChildPlan, ChildStack};
 use crate::sys::{process, socket, vfork};
-use crate::wire::{EndedReport, ExitStatus, INLINE_REQUEST, RefusedReport, Reply, SpawnRequest, memfd_size};
+use crate::wire::{EndedReport, ExitStatus, INLINE_REQUEST, Network, RefusedReport, Reply, SpawnRequest, memfd_size};
 
 /// What every thread of the launcher shares.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) spawn: OwnedFd,
     pub(crate) registry: Registry,
+    /// `None`: this launcher cannot make slots, and `plain` serves instead.
+    pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
     pub(crate) user: Option<Runner>,
     pub(crate) reset_oom_score: bool,
+    pub(crate) open_files: OpenFiles,
+}
+
+/// What an execution is started in.
+struct Place<'a> {
+    /// Where the function sees its code.
+    code: &'a Path,
+    extra_env: &'a [(&'a str, &'a str)],
+    holder: Option<(&'a Arc<HolderLink>, libc::c_int)>,
+    /// The launcher's pid where the function's process can see it.
+    parent: i32,
 }
 
 impl Server {
@@ -56,9 +73,35 @@ impl Server {
             Ok(request) => request,
             Err(refused) => return self.reply(&Reply::Refused(refused)),
         };
-        if let Err(refused) = self.run_plain(&request, fds, stack) {
+        let done = match &self.slots {
+            Some(slots) => self.run_in_slot(slots, &request, fds, stack),
+            None => self.run_plain(&request, fds, stack),
+        };
+        if let Err(refused) = done {
             self.reply(&Reply::Refused(refused));
         }
+    }
+
+    fn run_in_slot(
+        &self,
+        slots: &SlotPool,
+        request: &SpawnRequest,
+        stdio: Vec<OwnedFd>,
+        stack: &mut ChildStack,
+    ) -> Result<(), RefusedReport> {
+        let mut slot = slots.acquire(request).map_err(|error| explain_slot(request, &error))?;
+        let holder = Arc::clone(&slot.holder);
+        let place =
+            Place { code: Path::new(CODE_DIR), extra_env: &[], holder: Some((&holder, slot.namespaces())), parent: 0 };
+        let done = self.run(request, stdio, stack, &place, slot.cgroup.as_mut());
+        // Off the reply path: the agent has the end of the execution already. A refused one ran nothing, but its
+        // namespaces may be what refused it.
+        drop(holder);
+        match &done {
+            Err(refused) if !refused.is_functions_fault() => slots.discard(slot),
+            _ => slots.release(slot),
+        }
+        done.map(|_pid| ())
     }
 
     fn run_plain(
@@ -67,59 +110,99 @@ impl Server {
         stdio: Vec<OwnedFd>,
         stack: &mut ChildStack,
     ) -> Result<(), RefusedReport> {
+        if request.network == Network::None {
+            let message = "`network: none` needs a network namespace, which this agent cannot make; run Flux as root";
+            return Err(refusal(request.id, "network", libc::ENOSYS, message.to_owned()));
+        }
+        let failed =
+            |step: &str, errno: Option<i32>, message: String| refusal(request.id, step, errno.unwrap_or(0), message);
         let scratch = self.plain.scratch(request.id).map_err(|e| {
-            refusal(
-                request.id,
-                "tmp",
-                e.raw_os_error().unwrap_or(0),
-                format!("could not make a private TMPDIR: {e}; is the data directory's disk full?"),
-            )
+            let message = format!("could not make a private TMPDIR: {e}; is the data directory's disk full?");
+            failed("tmp", e.raw_os_error(), message)
         })?;
         let extra = [("TMPDIR", scratch.directory.as_str()), (MARKER, scratch.marker.as_str())];
-        let command = Command::new(request, &request.code_dir, &extra)?;
-        let directory = c_path(request.id, &request.code_dir)?;
-        let mut rlimits = rlimits(request);
-        if request.limits.memory_bytes > 0 {
-            rlimits.push((libc::RLIMIT_DATA, request.limits.memory_bytes));
-        }
+        let place = Place { code: &request.code_dir, extra_env: &extra, holder: None, parent: self.plain.own_pid() };
+        let cgroup = self.plain.cgroup(&request.limits);
+        let (done, cgroup) = match cgroup {
+            Ok(mut cgroup) => (self.run(request, stdio, stack, &place, cgroup.as_mut()), cgroup),
+            Err(e) => (Err(failed("cgroup", e.errno(), e.to_string())), None),
+        };
+        self.plain.clean(&scratch, done.as_ref().ok().copied(), cgroup, &self.registry);
+        done.map(|_pid| ())
+    }
+
+    /// Starts the process, says so, waits for its end, says that. What is left of the execution is the caller's.
+    fn run(
+        &self,
+        request: &SpawnRequest,
+        stdio: Vec<OwnedFd>,
+        stack: &mut ChildStack,
+        place: &Place<'_>,
+        mut cgroup: Option<&mut SlotCgroup>,
+    ) -> Result<i32, RefusedReport> {
+        let command = Command::new(request, place.code, place.extra_env)?;
+        let directory = c_path(request.id, place.code)?;
+        let rlimits = self.rlimits(request, place.holder.is_some(), cgroup.is_some());
         let plan = ChildPlan {
-            cgroups: &[],
-            join: None,
+            cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
+            join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
             stdio: raw_stdio(&stdio),
             user: self.user.map(|u| (u.uid, u.gid)),
-            parent: self.plain.own_pid(),
+            parent: place.parent,
             directory: &directory,
             program: &command.program,
             argv: &command.argv,
             envp: &command.envp,
         };
+        if let Some((holder, _)) = place.holder {
+            process::children_into_pid_namespace(holder.pidfd().as_fd()).map_err(|e| {
+                let failure = ChildFailure { step: "setns", errno: e.raw_os_error().unwrap_or(0) };
+                explain(request, failure)
+            })?;
+        }
         let starting = self.plain.starting();
-        let started = vfork::spawn(&plan, stack);
-        let pid = match started {
-            Ok(pid) => pid,
-            Err(failure) => {
-                drop(starting);
-                let _ = std::fs::remove_dir_all(&scratch.directory);
-                return Err(explain(request, failure));
-            }
-        };
-        self.registry.insert(request.id, Active { pid, slot: None });
+        let pid = vfork::spawn(&plan, stack).map_err(|failure| explain(request, failure))?;
+        let slot = place.holder.map(|(holder, _)| Arc::clone(holder));
+        self.registry.insert(request.id, Active { pid, slot });
         drop(starting);
+        // The function's copies are the only ones from here on: its end is the end of its output.
         drop(stdio);
         self.started(request.id, pid);
         let waited = self.wait(request.id, pid);
+        let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
+        let peak = cgroup.and_then(|c| c.peak()).unwrap_or(waited.max_rss_bytes);
         self.reply(&Reply::Ended(EndedReport {
             id: request.id,
             status: waited.status,
-            oom_killed: false,
+            oom_killed,
             cpu_us: waited.cpu_us,
-            memory_peak_bytes: waited.max_rss_bytes,
+            memory_peak_bytes: peak,
             ended_at_us: process::now_us(),
         }));
-        self.plain.clean(&scratch, pid, &self.registry);
-        Ok(())
+        Ok(pid)
+    }
+
+    /// A launcher with many slots raises its own limit on open files, so functions are always given one.
+    fn rlimits(&self, request: &SpawnRequest, in_slot: bool, in_cgroup: bool) -> Vec<(u32, u64)> {
+        let limits = &request.limits;
+        let files = if limits.open_files > 0 { limits.open_files } else { self.open_files.soft };
+        // Only root can go above the hard limit.
+        let files = if self.user.is_some() { files } else { files.min(self.open_files.hard) };
+        let mut list = vec![(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NOFILE, files)];
+        if limits.file_size_bytes > 0 {
+            list.push((libc::RLIMIT_FSIZE, limits.file_size_bytes));
+        }
+        if in_slot {
+            // POSIX message queues would outlive their execution in the slot's IPC namespace.
+            list.push((libc::RLIMIT_MSGQUEUE, 0));
+        }
+        if !in_cgroup && limits.memory_bytes > 0 {
+            // For each process by itself, and of its data only: less than a cgroup, and said as missing.
+            list.push((libc::RLIMIT_DATA, limits.memory_bytes));
+        }
+        list
     }
 
     fn started(&self, id: u64, pid: i32) {
@@ -140,13 +223,19 @@ impl Server {
 
     /// Kills everything and removes what was made, within a deadline.
     pub(crate) fn end(&self) {
-        self.registry.close();
         let deadline = Instant::now() + super::END_DEADLINE;
-        while !self.registry.is_empty() && Instant::now() < deadline {
-            std::thread::yield_now();
+        self.registry.close();
+        if let Some(slots) = &self.slots {
+            slots.close();
         }
-        self.plain.kill_leftovers();
-        self.plain.remove();
+        let left = || self.slots.as_ref().map_or(0, SlotPool::total);
+        while (!self.registry.is_empty() || left() > 0) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if let Some(slots) = &self.slots {
+            slots.remove_cgroups();
+        }
+        self.plain.end();
     }
 }
 
@@ -184,7 +273,7 @@ fn read_memfd(memfd: &OwnedFd, size: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(super) fn raw_stdio(fds: &[OwnedFd]) -> [i32; 3] {
+fn raw_stdio(fds: &[OwnedFd]) -> [i32; 3] {
     let mut raw = [-1; 3];
     for (slot, fd) in raw.iter_mut().zip(fds) {
         *slot = fd.as_raw_fd();
@@ -192,18 +281,17 @@ pub(super) fn raw_stdio(fds: &[OwnedFd]) -> [i32; 3] {
     raw
 }
 
-pub(super) fn rlimits(request: &SpawnRequest) -> Vec<(u32, u64)> {
-    let mut limits = vec![(libc::RLIMIT_CORE, 0)];
-    if request.limits.open_files > 0 {
-        limits.push((libc::RLIMIT_NOFILE, request.limits.open_files));
-    }
-    if request.limits.file_size_bytes > 0 {
-        limits.push((libc::RLIMIT_FSIZE, request.limits.file_size_bytes));
-    }
-    limits
+/// A slot that could not be made, as a sentence for whoever runs the agent.
+fn explain_slot(request: &SpawnRequest, error: &SlotError) -> RefusedReport {
+    let message = if request.code_dir.is_dir() {
+        error.to_string()
+    } else {
+        format!("the code directory {} does not exist", request.code_dir.display())
+    };
+    refusal(request.id, error.step(), error.errno(), message)
 }
 
-pub(super) fn c_path(id: u64, path: &Path) -> Result<std::ffi::CString, RefusedReport> {
+fn c_path(id: u64, path: &Path) -> Result<std::ffi::CString, RefusedReport> {
     use std::os::unix::ffi::OsStrExt;
     std::ffi::CString::new(path.as_os_str().as_bytes())
         .map_err(|_| refusal(id, "request", libc::EINVAL, "the code directory's path contains a NUL byte".to_owned()))

@@ -11,13 +11,16 @@ mod registry;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capabilities::Capabilities;
+use crate::cgroup::Cgroups;
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
+use crate::slot::{self, RootView, SlotPool};
 use crate::sys::{process, socket};
-use crate::wire::{Control, ControlReply, MAX_REPLY};
+use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
 use registry::Registry;
@@ -122,13 +125,64 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabi
     let root = process::is_root();
     let mut capabilities = Capabilities { root, no_new_privs: true, ..Capabilities::default() };
     let user = choose_user(config, root, &mut capabilities);
-    let plain = Plain::new(&config.work_dir, user);
-    plain.prepare()?;
-    if !root {
+    let open_files = process::raise_open_files()?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&config.work_dir)?;
+    // Before anything of this launcher runs: what a dead one left, ends.
+    Plain::new(&config.work_dir, user, None).prepare()?;
+    let cgroups = Cgroups::discover(&mut capabilities);
+    let view = usable_view(config, user, &mut capabilities)?;
+    let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
+    let (slots, cgroups) = match view {
+        Some(view) => (Some(SlotPool::try_new(view, cgroups, config.tmp_bytes, ceiling)?), None),
+        None => (None, cgroups),
+    };
+    if slots.is_none() {
+        // Where slots are, nothing of a function outlives its PID namespace.
         process::become_subreaper()?;
     }
-    let server = Server { spawn, registry: Registry::default(), plain, user, reset_oom_score: oom_score_is_set() };
+    let plain = Plain::new(&config.work_dir, user, cgroups);
+    let server = Server {
+        spawn,
+        registry: Registry::default(),
+        slots,
+        plain,
+        user,
+        reset_oom_score: oom_score_is_set(),
+        open_files,
+    };
     Ok((server, capabilities))
+}
+
+/// The root view, if a slot with it can really be made here.
+fn usable_view(
+    config: &LauncherConfig,
+    user: Option<Runner>,
+    capabilities: &mut Capabilities,
+) -> io::Result<Option<RootView>> {
+    const LAYERS: &str = "pid and mount namespaces";
+    let Some(runner) = user else {
+        capabilities
+            .lacks(LAYERS, "not started as root: functions see the machine's files and processes as its user does");
+        return Ok(None);
+    };
+    if !config.slots {
+        capabilities.lacks(LAYERS, "switched off by configuration");
+        return Ok(None);
+    }
+    let view = RootView::survey(config, runner)?;
+    match slot::try_out(&view, &config.work_dir, Network::None) {
+        Ok(()) => capabilities.net_namespace = true,
+        Err(error) => {
+            if let Err(error) = slot::try_out(&view, &config.work_dir, Network::Host) {
+                capabilities.lacks(LAYERS, error.to_string());
+                return Ok(None);
+            }
+            capabilities.lacks("network namespace", error.to_string());
+        }
+    }
+    capabilities.pid_namespace = true;
+    capabilities.mount_namespace = true;
+    Ok(Some(view))
 }
 
 fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilities) -> Option<Runner> {

@@ -11,11 +11,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::registry::Registry;
+use crate::cgroup::{CgroupError, Cgroups, SlotCgroup};
 use crate::config::Runner;
 use crate::sys::process;
+use crate::wire::Limits;
 
 /// The environment variable that marks a process as a launcher's.
 pub(crate) const MARKER: &str = "FLUX_LAUNCHER";
@@ -26,6 +29,9 @@ pub(crate) struct Plain {
     work_dir: PathBuf,
     user: Option<Runner>,
     own_pid: i32,
+    cgroups: Option<Cgroups>,
+    idle_cgroups: Mutex<Vec<SlotCgroup>>,
+    next_cgroup: AtomicU32,
     /// Read while a process is made and listed, written while zombies are reaped: else a sweep could take the status
     /// of a process that ended before its thread listed it.
     starting: RwLock<()>,
@@ -40,11 +46,14 @@ pub(crate) struct Scratch {
 }
 
 impl Plain {
-    pub(crate) fn new(work_dir: &Path, user: Option<Runner>) -> Self {
+    pub(crate) fn new(work_dir: &Path, user: Option<Runner>, cgroups: Option<Cgroups>) -> Self {
         Plain {
             work_dir: work_dir.to_owned(),
             user,
             own_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            cgroups,
+            idle_cgroups: Mutex::default(),
+            next_cgroup: AtomicU32::new(0),
             starting: RwLock::new(()),
         }
     }
@@ -75,15 +84,40 @@ impl Plain {
         })
     }
 
+    fn idle_cgroups(&self) -> MutexGuard<'_, Vec<SlotCgroup>> {
+        self.idle_cgroups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cgroup with these limits, where there are cgroups.
+    pub(crate) fn cgroup(&self, limits: &Limits) -> Result<Option<SlotCgroup>, CgroupError> {
+        let Some(cgroups) = &self.cgroups else {
+            return Ok(None);
+        };
+        let idle = self.idle_cgroups().pop();
+        let mut cgroup = match idle {
+            Some(cgroup) => cgroup,
+            None => cgroups.make(self.next_cgroup.fetch_add(1, Ordering::Relaxed))?,
+        };
+        cgroup.set_limits(limits)?;
+        Ok(Some(cgroup))
+    }
+
     /// Ends what the execution left and removes its directory.
-    pub(crate) fn clean(&self, scratch: &Scratch, pgid: i32, registry: &Registry) {
-        let _ = process::kill_group(pgid, libc::SIGKILL);
-        // A process may fork between being found and being killed: look again until nothing is found.
-        for _ in 0..50 {
-            if !self.sweep(scratch.id, registry) {
-                break;
+    pub(crate) fn clean(&self, scratch: &Scratch, pgid: Option<i32>, cgroup: Option<SlotCgroup>, registry: &Registry) {
+        if let Some(pgid) = pgid {
+            let _ = process::kill_group(pgid, libc::SIGKILL);
+            // A process may fork between being found and being killed: look again until nothing is found.
+            for _ in 0..50 {
+                let in_cgroup = cgroup.as_ref().is_some_and(SlotCgroup::kill_all);
+                if !self.sweep(scratch.id, registry) && !in_cgroup {
+                    break;
+                }
+                std::thread::yield_now();
             }
-            std::thread::yield_now();
+        }
+        if let Some(mut cgroup) = cgroup {
+            cgroup.reset_peak();
+            self.idle_cgroups().push(cgroup);
         }
         let _ = fs::remove_dir_all(&scratch.directory);
     }
@@ -160,8 +194,13 @@ impl Plain {
         any
     }
 
-    /// Removes the scratch directories; at the launcher's end.
-    pub(crate) fn remove(&self) {
+    /// Ends what is left and removes what was made; at the launcher's end.
+    pub(crate) fn end(&self) {
+        self.kill_leftovers();
+        self.idle_cgroups().clear();
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove();
+        }
         let _ = fs::remove_dir_all(self.scratch_root());
     }
 }

@@ -133,11 +133,14 @@ pub(crate) fn is_root() -> bool {
 /// end the launcher before its agent has drained (its end is the control socket's), and a blocked signal's default
 /// disposition is what a child gets once it clears its mask. PIPE likewise: writing to a closed stderr must not kill.
 pub(crate) fn prepare_process() {
-    // SAFETY: single-threaded here. SIG_DFL needs no handler; the calls that fail (KILL, STOP, reserved numbers) have
-    // no effect; `set` is initialised by sigemptyset before use.
+    // SAFETY: single-threaded here. The default needs no handler; the calls that fail (KILL, STOP) have no effect;
+    // `set` is initialised by sigemptyset before use.
     unsafe {
+        // Raw, since glibc keeps two numbers for itself and would leave them as they were inherited. All zero is the
+        // default disposition, and the array is larger than the kernel's structure.
+        let default = [0u64; 8];
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, std::ptr::null_mut::<u64>(), 8);
         }
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -177,4 +180,31 @@ pub(crate) fn prepare_thread(root: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where this process's argument strings end, which is where the kernel lets `ps` stop reading them.
+pub(crate) fn arguments_end() -> Option<u64> {
+    // Field 49 of the line, the 47th after the name's closing bracket.
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(46)?.parse().ok()
+}
+
+/// The limits on open files that this process was started with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenFiles {
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// Raises the soft limit on open files to the hard one, and returns what they were.
+pub(crate) fn raise_open_files() -> io::Result<OpenFiles> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is writable for the first call and readable for the second.
+    unsafe {
+        check(libc::getrlimit64(libc::RLIMIT_NOFILE, &raw mut limit))?;
+        let before = OpenFiles { soft: limit.rlim_cur, hard: limit.rlim_max };
+        limit.rlim_cur = limit.rlim_max;
+        check(libc::setrlimit64(libc::RLIMIT_NOFILE, &raw const limit))?;
+        Ok(before)
+    }
 }

@@ -151,6 +151,17 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a blocking receive fail with `WouldBlock` after so many seconds.
+pub(crate) fn set_receive_timeout(socket: BorrowedFd<'_>, seconds: u32) -> io::Result<()> {
+    let timeout = libc::timeval { tv_sec: seconds.into(), tv_usec: 0 };
+    let size = u32::try_from(size_of::<libc::timeval>()).unwrap_or(0);
+    // SAFETY: the option's value is a timeval, alive for the call.
+    let rc = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const timeout).cast(), size)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes over descriptor `number`, which this process was started with, and makes it close on exec.
 ///
 /// Only for the well-known numbers a launcher or a child of the tree inherits, once each.

@@ -1,0 +1,167 @@
+//! The slots that exist, and which of them is given to an execution.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{HolderLink, RootView, Slot, SlotError, SlotKey};
+use crate::cgroup::Cgroups;
+use crate::wire::SpawnRequest;
+
+/// Mount options of a slot's `/tmp`. Inodes are bounded too: each takes kernel memory, also where no memory limit is.
+pub(super) fn tmp_options(bytes: u64) -> CString {
+    CString::new(format!("size={bytes},nr_inodes=65536,mode=1777")).unwrap_or_default()
+}
+
+/// The launcher's own PID namespace.
+pub(super) fn own_namespace() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open("/proc/self/ns/pid")?.into())
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    /// Least recently used first.
+    idle: Vec<Slot>,
+    /// Idle ones and those in use.
+    total: usize,
+    closed: bool,
+}
+
+/// Makes slots, keeps idle ones for their function, and gives up the least recently used above its ceiling.
+#[derive(Debug)]
+pub(crate) struct SlotPool {
+    view: RootView,
+    cgroups: Option<Cgroups>,
+    tmp_options: CString,
+    own_namespace: OwnedFd,
+    ceiling: usize,
+    next_cgroup: AtomicU32,
+    shelf: Mutex<Shelf>,
+}
+
+impl SlotPool {
+    pub(crate) fn try_new(
+        view: RootView,
+        cgroups: Option<Cgroups>,
+        tmp_bytes: u64,
+        ceiling: usize,
+    ) -> io::Result<Self> {
+        Ok(SlotPool {
+            view,
+            cgroups,
+            tmp_options: tmp_options(tmp_bytes),
+            own_namespace: own_namespace()?,
+            ceiling,
+            next_cgroup: AtomicU32::new(0),
+            shelf: Mutex::default(),
+        })
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slot for the request with its limits set: an idle one of its function, or a new one.
+    pub(crate) fn acquire(&self, request: &SpawnRequest) -> Result<Slot, SlotError> {
+        let idle = {
+            let mut shelf = self.shelf();
+            // The most recently used one: its pages are warm.
+            let position = shelf.idle.iter().rposition(|s| s.key.matches(request));
+            position.map(|p| shelf.idle.remove(p))
+        };
+        if let Some(mut slot) = idle {
+            match slot.set_limits(&request.limits) {
+                Ok(()) => return Ok(slot),
+                // Lowered below what is still charged, for example: a new one has no past.
+                Err(_) => self.discard(slot),
+            }
+        }
+        self.make_room();
+        let made = self.make(SlotKey::of(request)).and_then(|mut slot| {
+            let limited = slot.set_limits(&request.limits);
+            limited.map(|()| slot)
+        });
+        if made.is_err() {
+            self.shelf().total -= 1;
+        }
+        made
+    }
+
+    /// Counts one more slot, and destroys the least recently used idle one if that is one too many.
+    fn make_room(&self) {
+        let evicted = {
+            let mut shelf = self.shelf();
+            shelf.total += 1;
+            let over = shelf.total > self.ceiling && !shelf.idle.is_empty();
+            over.then(|| shelf.idle.remove(0))
+        };
+        if let Some(slot) = evicted {
+            self.discard(slot);
+        }
+    }
+
+    fn make(&self, key: SlotKey) -> Result<Slot, SlotError> {
+        let number = self.next_cgroup.fetch_add(1, Ordering::Relaxed);
+        let cgroup = self.cgroups.as_ref().map(|c| c.make(number)).transpose()?;
+        let holder = HolderLink::start(&self.view, &key, &self.tmp_options, self.own_namespace.as_fd())?;
+        Ok(Slot { key, holder: Arc::new(holder), cgroup })
+    }
+
+    /// Resets a slot after its execution and keeps it for the next, or destroys it.
+    pub(crate) fn release(&self, mut slot: Slot) {
+        if !slot.reset() {
+            return self.discard(slot);
+        }
+        let kept = {
+            let mut shelf = self.shelf();
+            if shelf.closed || shelf.total > self.ceiling {
+                Some(slot)
+            } else {
+                shelf.idle.push(slot);
+                None
+            }
+        };
+        if let Some(slot) = kept {
+            self.discard(slot);
+        }
+    }
+
+    /// Destroys a slot: its holder first, so that its cgroup is empty when it is removed.
+    pub(crate) fn discard(&self, slot: Slot) {
+        let Slot { holder, cgroup, .. } = slot;
+        holder.end();
+        drop(holder);
+        drop(cgroup);
+        self.shelf().total -= 1;
+    }
+
+    /// Destroys the idle slots, and every other one as it comes back.
+    pub(crate) fn close(&self) {
+        let idle = {
+            let mut shelf = self.shelf();
+            shelf.closed = true;
+            std::mem::take(&mut shelf.idle)
+        };
+        // All at once first: ending one takes longer than telling it to.
+        for slot in &idle {
+            slot.holder.end();
+        }
+        for slot in idle {
+            self.discard(slot);
+        }
+    }
+
+    /// How many slots there are.
+    pub(crate) fn total(&self) -> usize {
+        self.shelf().total
+    }
+
+    /// Removes what the slots' cgroups lay in.
+    pub(crate) fn remove_cgroups(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove();
+        }
+    }
+}
