@@ -59,6 +59,8 @@ codes! {
     TooManyRequests = "too_many_requests", 429;
     /// The deadline passed before the execution ended.
     DeadlineExceeded = "deadline_exceeded", 504;
+    /// The function behind a function URL failed, or answered with what is no response: `details` says how.
+    FunctionFailed = "function_failed", 500;
     QueueUnavailable = "queue_unavailable", 503;
     StoreUnavailable = "store_unavailable", 503;
     /// This gateway is going away; ask another.

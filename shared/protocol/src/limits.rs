@@ -114,3 +114,25 @@ pub const PAGE_DEFAULT: usize = 50;
 pub const GATEWAY_IN_FLIGHT: usize = 10_000;
 /// Messages waiting in one bounded channel between tasks, unless a place names its own.
 pub const CHANNEL: usize = 1024;
+
+/// Connections that a gateway holds; more wait in the kernel's backlog.
+pub const HTTP_CONNECTIONS: usize = 16_384;
+/// Headers of one request: number, and bytes of the head in all.
+pub const HTTP_HEADERS: usize = 100;
+pub const HTTP_HEAD_BYTES: usize = 64 * KIB;
+/// How long a connection may take over a request's head, the time before it included.
+pub const HTTP_HEAD_READ: Duration = Duration::from_secs(30);
+/// A request body that does not come on, or a response that is not read on, for this long ends its connection.
+pub const HTTP_BODY_STALL: Duration = Duration::from_secs(30);
+pub const HTTP_WRITE_STALL: Duration = Duration::from_secs(60);
+/// Request bodies that a gateway holds in memory at once; those up to [`HTTP_BODY_FREE`] are not counted.
+pub const HTTP_BODIES: usize = 1024 * MIB;
+pub const HTTP_BODY_FREE: usize = 64 * KIB;
+/// Streams of one HTTP/2 connection.
+pub const HTTP2_STREAMS: u32 = 256;
+/// `X-Request-Id` of a caller.
+pub const REQUEST_ID_LENGTH: usize = 128;
+/// A gateway that goes away still answers what comes on open connections for this long.
+pub const HTTP_DRAIN_GRACE: Duration = Duration::from_millis(250);
+/// An idle event stream gets a comment this often.
+pub const EVENT_STREAM_KEEP_ALIVE: Duration = Duration::from_secs(15);
