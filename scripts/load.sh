@@ -26,6 +26,7 @@ if [ -z "${FLUX_URL:-}" ]; then
     FLUX_KEY="$(new_key)"
     data="$(data_dir "load.$$")"
     mkdir -p "$data"
+    chmod a+x "$(dirname "$data")"
     start_flux "$data" "${FLUX_LISTEN:-127.0.0.1:7228}" "$FLUX_KEY" "$data.log"
     trap 'stop_flux; rm -rf "$data" "$data.log"' EXIT
     flux deploy loadtest/functions/echo >&2

@@ -7,6 +7,7 @@ source "$(dirname "$0")/lib.sh"
 
 data="$(data_dir run)"
 mkdir -p "$data"
+chmod a+x "$(dirname "$data")"
 key_file="$(dirname "$data")/run.key"
 [ -s "$key_file" ] || (umask 077 && new_key >"$key_file")
 FLUX_KEY="$(cat "$key_file")"
