@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p flux-launcher --example spawn_bench [program] [rounds]`; run it as root to measure slots.
 //! The target (docs: performance, P5) is a median within twice the bare one's.
-#![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used)]
+#![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

@@ -27,6 +27,7 @@ mod server;
 mod slot;
 mod start;
 mod sys;
+pub mod tree;
 pub mod wire;
 
 pub use capabilities::{Capabilities, CgroupSupport, Missing};

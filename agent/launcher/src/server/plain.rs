@@ -1,7 +1,7 @@
 //! Without slots: a directory of its own for each execution, and a search for what it left running.
 //!
 //! No PID namespace ends a function's processes here. Two things stand in for it. The launcher is a *subreaper*: an
-//! orphan becomes its child, wherever it moved itself. And each process inherits `FLUX_LAUNCHER=<work dir>#<id>` in
+//! orphan becomes its child, wherever it moved itself. And each process inherits `FLUX_LAUNCHER=<work dir>#<launcher>.<id>` in
 //! its environment, which says whose it is, also to the next launcher of the same work directory, after a kill -9.
 //! A function that clears the environment of a daemon it leaves escapes the latter until no execution runs; the
 //! capabilities say that the PID namespace is missing.
@@ -67,18 +67,18 @@ impl Plain {
     }
 
     fn scratch_root(&self) -> PathBuf {
-        self.work_dir.join("tmp")
+        self.work_dir.join(format!("tmp-{}", self.own_pid))
     }
 
     /// Makes the private directory of execution `id`.
     pub(crate) fn scratch(&self, id: u64) -> io::Result<Scratch> {
-        let directory = self.scratch_root().join(format!("{}-{id}", self.own_pid));
+        let directory = self.scratch_root().join(id.to_string());
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
         if let Some(user) = self.user {
             chown(&directory, Some(user.uid), Some(user.gid))?;
         }
         Ok(Scratch {
-            marker: format!("{}#{id}", self.work_dir.display()),
+            marker: format!("{}#{}.{id}", self.work_dir.display(), self.own_pid),
             directory: directory.to_string_lossy().into_owned(),
             id,
         })
@@ -161,47 +161,53 @@ impl Plain {
         }
     }
 
-    fn marker_prefix(&self) -> Vec<u8> {
+    /// What the markers of all launchers of this work directory start with.
+    fn directory_prefix(&self) -> Vec<u8> {
         format!("{MARKER}={}#", self.work_dir.display()).into_bytes()
     }
 
-    /// Makes the place ready, and ends what a dead launcher of the same work directory left.
-    pub(crate) fn prepare(&self) -> io::Result<()> {
-        let root = self.scratch_root();
-        self.kill_leftovers();
-        let _ = fs::remove_dir_all(&root);
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&root)
+    fn marker_prefix(&self) -> Vec<u8> {
+        format!("{MARKER}={}#{}.", self.work_dir.display(), self.own_pid).into_bytes()
     }
 
-    /// Kills every process with this work directory's marker; `true` if there was one.
-    pub(crate) fn kill_leftovers(&self) -> bool {
-        let prefix = self.marker_prefix();
-        let mut any = false;
-        for _ in 0..50 {
-            let mut found = false;
-            for process in processes() {
-                let ours = marker_of(process.pid).is_some_and(|m| m.starts_with(&prefix));
-                if ours && !process.zombie && process.pid != self.own_pid {
-                    found |= process::kill(process.pid, libc::SIGKILL).is_ok();
-                }
+    /// Makes the place ready, and ends what the dead launchers of this work directory left. One that is still ending
+    /// loses nothing by it.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        kill_marked(&self.directory_prefix());
+        for entry in fs::read_dir(&self.work_dir)?.flatten() {
+            if entry.file_name().as_bytes().starts_with(b"tmp-") {
+                let _ = fs::remove_dir_all(entry.path());
             }
-            if !found {
-                break;
-            }
-            any = true;
-            std::thread::yield_now();
         }
-        any
+        fs::DirBuilder::new().mode(0o711).create(self.scratch_root())
     }
 
     /// Ends what is left and removes what was made; at the launcher's end.
     pub(crate) fn end(&self) {
-        self.kill_leftovers();
+        kill_marked(&self.marker_prefix());
         self.idle_cgroups().clear();
         if let Some(cgroups) = &self.cgroups {
             cgroups.remove();
         }
         let _ = fs::remove_dir_all(self.scratch_root());
+    }
+}
+
+/// Kills every process whose marker starts with `prefix`.
+fn kill_marked(prefix: &[u8]) {
+    let own_pid = std::process::id().cast_signed();
+    for _ in 0..50 {
+        let mut found = false;
+        for process in processes() {
+            let marked = || marker_of(process.pid).is_some_and(|m| m.starts_with(prefix));
+            if !process.zombie && process.pid != own_pid && marked() {
+                found |= process::kill(process.pid, libc::SIGKILL).is_ok();
+            }
+        }
+        if !found {
+            return;
+        }
+        std::thread::yield_now();
     }
 }
 
@@ -261,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_marker_names_its_execution() {
-        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w#12", b"FLUX_LAUNCHER=/w#"), Some(12));
-        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w2#12", b"FLUX_LAUNCHER=/w#"), None);
+        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w#7.12", b"FLUX_LAUNCHER=/w#7."), Some(12));
+        assert_eq!(owner_id(b"FLUX_LAUNCHER=/w#71.12", b"FLUX_LAUNCHER=/w#7."), None);
     }
 }
