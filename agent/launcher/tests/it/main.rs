@@ -1,4 +1,8 @@
 //! The launcher as a process: what it starts, holds in, reports and leaves behind (nothing).
 
+// Helper functions of tests are tests to nobody but clippy.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 mod process;
+mod tree;
