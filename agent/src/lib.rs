@@ -1,2 +1,4 @@
 //! flux-agent
 pub mod launch;
+#[allow(dead_code)]
+mod plan;

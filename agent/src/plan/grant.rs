@@ -1,0 +1,265 @@
+//! Handing out what is free: known work and turns by share, then larger shares for queues that worked lately.
+
+use std::time::Duration;
+
+use flux_protocol::limits;
+
+use super::{
+    Amount, CLAIM_AFTER_MS, CLAIM_AGAIN_AFTER_MS, CLAIM_FOR_MS, CONTENDED_MS, Claim, Credit, Grant, Key, Kind,
+    LOOKED_AT, Place, Planner, QueueId, is_warm,
+};
+
+/// With fewer slots than this a quarter of them is less than one, and a turn of an idle queue stops the work.
+const FEW_SLOTS: u64 = 4;
+/// So there turns are short: long enough for a round trip to the broker and back.
+const SHORT_TURN: Duration = Duration::from_millis(20);
+
+/// What was granted to one queue so far in this plan.
+struct Draft {
+    queue: usize,
+    count: u64,
+    kind: Kind,
+    each: Amount,
+    expires: Duration,
+}
+
+impl Planner {
+    /// Hands out what is free, and appends the pulls to be sent. To be called after every event.
+    pub(crate) fn plan(&mut self, now_ms: u64, grants: &mut Vec<Grant>) {
+        let mut touched = std::mem::take(&mut self.touched);
+        if !self.paused {
+            let mut drafts = Vec::new();
+            self.grant_by_share(now_ms, &mut drafts);
+            for queue in touched.drain(..) {
+                if !self.others_wait(queue, now_ms) {
+                    self.top_up(queue, now_ms, &mut drafts);
+                }
+            }
+            grants.extend(drafts.into_iter().filter_map(|draft| self.grant(draft)));
+        }
+        touched.clear();
+        self.touched = touched;
+    }
+
+    /// When to plan again although nothing happened: a claim that runs out.
+    pub(crate) fn wake_at_ms(&self) -> Option<u64> {
+        self.claim.map(|claim| claim.since_ms + CLAIM_FOR_MS)
+    }
+
+    fn grant(&self, draft: Draft) -> Option<Grant> {
+        let name = self.queue(draft.queue)?.name.clone();
+        let credit = Credit { queue: QueueId(draft.queue), left: draft.count, each: draft.each, kind: draft.kind };
+        Some(Grant { credit, name, expires: draft.expires })
+    }
+
+    fn room(&self) -> Amount {
+        self.total.minus(self.used)
+    }
+
+    /// Whether another queue is known to wait, or was a moment ago.
+    fn others_wait(&self, queue: usize, now_ms: u64) -> bool {
+        self.busy.iter().take(2).any(|key| key.2 != queue)
+            || self.waited_lately.iter().any(|(other, until_ms)| *other != queue && now_ms < *until_ms)
+    }
+
+    /// Remembers the last two queues that were known to wait: two, so that one of them is another than any given one.
+    fn note_waiting(&mut self, queue: usize, now_ms: u64) {
+        let until_ms = now_ms + CONTENDED_MS;
+        if self.waited_lately[0].0 != queue {
+            self.waited_lately.swap(0, 1);
+        }
+        self.waited_lately[0] = (queue, until_ms);
+    }
+
+    /// Slots that larger shares leave free, so that a queue that gets hot is heard at once.
+    fn reserve(&self) -> u64 {
+        match self.total.tasks {
+            0 | 1 => 0,
+            tasks => (tasks / 8).max(1),
+        }
+    }
+
+    /// One credit at a time to whoever has the smallest share, until nothing more fits.
+    fn grant_by_share(&mut self, now_ms: u64, drafts: &mut Vec<Draft>) {
+        while self.used.tasks < self.total.tasks {
+            self.check_claim(now_ms);
+            let busy = self.first_busy(now_ms);
+            let bare = if self.claim.is_none() { self.first_bare(now_ms) } else { None };
+            match (busy, bare) {
+                (Some(busy), Some(bare)) if bare < busy => self.grant_bare(bare.2, now_ms, drafts),
+                (Some(busy), _) => {
+                    self.note_waiting(busy.2, now_ms);
+                    self.take(busy.2, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+                }
+                (None, Some(bare)) => self.grant_bare(bare.2, now_ms, drafts),
+                (None, None) => return,
+            }
+        }
+    }
+
+    fn fits(&self, queue: usize, count: u64) -> bool {
+        self.each(queue).is_some_and(|each| each.times(count).fits_in(self.room()))
+    }
+
+    fn each(&self, queue: usize) -> Option<Amount> {
+        let queue = self.queue(queue)?;
+        self.function(queue.function)?.need.map(|need| need.each)
+    }
+
+    /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long
+    /// pulls that are out already, beside which an eighth still takes turns.
+    fn first_bare(&self, now_ms: u64) -> Option<Key> {
+        let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < (self.total.tasks / 8).max(1);
+        self.bare
+            .iter()
+            .take(LOOKED_AT)
+            .copied()
+            .find(|key| self.fits(key.2, 1) && (few_idle || !self.others_wait(key.2, now_ms)))
+    }
+
+    /// The first busy queue that fits; those before it were passed over.
+    fn first_busy(&mut self, now_ms: u64) -> Option<Key> {
+        if let Some(claim) = self.claim {
+            let Place::Busy(key) = self.queue(claim.queue)?.place else { return None };
+            return self.fits(claim.queue, 1).then_some(key);
+        }
+        let mut passed_over = Vec::new();
+        let mut found = None;
+        for key in self.busy.iter().take(LOOKED_AT) {
+            if self.fits(key.2, 1) {
+                found = Some(*key);
+                break;
+            }
+            passed_over.push(key.2);
+        }
+        for index in passed_over {
+            let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { continue };
+            let since = *queue.passed_over_since.get_or_insert(now_ms);
+            if self.claim.is_none() && now_ms >= self.no_claim_before_ms && now_ms >= since + CLAIM_AFTER_MS {
+                self.claim = Some(Claim { queue: index, since_ms: now_ms });
+                return None;
+            }
+        }
+        found
+    }
+
+    /// Ends a claim that was served, has nothing to claim any more, or ran out.
+    fn check_claim(&mut self, now_ms: u64) {
+        let Some(claim) = self.claim else { return };
+        let waits =
+            self.queue(claim.queue).is_some_and(|q| matches!(q.place, Place::Busy(_)) && q.passed_over_since.is_some());
+        if !waits {
+            self.claim = None;
+        } else if now_ms >= claim.since_ms + CLAIM_FOR_MS {
+            self.claim = None;
+            self.no_claim_before_ms = now_ms + CLAIM_AGAIN_AFTER_MS;
+            if let Some(queue) = self.queues.get_mut(claim.queue).and_then(Option::as_mut) {
+                queue.passed_over_since = None;
+            }
+        }
+    }
+
+    /// A first credit for a queue that has none.
+    fn grant_bare(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
+        let Some(each) = self.each(queue) else { return };
+        let warm = self.queue(queue).is_some_and(|q| is_warm(q.last_work_ms, now_ms));
+        if self.others_wait(queue, now_ms) {
+            let turn = if self.total.tasks < FEW_SLOTS { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
+            return self.take(queue, 1, Kind::Turn, turn, drafts);
+        }
+        if warm {
+            let count = self.share_of(queue).max(1);
+            return self.take(queue, count, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+        }
+        // A quarter of the node among all hot queues, in long pulls, as long as those take no more than half.
+        let count = (self.total.tasks / 4 / self.hot.max(1)).min(self.room_beside_sibling(queue)).max(1);
+        let half = self.total.over(2);
+        let long = |count: u64| self.standing.plus(each.times(count)).fits_in(half);
+        if self.shares_with_sibling(queue) || !long(1) {
+            self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
+        } else {
+            let count = count.min(each.count_in(half.minus(self.standing)).max(1)).min(each.count_in(self.room()));
+            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES, drafts);
+        }
+    }
+
+    /// More for a queue that worked lately and has used up half of its share, when nobody is known to wait.
+    fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
+        let Some(state) = self.queue(queue) else { return };
+        if !state.hot || !is_warm(state.last_work_ms, now_ms) || state.outstanding == 0 {
+            return;
+        }
+        let outstanding = state.outstanding;
+        let share = self.share_of(queue);
+        if share > outstanding {
+            self.take(queue, share, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+        }
+    }
+
+    /// How many more credits a warm queue gets: its part of the node, less what it holds, within what is free
+    /// beyond the reserve.
+    fn share_of(&self, index: usize) -> u64 {
+        let (Some(queue), Some(each)) = (self.queue(index), self.each(index)) else { return 0 };
+        let part = self.total.tasks.saturating_sub(self.reserve()) / self.active.max(1);
+        let room = self.room();
+        let eighth = self.total.over(8);
+        let room = Amount {
+            tasks: room.tasks.saturating_sub(self.reserve()),
+            cpu_millicores: room.cpu_millicores.saturating_sub(eighth.cpu_millicores),
+            memory_mb: room.memory_mb.saturating_sub(eighth.memory_mb),
+        };
+        part.saturating_sub(queue.running + queue.outstanding)
+            .min(each.count_in(room))
+            .min(self.room_beside_sibling(index))
+    }
+
+    fn sibling_wants(&self, index: usize) -> bool {
+        let Some(queue) = self.queue(index) else { return false };
+        let lanes = self.function(queue.function).map_or([None, None], |f| f.lanes);
+        lanes
+            .into_iter()
+            .flatten()
+            .filter(|lane| *lane != index)
+            .any(|lane| self.queue(lane).is_some_and(|sibling| sibling.hot && sibling.outstanding == 0))
+    }
+
+    /// What `max_concurrency` leaves, less one for the function's other lane where that has no credit.
+    fn room_beside_sibling(&self, index: usize) -> u64 {
+        let Some(function) = self.function_index(index).and_then(|f| self.function(f)) else { return 0 };
+        let room = function.need.map_or(0, |need| need.max_concurrency).saturating_sub(function.in_use);
+        room - u64::from(self.sibling_wants(index)).min(room)
+    }
+
+    /// One more credit here would leave nothing of `max_concurrency` for the function's other lane.
+    fn shares_with_sibling(&self, index: usize) -> bool {
+        self.sibling_wants(index) && self.room_beside_sibling(index) == 0
+    }
+
+    fn take(&mut self, index: usize, count: u64, kind: Kind, expires: Duration, drafts: &mut Vec<Draft>) {
+        let Some(each) = self.each(index) else { return };
+        self.tick += 1;
+        let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { return };
+        queue.outstanding += count;
+        queue.served = self.tick;
+        queue.passed_over_since = None;
+        let function = queue.function;
+        if let Some(function) = self.functions.get_mut(function).and_then(Option::as_mut) {
+            function.in_use += count;
+        }
+        self.used = self.used.plus(each.times(count));
+        if kind != Kind::Work {
+            self.idle_credit += count;
+        }
+        if kind == Kind::Turn {
+            self.turns += count;
+        }
+        if kind == Kind::Standing {
+            self.standing = self.standing.plus(each.times(count));
+        }
+        match drafts.iter_mut().find(|draft| draft.queue == index && draft.kind == kind) {
+            Some(draft) => draft.count += count,
+            None => drafts.push(Draft { queue: index, count, kind, each, expires }),
+        }
+        self.place_with_sibling(index);
+    }
+}

@@ -1,0 +1,551 @@
+//! The credit planner: which queues to pull on, for how many messages, and for how long. Pure: it is told
+//! what happened and what time it is, and answers with grants.
+//!
+//! **Credit.** A message that was delivered must be startable at once, so a pull's batch is room that is
+//! spent from the moment it is sent. A credit becomes free again only when its pull ended (then it was not
+//! used) or the execution that it brought ended:
+//!
+//! ```text
+//!            plan()              delivered()               finished()
+//!   free ───────────► credit ─────────────────► slot ───────────────────► free
+//!     ▲                 │ ended(): the pull is over, this much was left
+//!     └─────────────────┘
+//! ```
+//!
+//! [`Credit`] and [`Slot`] cannot be cloned and are consumed by what frees them, so that freeing twice does
+//! not compile.
+//!
+//! **Who gets it.** A queue that is known to have work is *busy*; one without a credit and not known to have
+//! work is *bare*. Each free slot goes to the queue with the smallest dominant share of the node (running and
+//! credit together), among equals to the one served longest ago. Round robin by count alone would hand the
+//! node to whoever runs longest: with a function of 10 s beside one of 10 ms, equal turns mean that nearly
+//! all slots are the slow one's. By share, either has half, and a queue that holds nothing is always next.
+//!
+//! Bare queues are given a credit too, or a message for them would never be heard of; but only a quarter of the
+//! slots while others are known to have work, and only half by long pulls, since a pull cannot be taken back. Where they
+//! are more than that, short pulls take turns. A queue that worked lately gets a larger share in short pulls, so
+//! that a caller who comes again finds a credit waiting.
+//!
+//! A busy queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a
+//! while nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the
+//! room may be held by something that runs for a day.
+//!
+//! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
+
+mod amount;
+mod grant;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use flux_protocol::{FunctionName, Lane, subject::QueueName};
+
+pub(crate) use amount::Amount;
+
+/// A queue that worked within this time is expected to work again.
+const WARM_MS: u64 = 5_000;
+/// For this long after a queue was known to wait, no more than a quarter of the slots stands idle.
+const CONTENDED_MS: u64 = 1_000;
+/// A busy queue that was passed over for this long claims what gets free.
+const CLAIM_AFTER_MS: u64 = 1_000;
+/// As long as the longest pull, which may be what holds the room.
+const CLAIM_FOR_MS: u64 = 30_000;
+const CLAIM_AGAIN_AFTER_MS: u64 = 120_000;
+/// Busy queues looked at for one that fits; those that were passed over claim in turn.
+const LOOKED_AT: usize = 64;
+
+/// Work waits, and nobody said how much.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What one function needs, by its current version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) each: Amount,
+    /// Executions at once on this agent.
+    pub(crate) max_concurrency: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct QueueId(usize);
+
+/// Room that an outstanding pull holds.
+#[derive(Debug)]
+pub(crate) struct Credit {
+    pub(crate) queue: QueueId,
+    pub(crate) left: u64,
+    each: Amount,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// For work that is known, or expected within moments.
+    Work,
+    /// On a queue that is not known to have any, in a short pull.
+    Turn,
+    /// The same in a long pull.
+    Standing,
+}
+
+/// A pull to be sent.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) credit: Credit,
+    pub(crate) name: QueueName,
+    pub(crate) expires: Duration,
+}
+
+impl Grant {
+    pub(crate) fn batch(&self) -> u64 {
+        self.credit.left
+    }
+}
+
+/// Room that a running execution holds.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    queue: QueueId,
+    cost: Amount,
+}
+
+/// How a pull ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PullEnd {
+    /// By itself: filled, or nothing more came within its time.
+    Expired,
+    /// The broker or the connection ended it: this says nothing about the queue.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Queue {
+    name: QueueName,
+    function: usize,
+    hot: bool,
+    outstanding: u64,
+    running: u64,
+    /// What waits at the broker by the last that was heard; [`UNKNOWN`] after a ring.
+    backlog: u64,
+    last_work_ms: Option<u64>,
+    active: bool,
+    /// The tick of its last grant: smaller is longer ago.
+    served: u64,
+    passed_over_since: Option<u64>,
+    place: Place,
+}
+
+/// Order among those who want credit: share, tick of the last grant, index.
+type Key = (u64, u64, usize);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Nowhere,
+    Busy(Key),
+    Bare(Key),
+}
+
+#[derive(Debug)]
+struct Function {
+    name: FunctionName,
+    /// Unknown, or nothing that this agent can run.
+    need: Option<Need>,
+    /// Running and credit, over both lanes.
+    in_use: u64,
+    lanes: [Option<usize>; 2],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    queue: usize,
+    since_ms: u64,
+}
+
+/// All that decides about pulls. See the module's text.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    total: Amount,
+    /// Running and credit.
+    used: Amount,
+    running: Amount,
+    /// Credit of [`Kind::Standing`].
+    standing: Amount,
+    /// Tasks of [`Kind::Turn`] and [`Kind::Standing`].
+    idle_credit: u64,
+    /// Tasks of [`Kind::Turn`].
+    turns: u64,
+    queues: Vec<Option<Queue>>,
+    free_queues: Vec<usize>,
+    by_name: HashMap<QueueName, usize>,
+    functions: Vec<Option<Function>>,
+    free_functions: Vec<usize>,
+    by_function: HashMap<FunctionName, usize>,
+    busy: BTreeSet<Key>,
+    bare: BTreeSet<Key>,
+    /// Queues that worked lately.
+    active: u64,
+    hot: u64,
+    tick: u64,
+    /// Which queues were known to wait, and until when that counts.
+    waited_lately: [(usize, u64); 2],
+    claim: Option<Claim>,
+    no_claim_before_ms: u64,
+    paused: bool,
+    /// Queues with an event since the last plan.
+    touched: Vec<usize>,
+}
+
+impl Planner {
+    pub(crate) fn new(total: Amount) -> Self {
+        Self {
+            total,
+            used: Amount::default(),
+            running: Amount::default(),
+            standing: Amount::default(),
+            idle_credit: 0,
+            turns: 0,
+            queues: Vec::new(),
+            free_queues: Vec::new(),
+            by_name: HashMap::new(),
+            functions: Vec::new(),
+            free_functions: Vec::new(),
+            by_function: HashMap::new(),
+            busy: BTreeSet::new(),
+            bare: BTreeSet::new(),
+            active: 0,
+            hot: 0,
+            tick: 0,
+            waited_lately: [(usize::MAX, 0); 2],
+            claim: None,
+            no_claim_before_ms: 0,
+            paused: false,
+            touched: Vec::new(),
+        }
+    }
+
+    /// What running executions leave of the budget. Credit is not taken off: it is room for calls.
+    pub(crate) fn free(&self) -> Amount {
+        self.total.minus(self.running)
+    }
+
+    /// No credit is outstanding and nothing runs.
+    pub(crate) fn is_still(&self) -> bool {
+        self.used.tasks == 0
+    }
+
+    /// From now on nothing is granted, until [`Self::resume`].
+    pub(crate) fn pause(&mut self) {
+        self.paused = true;
+        self.place_all();
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.paused = false;
+        self.place_all();
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The queue can be pulled; said of a queue that is hot already, it is a ring: work waits there.
+    pub(crate) fn heat(&mut self, name: &QueueName, need: Option<Need>) {
+        if let Some(&index) = self.by_name.get(name) {
+            if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+                if !queue.hot {
+                    self.hot += 1;
+                }
+                queue.hot = true;
+                queue.backlog = if queue.outstanding > 0 { queue.backlog } else { UNKNOWN };
+            }
+            self.set_active(index);
+            self.place(index);
+            return;
+        }
+        let function = self.function_of(name, need);
+        let queue = Queue {
+            name: name.clone(),
+            function,
+            hot: true,
+            outstanding: 0,
+            running: 0,
+            backlog: UNKNOWN,
+            last_work_ms: None,
+            active: false,
+            served: 0,
+            passed_over_since: None,
+            place: Place::Nowhere,
+        };
+        let index = insert(&mut self.queues, &mut self.free_queues, queue);
+        self.by_name.insert(name.clone(), index);
+        if let Some(function) = self.functions.get_mut(function).and_then(Option::as_mut) {
+            function.lanes[lane_index(name.lane)] = Some(index);
+        }
+        self.hot += 1;
+        self.set_active(index);
+        self.place(index);
+    }
+
+    /// The queue is cold: nothing more is pulled there. What is outstanding or runs is still counted.
+    pub(crate) fn cool(&mut self, name: &QueueName) {
+        let Some(&index) = self.by_name.get(name) else { return };
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut)
+            && queue.hot
+        {
+            queue.hot = false;
+            queue.backlog = 0;
+            self.hot -= 1;
+        }
+        self.set_inactive(index);
+        self.place(index);
+        self.forget_if_done(index);
+    }
+
+    /// Whether a queue of this function is hot here.
+    pub(crate) fn knows(&self, function: &FunctionName) -> bool {
+        self.by_function.contains_key(function)
+    }
+
+    /// The function's need changed; `None` when this agent cannot run it.
+    pub(crate) fn set_need(&mut self, function: &FunctionName, need: Option<Need>) {
+        let Some(&index) = self.by_function.get(function) else { return };
+        let Some(function) = self.functions.get_mut(index).and_then(Option::as_mut) else { return };
+        function.need = need;
+        for queue in function.lanes.into_iter().flatten() {
+            self.place(queue);
+        }
+    }
+
+    /// A pull brought a message: its credit is now a slot. `pending` is how many more wait, if that is known.
+    pub(crate) fn delivered(&mut self, credit: &mut Credit, pending: Option<u64>, now_ms: u64) -> Slot {
+        credit.left = credit.left.saturating_sub(1);
+        self.unreserve(credit.kind, credit.each, 1);
+        self.running = self.running.plus(credit.each);
+        let index = credit.queue.0;
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+            queue.outstanding -= 1;
+            queue.running += 1;
+            queue.last_work_ms = Some(now_ms);
+            match pending {
+                Some(pending) => queue.backlog = pending,
+                // An engine that does not say: a pull that gets filled had more behind it, as far as we know.
+                None if credit.left == 0 => queue.backlog = UNKNOWN,
+                None => {}
+            }
+        }
+        self.set_active(index);
+        self.touch(index);
+        self.place(index);
+        Slot { queue: credit.queue, cost: credit.each }
+    }
+
+    /// A pull ended; what is left of its credit is free.
+    pub(crate) fn ended(&mut self, credit: Credit, how: PullEnd, now_ms: u64) {
+        self.unreserve(credit.kind, credit.each, credit.left);
+        self.used = self.used.minus(credit.each.times(credit.left));
+        let index = credit.queue.0;
+        let mut cooled_down = false;
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+            queue.outstanding -= credit.left;
+            if credit.left > 0 && how == PullEnd::Expired {
+                queue.backlog = 0;
+            }
+            cooled_down = queue.backlog == 0 && !is_warm(queue.last_work_ms, now_ms);
+        }
+        self.release_function(index, credit.left);
+        if cooled_down {
+            self.set_inactive(index);
+        }
+        self.touch(index);
+        self.place_with_sibling(index);
+        self.forget_if_done(index);
+    }
+
+    /// An execution ended; its slot is free.
+    pub(crate) fn finished(&mut self, slot: Slot) {
+        self.used = self.used.minus(slot.cost);
+        self.running = self.running.minus(slot.cost);
+        let index = slot.queue.0;
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+            queue.running -= 1;
+        }
+        self.release_function(index, 1);
+        self.touch(index);
+        self.place_with_sibling(index);
+        self.forget_if_done(index);
+    }
+
+    /// The execution runs a version that needs another amount than the current one.
+    pub(crate) fn recost(&mut self, slot: &mut Slot, cost: Amount) {
+        self.used = self.used.minus(slot.cost).plus(cost);
+        self.running = self.running.minus(slot.cost).plus(cost);
+        slot.cost = cost;
+    }
+
+    fn unreserve(&mut self, kind: Kind, each: Amount, count: u64) {
+        match kind {
+            Kind::Work => {}
+            Kind::Turn => {
+                self.idle_credit -= count;
+                self.turns -= count;
+            }
+            Kind::Standing => {
+                self.idle_credit -= count;
+                self.standing = self.standing.minus(each.times(count));
+            }
+        }
+    }
+
+    fn release_function(&mut self, queue: usize, count: u64) {
+        if let Some(function) = self.function_index(queue)
+            && let Some(function) = self.functions.get_mut(function).and_then(Option::as_mut)
+        {
+            function.in_use -= count;
+        }
+    }
+
+    fn function_index(&self, queue: usize) -> Option<usize> {
+        self.queues.get(queue).and_then(Option::as_ref).map(|queue| queue.function)
+    }
+
+    fn function(&self, index: usize) -> Option<&Function> {
+        self.functions.get(index).and_then(Option::as_ref)
+    }
+
+    fn queue(&self, index: usize) -> Option<&Queue> {
+        self.queues.get(index).and_then(Option::as_ref)
+    }
+
+    fn function_of(&mut self, name: &QueueName, need: Option<Need>) -> usize {
+        if let Some(&index) = self.by_function.get(&name.function) {
+            return index;
+        }
+        let function = Function { name: name.function.clone(), need, in_use: 0, lanes: [None, None] };
+        let index = insert(&mut self.functions, &mut self.free_functions, function);
+        self.by_function.insert(name.function.clone(), index);
+        index
+    }
+
+    fn set_active(&mut self, index: usize) {
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut)
+            && !queue.active
+        {
+            queue.active = true;
+            self.active += 1;
+        }
+    }
+
+    fn set_inactive(&mut self, index: usize) {
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut)
+            && queue.active
+        {
+            queue.active = false;
+            self.active -= 1;
+        }
+    }
+
+    fn touch(&mut self, index: usize) {
+        if self.touched.last() != Some(&index) {
+            self.touched.push(index);
+        }
+    }
+
+    fn place_all(&mut self) {
+        for index in 0..self.queues.len() {
+            self.place(index);
+        }
+    }
+
+    /// The two lanes of a function share its `max_concurrency`: what frees one may let the other in.
+    fn place_with_sibling(&mut self, index: usize) {
+        let lanes = self.function_index(index).and_then(|f| self.function(f)).map_or([None, None], |f| f.lanes);
+        for lane in lanes.into_iter().flatten() {
+            self.place(lane);
+        }
+    }
+
+    /// Puts the queue into the order it belongs to now.
+    fn place(&mut self, index: usize) {
+        let wanted = self.wanted_place(index);
+        let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { return };
+        if queue.place == wanted {
+            return;
+        }
+        match queue.place {
+            Place::Busy(key) => self.busy.remove(&key),
+            Place::Bare(key) => self.bare.remove(&key),
+            Place::Nowhere => false,
+        };
+        match wanted {
+            Place::Busy(key) => self.busy.insert(key),
+            Place::Bare(key) => self.bare.insert(key),
+            Place::Nowhere => false,
+        };
+        queue.place = wanted;
+        if !matches!(wanted, Place::Busy(_)) {
+            queue.passed_over_since = None;
+        }
+    }
+
+    fn wanted_place(&self, index: usize) -> Place {
+        let Some(queue) = self.queue(index) else { return Place::Nowhere };
+        let Some(need) =
+            self.function(queue.function).and_then(|f| f.need.filter(|need| f.in_use < need.max_concurrency))
+        else {
+            return Place::Nowhere;
+        };
+        if self.paused || !queue.hot || !need.each.fits_in(self.total) {
+            return Place::Nowhere;
+        }
+        let share = need.each.times(queue.running + queue.outstanding).dominant_share(self.total);
+        let key = (share, queue.served, index);
+        if queue.backlog > queue.outstanding {
+            Place::Busy(key)
+        } else if queue.outstanding == 0 {
+            Place::Bare(key)
+        } else {
+            Place::Nowhere
+        }
+    }
+
+    fn forget_if_done(&mut self, index: usize) {
+        let done = self.queue(index).is_some_and(|q| !q.hot && q.outstanding == 0 && q.running == 0);
+        if !done {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(index).and_then(Option::take) else { return };
+        self.free_queues.push(index);
+        self.by_name.remove(&queue.name);
+        self.touched.retain(|touched| *touched != index);
+        let Some(function) = self.functions.get_mut(queue.function).and_then(Option::as_mut) else { return };
+        function.lanes[lane_index(queue.name.lane)] = None;
+        if function.lanes == [None, None] {
+            self.by_function.remove(&function.name);
+            self.functions[queue.function] = None;
+            self.free_functions.push(queue.function);
+        }
+    }
+}
+
+fn is_warm(last_work_ms: Option<u64>, now_ms: u64) -> bool {
+    last_work_ms.is_some_and(|at| now_ms.saturating_sub(at) < WARM_MS)
+}
+
+const fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Call => 0,
+        Lane::Invoke => 1,
+    }
+}
+
+fn insert<T>(slab: &mut Vec<Option<T>>, free: &mut Vec<usize>, value: T) -> usize {
+    if let Some(index) = free.pop() {
+        slab[index] = Some(value);
+        return index;
+    }
+    slab.push(Some(value));
+    slab.len() - 1
+}

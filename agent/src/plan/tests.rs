@@ -1,0 +1,475 @@
+//! The planner against a model of a broker: queues with arbitrary arrivals, pulls that are filled or expire,
+//! executions that take their time. After every step the books must balance.
+
+use std::collections::{HashMap, VecDeque};
+
+use flux_protocol::PoolName;
+use proptest::prelude::*;
+
+use super::*;
+
+fn name(lane: Lane, function: usize) -> QueueName {
+    let function = FunctionName::parse(&format!("f{function}")).expect("a name");
+    QueueName::new(lane, PoolName::default(), function)
+}
+
+fn need(cpu: u32, memory: u32, max_concurrency: u64) -> Need {
+    let each = Amount::of_one(flux_protocol::function::Resources { cpu, memory });
+    Need { each, max_concurrency }
+}
+
+fn budget(tasks: u64) -> Amount {
+    Amount { tasks, cpu_millicores: tasks * 100, memory_mb: tasks * 128 }
+}
+
+struct Pull {
+    credit: Credit,
+    expires_at_ms: u64,
+}
+
+/// One agent's planner and all that happens around it.
+struct World {
+    planner: Planner,
+    total: Amount,
+    now_ms: u64,
+    needs: HashMap<FunctionName, Need>,
+    waiting: HashMap<QueueName, u64>,
+    waiting_since_ms: HashMap<QueueName, u64>,
+    longest_wait_ms: u64,
+    pulls: HashMap<QueueName, VecDeque<Pull>>,
+    running: Vec<(u64, QueueName, Slot)>,
+    duration_ms: HashMap<QueueName, u64>,
+    delivered: HashMap<QueueName, u64>,
+    pulls_sent: u64,
+    pending_counts: bool,
+}
+
+impl World {
+    fn new(total: Amount) -> Self {
+        Self {
+            planner: Planner::new(total),
+            total,
+            now_ms: 0,
+            needs: HashMap::new(),
+            waiting: HashMap::new(),
+            waiting_since_ms: HashMap::new(),
+            longest_wait_ms: 0,
+            pulls: HashMap::new(),
+            running: Vec::new(),
+            duration_ms: HashMap::new(),
+            delivered: HashMap::new(),
+            pulls_sent: 0,
+            pending_counts: true,
+        }
+    }
+
+    fn add(&mut self, queue: &QueueName, need: Need, duration_ms: u64) {
+        let need = *self.needs.entry(queue.function.clone()).or_insert(need);
+        self.duration_ms.insert(queue.clone(), duration_ms);
+        self.planner.heat(queue, Some(need));
+        self.settle();
+    }
+
+    fn arrive(&mut self, queue: &QueueName, count: u64) {
+        if *self.waiting.entry(queue.clone()).or_default() == 0 {
+            self.waiting_since_ms.insert(queue.clone(), self.now_ms);
+        }
+        *self.waiting.entry(queue.clone()).or_default() += count;
+        self.settle();
+    }
+
+    fn credit_of(&self, queue: &QueueName) -> u64 {
+        self.pulls.get(queue).map_or(0, |pulls| pulls.iter().map(|pull| pull.credit.left).sum())
+    }
+
+    fn running_of(&self, queue: &QueueName) -> u64 {
+        self.running.iter().filter(|(_, of, _)| of == queue).count() as u64
+    }
+
+    /// Plans, delivers what can be delivered, and again, until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            let mut grants = Vec::new();
+            self.planner.plan(self.now_ms, &mut grants);
+            self.check_books_after(&grants);
+            let granted = !grants.is_empty();
+            for grant in grants {
+                assert!(grant.batch() > 0);
+                self.pulls_sent += 1;
+                let expires_at_ms = self.now_ms + u64::try_from(grant.expires.as_millis()).expect("short");
+                self.pulls.entry(grant.name).or_default().push_back(Pull { credit: grant.credit, expires_at_ms });
+            }
+            self.check_work_conserving();
+            let delivered = self.deliver();
+            if !granted && !delivered {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self) -> bool {
+        let mut any = false;
+        let queues: Vec<QueueName> = self.waiting.iter().filter(|(_, n)| **n > 0).map(|(q, _)| q.clone()).collect();
+        for queue in queues {
+            while self.waiting[&queue] > 0 {
+                let Some(pull) = self.pulls.get_mut(&queue).and_then(VecDeque::front_mut) else { break };
+                let left = self.waiting[&queue] - 1;
+                self.waiting.insert(queue.clone(), left);
+                let pending = self.pending_counts.then_some(left);
+                let slot = self.planner.delivered(&mut pull.credit, pending, self.now_ms);
+                if pull.credit.left == 0 {
+                    let pull = self.pulls.get_mut(&queue).and_then(VecDeque::pop_front).expect("it was there");
+                    self.planner.ended(pull.credit, PullEnd::Expired, self.now_ms);
+                }
+                self.running.push((self.now_ms + self.duration_ms[&queue], queue.clone(), slot));
+                *self.delivered.entry(queue.clone()).or_default() += 1;
+                let since = self.waiting_since_ms.insert(queue.clone(), self.now_ms).expect("it waited");
+                self.longest_wait_ms = self.longest_wait_ms.max(self.now_ms - since);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn advance(&mut self, by_ms: u64) {
+        self.now_ms += by_ms;
+        let now_ms = self.now_ms;
+        let (over, going): (Vec<_>, Vec<_>) = self.running.drain(..).partition(|(ends, _, _)| *ends <= now_ms);
+        self.running = going;
+        for (_, _, slot) in over {
+            self.planner.finished(slot);
+        }
+        for pulls in self.pulls.values_mut() {
+            let (over, going): (VecDeque<_>, VecDeque<_>) =
+                pulls.drain(..).partition(|pull| pull.expires_at_ms <= now_ms);
+            *pulls = going;
+            for pull in over {
+                self.planner.ended(pull.credit, PullEnd::Expired, now_ms);
+            }
+        }
+        self.settle();
+    }
+
+    fn run(&mut self, for_ms: u64, step_ms: u64, mut each: impl FnMut(&mut Self)) {
+        let end = self.now_ms + for_ms;
+        while self.now_ms < end {
+            self.advance(step_ms);
+            each(self);
+        }
+    }
+
+    /// What is out, counted from the outside, is within the budget and within each function's concurrency.
+    fn check_books_after(&self, grants: &[Grant]) {
+        let mut used = Amount::default();
+        let mut per_function: HashMap<&FunctionName, u64> = HashMap::new();
+        let pulls =
+            self.pulls.iter().flat_map(|(queue, pulls)| pulls.iter().map(move |pull| (queue, pull.credit.left)));
+        let running = self.running.iter().map(|(_, queue, _)| (queue, 1));
+        let granted = grants.iter().map(|grant| (&grant.name, grant.batch()));
+        for (queue, count) in pulls.chain(running).chain(granted) {
+            used = used.plus(self.needs[&queue.function].each.times(count));
+            *per_function.entry(&queue.function).or_default() += count;
+        }
+        assert!(used.fits_in(self.total), "{used:?} is over {:?}", self.total);
+        assert_eq!(used, self.planner.used, "the planner's books");
+        for (function, count) in per_function {
+            assert!(count <= self.needs[function].max_concurrency, "{function} has {count}");
+        }
+    }
+
+    /// Room stays free beside known work only where a claim saves it up.
+    fn check_work_conserving(&self) {
+        if self.planner.claim.is_some() {
+            return;
+        }
+        let room = self.total.minus(self.planner.used);
+        for key in self.planner.busy.iter().take(LOOKED_AT) {
+            let need = self.planner.each_of(key.2).expect("busy queues have a need");
+            assert!(!need.fits_in(room), "{:?} waits beside {room:?}", self.planner.queue(key.2));
+        }
+    }
+}
+
+impl Planner {
+    fn each_of(&self, queue: usize) -> Option<Amount> {
+        self.function(self.queue(queue)?.function)?.need.map(|need| need.each)
+    }
+}
+
+#[test]
+fn a_single_busy_queue_gets_every_slot() {
+    let mut world = World::new(budget(32));
+    let queue = name(Lane::Invoke, 0);
+    world.add(&queue, need(100, 128, u64::MAX), 50);
+    world.arrive(&queue, 10_000);
+    world.run(1_000, 5, |world| assert_eq!(world.running_of(&queue), 32));
+    assert!(world.delivered[&queue] >= 32 * 20, "{:?}", world.delivered);
+}
+
+#[test]
+fn sixteen_callers_of_one_function_find_a_credit_waiting() {
+    let mut world = World::new(budget(32));
+    let queue = name(Lane::Call, 0);
+    world.add(&queue, need(100, 128, u64::MAX), 10);
+    // Sixteen callers, each calling again as soon as it was answered.
+    let mut asked = 0_u64;
+    let calls = |world: &mut World, asked: &mut u64| {
+        let busy = world.running_of(&queue) + world.waiting.get(&queue).copied().unwrap_or(0);
+        let more = 16 - busy;
+        *asked += more;
+        for _ in 0..more {
+            world.arrive(&queue, 1);
+        }
+    };
+    calls(&mut world, &mut asked);
+    world.pulls_sent = 0;
+    world.run(2_000, 1, |world| calls(world, &mut asked));
+    assert_eq!(world.longest_wait_ms, 0);
+    let delivered = world.delivered[&queue];
+    assert!(delivered > 2_500, "{delivered}");
+    assert!(world.pulls_sent * 3 < delivered, "{} pulls for {delivered} executions", world.pulls_sent);
+}
+
+#[test]
+fn an_idle_hot_queue_costs_a_pull_each_thirty_seconds() {
+    let mut world = World::new(budget(32));
+    for function in 0..3 {
+        world.add(&name(Lane::Call, function), need(100, 128, u64::MAX), 10);
+    }
+    world.run(10_000, 50, |_| ());
+    world.pulls_sent = 0;
+    world.run(60_000, 50, |_| ());
+    assert!(world.pulls_sent <= 9, "{} pulls in a minute", world.pulls_sent);
+}
+
+#[test]
+fn a_slow_function_does_not_starve_a_fast_one() {
+    let mut world = World::new(budget(16));
+    let (slow, fast) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1));
+    world.add(&slow, need(100, 128, u64::MAX), 10_000);
+    world.add(&fast, need(100, 128, u64::MAX), 10);
+    world.arrive(&slow, 10_000);
+    world.arrive(&fast, 100_000);
+    world.run(30_000, 10, |_| ());
+    let before = world.delivered[&fast];
+    world.run(10_000, 10, |world| assert!(world.running_of(&slow) <= 9, "{}", world.running_of(&slow)));
+    assert!(world.delivered[&fast] - before > 5_000, "{:?}", world.delivered);
+}
+
+#[test]
+fn a_burst_elsewhere_leaves_turns_for_an_idle_queue() {
+    let mut world = World::new(budget(32));
+    let (burst, quiet) = (name(Lane::Invoke, 0), name(Lane::Call, 1));
+    world.add(&burst, need(100, 128, u64::MAX), 20);
+    world.add(&quiet, need(100, 128, u64::MAX), 20);
+    world.run(100, 5, |_| ());
+    world.arrive(&burst, 1_000_000);
+    world.waiting_since_ms.clear();
+    world.waiting_since_ms.insert(burst.clone(), world.now_ms);
+    let mut worst = 0;
+    for _ in 0..20 {
+        world.run(700, 5, |_| ());
+        let (before, asked_at) = (world.delivered.get(&quiet).copied().unwrap_or(0), world.now_ms);
+        world.arrive(&quiet, 1);
+        while world.delivered.get(&quiet).copied().unwrap_or(0) == before {
+            world.advance(5);
+            assert!(world.now_ms - asked_at < 5_000, "the quiet queue starves");
+        }
+        worst = worst.max(world.now_ms - asked_at);
+    }
+    assert!(worst <= 50, "it waited {worst} ms");
+}
+
+#[test]
+fn a_ring_is_served_before_turns() {
+    let mut world = World::new(budget(4));
+    for function in 0..200 {
+        world.add(&name(Lane::Call, function), need(100, 128, u64::MAX), 10);
+    }
+    world.run(20_000, 10, |_| ());
+    let rung = name(Lane::Call, 57);
+    let known = world.needs[&rung.function];
+    world.arrive(&rung, 1);
+    world.planner.heat(&rung, Some(known));
+    world.run(300, 5, |_| ());
+    assert_eq!(world.delivered.get(&rung), Some(&1));
+}
+
+#[test]
+fn more_hot_queues_than_slots_take_turns() {
+    let mut world = World::new(budget(8));
+    for function in 0..40 {
+        world.add(&name(Lane::Call, function), need(100, 128, u64::MAX), 10);
+    }
+    world.run(1_000, 10, |_| ());
+    for function in 0..40 {
+        world.arrive(&name(Lane::Call, function), 1);
+    }
+    world.run(31_000, 10, |_| ());
+    for function in 0..40 {
+        assert_eq!(world.delivered.get(&name(Lane::Call, function)), Some(&1), "function {function}");
+    }
+}
+
+#[test]
+fn a_big_function_gets_its_room_beside_small_ones() {
+    let total = Amount { tasks: 32, cpu_millicores: 8_000, memory_mb: 1_600 };
+    let mut world = World::new(total);
+    let (small, big) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1));
+    world.add(&small, need(100, 128, u64::MAX), 2_000);
+    world.arrive(&small, 100_000);
+    // Staggered, so that never much gets free at once.
+    world.run(3_000, 37, |_| ());
+    world.add(&big, need(100, 1_200, u64::MAX), 500);
+    world.arrive(&big, 3);
+    world.run(60_000, 37, |_| ());
+    assert!(world.delivered.get(&big).copied().unwrap_or(0) >= 3, "{:?}", world.delivered);
+}
+
+#[test]
+fn a_claim_that_cannot_be_served_ends() {
+    let total = Amount { tasks: 32, cpu_millicores: 8_000, memory_mb: 1_600 };
+    let mut world = World::new(total);
+    let (day, small, big) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1), name(Lane::Invoke, 2));
+    world.add(&day, need(100, 1_000, 1), 86_400_000);
+    world.arrive(&day, 1);
+    world.add(&small, need(100, 128, u64::MAX), 100);
+    world.arrive(&small, 1_000_000);
+    world.add(&big, need(100, 800, u64::MAX), 100);
+    world.arrive(&big, 1);
+    world.run(40_000, 50, |world| {
+        if let Some(at) = world.planner.wake_at_ms() {
+            assert!(at <= world.now_ms + CLAIM_FOR_MS);
+        }
+    });
+    let before = world.delivered[&small];
+    world.run(60_000, 50, |_| ());
+    assert!(world.delivered[&small] > before + 1_000, "{:?}", world.delivered);
+}
+
+#[test]
+fn two_lanes_share_a_concurrency_of_one() {
+    let mut world = World::new(budget(8));
+    let (call, invoke) = (name(Lane::Call, 0), name(Lane::Invoke, 0));
+    world.add(&call, need(100, 128, 1), 20);
+    world.add(&invoke, need(100, 128, 1), 20);
+    world.run(500, 5, |_| ());
+    for queue in [&call, &invoke] {
+        let asked_at = world.now_ms;
+        world.arrive(queue, 1);
+        while world.delivered.get(queue).is_none() {
+            world.advance(5);
+            assert!(world.now_ms - asked_at < 400, "{queue:?} waits");
+        }
+    }
+}
+
+#[test]
+fn a_cold_queue_is_left_alone_and_forgotten() {
+    let mut world = World::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    world.add(&queue, need(100, 128, u64::MAX), 20);
+    world.planner.cool(&queue);
+    world.run(40_000, 50, |_| ());
+    assert_eq!(world.credit_of(&queue), 0);
+    assert!(world.planner.is_still());
+    assert!(!world.planner.knows(&queue.function));
+    assert!(world.planner.by_name.is_empty());
+}
+
+#[test]
+fn paused_grants_nothing_and_resumes() {
+    let mut world = World::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    world.planner.pause();
+    world.add(&queue, need(100, 128, u64::MAX), 20);
+    world.arrive(&queue, 5);
+    assert!(world.planner.is_still());
+    world.planner.resume();
+    world.settle();
+    assert_eq!(world.delivered[&queue], 5);
+}
+
+#[test]
+fn a_function_that_cannot_run_here_is_not_pulled() {
+    let mut world = World::new(budget(2));
+    let (huge, unknown) = (name(Lane::Call, 0), name(Lane::Call, 1));
+    world.add(&huge, need(100, 100_000, u64::MAX), 20);
+    world.planner.heat(&unknown, None);
+    world.settle();
+    assert!(world.planner.is_still());
+    let known = need(100, 128, u64::MAX);
+    world.needs.insert(unknown.function.clone(), known);
+    world.duration_ms.insert(unknown.clone(), 20);
+    world.planner.set_need(&unknown.function, Some(known));
+    world.settle();
+    assert!(world.credit_of(&unknown) > 0);
+}
+
+#[derive(Debug, Clone)]
+struct Given {
+    lane: Lane,
+    function: usize,
+    cpu: u32,
+    memory: u32,
+    max_concurrency: u64,
+    duration_ms: u64,
+    /// Of a thousand steps, how many bring work, and how much at once.
+    arrivals: u32,
+    burst: u64,
+}
+
+fn given() -> impl Strategy<Value = Given> {
+    let lane = prop_oneof![Just(Lane::Call), Just(Lane::Invoke)];
+    let most = prop_oneof![Just(1_u64), 2_u64..6, Just(u64::MAX)];
+    (lane, 0_usize..6, 50_u32..400, 32_u32..500, most, 5_u64..400, 0_u32..300, 1_u64..40).prop_map(
+        |(lane, function, cpu, memory, max_concurrency, duration_ms, arrivals, burst)| Given {
+            lane,
+            function,
+            cpu,
+            memory,
+            max_concurrency,
+            duration_ms,
+            arrivals,
+            burst,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Whatever arrives: the budget holds, no room stays unused beside work, and nothing waits for ever.
+    #[test]
+    fn books_balance_and_nobody_starves(
+        tasks in 1_u64..40,
+        queues in prop::collection::vec(given(), 1..10),
+        pending_counts in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let total = Amount { tasks, cpu_millicores: tasks.max(4) * 100, memory_mb: 512.max(tasks * 64) };
+        let mut world = World::new(total);
+        world.pending_counts = pending_counts;
+        for of in &queues {
+            world.add(&name(of.lane, of.function), need(of.cpu, of.memory, of.max_concurrency), of.duration_ms);
+        }
+        let mut random = flux_testkit::Seed::new(seed);
+        world.run(20_000, 10, |world| {
+            for of in &queues {
+                if random.below(1_000) < of.arrivals.into() {
+                    let queue = name(of.lane, of.function);
+                    // Bounded, so that a wait means being passed over and not a queue that only ever grows.
+                    if world.waiting.get(&queue).copied().unwrap_or(0) < 200 {
+                        world.arrive(&queue, of.burst);
+                    }
+                }
+            }
+        });
+        // No more arrivals: everything drains, for every queue that can run here at all.
+        world.run(400_000, 50, |_| ());
+        let left: u64 = world.waiting.values().sum();
+        prop_assert_eq!(left, 0, "left {:?} of {:?}", world.waiting, queues);
+        // A standing pull, a claim and a turn of each queue are what a head may have to wait for.
+        prop_assert!(world.longest_wait_ms < 100_000, "one waited {} ms", world.longest_wait_ms);
+    }
+}
