@@ -17,11 +17,15 @@ use flux_protocol::{
     Timestamp,
 };
 
+pub mod conformance;
 mod error;
 mod merge;
+mod open;
+mod sqlite;
 
 pub use error::StoreError;
-pub use merge::{Merged, merge_queued, merge_status};
+pub use merge::{Merged, merge_queued, merge_requeued, merge_status};
+pub use open::{Durability, Tuning, open};
 
 /// A function with all its versions' numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub struct Recorded {
     /// transaction is repeated after a crash.
     pub became_terminal: bool,
     /// The record as it is now accepts this attempt's `will_retry`: the next attempt is to be published.
-    /// Repeated when the same update comes again before that attempt was seen.
+    /// Repeated when the same update comes again before that attempt was seen ([`Store::requeued`], or a status of it).
     pub retry_wanted: bool,
 }
 
@@ -69,7 +73,8 @@ pub struct Recorded {
 pub struct ExecutionFilter {
     pub function: Option<FunctionName>,
     pub status: Option<StatusFilter>,
-    /// Queued at or after.
+    /// Queued at or after. Bounded through the ids' own time: an execution whose id says that it is more than
+    /// ten minutes older than this may be left out.
     pub since: Option<Timestamp>,
     /// Only executions older than this one (newest come first).
     pub cursor: Option<ExecutionId>,
@@ -109,9 +114,12 @@ pub trait Store: Send + Sync + 'static {
     /// one is a new version with the current code; the same configuration changes nothing.
     async fn register(&self, spec: &FunctionSpec, now: Timestamp) -> Result<Deployed, StoreError>;
 
-    /// Sets a function's code: a new version with the current configuration, or with `spec` if given. The same
-    /// archive and configuration again is the same version. A version without code that was never run gets the
-    /// code without a new number.
+    /// Sets a function's code: a new version with the current configuration, or with `spec` if given, which
+    /// also makes the function where there is none. The current version's archive and configuration again is
+    /// the same version. A current version without code, which cannot have run, gets the code without a new number.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such function, and no `spec`.
     async fn deploy(
         &self,
         name: &FunctionName,
@@ -120,14 +128,16 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Deployed, StoreError>;
 
-    /// Makes an old version current again, at once. `None`: no such function or version.
+    /// Makes an old version current again, at once. `None`: no such function or version. Versions beyond the
+    /// [`limits::VERSION_HISTORY`](flux_protocol::limits::VERSION_HISTORY) newest are gone, the current one never.
     async fn rollback(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError>;
 
     async fn function(&self, name: &FunctionName) -> Result<Option<Function>, StoreError>;
 
     async fn function_version(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError>;
 
-    /// Current versions in the order of their names, after `cursor`.
+    /// Current versions in the order of their names, after `cursor`; from 1 to
+    /// [`limits::PAGE`](flux_protocol::limits::PAGE) of them, as all lists here.
     async fn functions(
         &self,
         prefix: &str,
@@ -148,12 +158,14 @@ pub trait Store: Send + Sync + 'static {
     /// Records transitions in one transaction. Durable when it returns.
     async fn record(&self, updates: Vec<StatusUpdate>) -> Result<Vec<Recorded>, StoreError>;
 
+    /// The whole record, output included.
     async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError>;
 
-    /// Newest first.
+    /// Newest first, by their ids. Without output: the outcomes' chunks are left out, and so is the invocation.
     async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError>;
 
-    /// Executions that are not terminal and whose status did not change since `before`, oldest first.
+    /// Executions that are not terminal and whose status did not change since `before`, oldest first by their
+    /// ids, after `after`. Whole records, invocation included.
     async fn open_executions(
         &self,
         before: Timestamp,
@@ -161,7 +173,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<ExecutionRecord>, StoreError>;
 
-    /// Says where the message of an attempt that was published again lies now, and since when it waits.
+    /// Says where the message of an attempt that was published again lies now, and since when it waits. An
+    /// attempt that has gone further meanwhile only learns the position; an unknown execution stays unknown.
     async fn requeued(
         &self,
         id: ExecutionId,
@@ -170,7 +183,8 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Claims an idempotency key in a function for `window`. Atomic: of two at once one is `Claimed`.
+    /// Claims an idempotency key in a function for `window`. Atomic: of two at once one is `Claimed`. The same
+    /// execution claiming again is `Held` by itself.
     async fn claim_idempotency(
         &self,
         function: &FunctionName,
@@ -181,18 +195,25 @@ pub trait Store: Send + Sync + 'static {
         window: Duration,
     ) -> Result<Claim, StoreError>;
 
-    /// Frees a key whose execution was refused before it was accepted.
+    /// Frees a key whose execution was refused before it was accepted. One that another execution holds stays.
     async fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> Result<(), StoreError>;
 
-    /// Takes or renews a lease. `None`: another holds it.
+    /// Takes or renews a lease. `None`: another holds it. Renewed in time it keeps its token; taken anew, also by
+    /// the same holder after it ran out or was released, it has a greater one than ever before.
     async fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration)
     -> Result<Option<Lease>, StoreError>;
 
+    /// Gives a lease back. One that another holds stays.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<(), StoreError>;
 
     /// Removes terminal executions whose status is older than `before`, at most `limit`, and expired idempotency
-    /// keys. Returns the executions removed, so that their blobs can go too.
+    /// keys. Returns the executions removed (as [`Store::executions`] does), so that their blobs can go too.
+    /// Other writes go on between its steps.
     async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError>;
+
+    /// Writes what was handed over and closes. Calls that come later get [`StoreError::Closed`]. A store that
+    /// is dropped, or whose process dies, loses nothing that a call has returned for; closing only tidies up.
+    async fn close(&self);
 }
 
 pub type SharedStore = Arc<dyn Store>;

@@ -1,12 +1,29 @@
-//! How statuses become a record: pure, commutative, idempotent. Engines load a record, merge, and save.
+//! How statuses become a record: pure, commutative, associative, idempotent. Engines load a record, merge
+//! what came, and save.
+//!
+//! Whatever is learned of an execution (a status, the record made when it was accepted, a message that was
+//! published again) is put into the form of a record; [`join`] of two records is the record of both. So the
+//! order in which statuses come, and how often each comes, cannot matter.
 //!
 //! ```text
-//!   rank of a status = (attempt, phase)            queued < running < ended
-//!   a higher rank replaces a lower one; an equal or lower one adds only what is missing
-//!   terminal outcomes: the smallest sequence of the status log wins, whatever the attempt
+//!   leads:  the terminal record with the smallest sequence of the status log, whatever its attempt;
+//!           without a terminal one the highest (attempt, phase)          queued < running < ended
+//!   from the leading record:   attempt, phase, agent, times, outcome
+//!   from both:                 earliest queued_at and deadline, newest position, all notes
 //! ```
+//!
+//! Equal ranks from two agents are settled by the records' content alone, never by who came first: the
+//! earlier `status_at` leads (the later while queued: a message published again waits anew), then the agent's name.
+//!
+//! One thing is not joined but believed: that an execution has one function and, where messages name one,
+//! one version. Where attempts ran on different versions, the record has the leading attempt's.
 
-use flux_protocol::{ExecutionRecord, Phase, StatusMessage};
+use std::cmp::{Ordering, Reverse};
+
+use flux_protocol::{ExecutionRecord, Invocation, Outcome, Phase, StatusMessage, Timestamp, execution::QueuePosition};
+
+/// Notes kept of one execution: the first so many in the order of their text.
+const NOTES: usize = 32;
 
 /// What a merge did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,94 +39,195 @@ pub fn merge_status(
     status: &StatusMessage,
     sequence: u64,
 ) -> (ExecutionRecord, Merged) {
-    let Some(mut record) = known else {
-        let record = started_by(status, sequence);
-        let merged = Merged { changed: true, became_terminal: record.is_terminal(), retry_wanted: wants_retry(status) };
-        return (record, merged);
+    let told = told_by(status, sequence);
+    let was_terminal = known.as_ref().is_some_and(ExecutionRecord::is_terminal);
+    let (record, changed) = match known {
+        None => (told, true),
+        Some(known) => {
+            let before = known.clone();
+            let record = join(known, told);
+            let changed = record != before;
+            (record, changed)
+        }
     };
-    let before = record.clone();
-    let was_terminal = record.is_terminal();
-    if status.is_terminal() {
-        let wins = !was_terminal || record.terminal_seq.is_none_or(|kept| sequence < kept);
-        if wins {
-            take(&mut record, status);
-            record.terminal_seq = Some(sequence);
-            record.invocation = None;
-        }
-    } else if !was_terminal && (status.attempt, status.phase) > (record.attempt, record.phase) {
-        take(&mut record, status);
-    }
-    record.queued_at = record.queued_at.min(status.queued_at);
-    for note in &status.notes {
-        if !record.notes.contains(note) {
-            record.notes.push(note.clone());
-            record.notes.sort();
-        }
-    }
-    if record.traceparent.is_none() {
-        record.traceparent.clone_from(&status.traceparent);
-    }
-    if record.deadline.is_none() {
-        record.deadline = status.deadline;
-    }
-    let retry_wanted = wants_retry(status) && !record.is_terminal() && record.attempt == status.attempt;
-    let merged =
-        Merged { changed: record != before, became_terminal: !was_terminal && record.is_terminal(), retry_wanted };
+    let ended_for_now = status.phase == Phase::Ended && status.outcome.as_ref().is_some_and(|o| o.will_retry);
+    let merged = Merged {
+        changed,
+        became_terminal: !was_terminal && record.is_terminal(),
+        retry_wanted: ended_for_now && !record.is_terminal() && record.attempt == status.attempt,
+    };
     (record, merged)
 }
 
 /// Merges the record that a gateway made when it accepted, with what statuses may have told before.
 pub fn merge_queued(known: Option<ExecutionRecord>, queued: ExecutionRecord) -> ExecutionRecord {
-    let Some(mut record) = known else { return queued };
-    record.queued_at = record.queued_at.min(queued.queued_at);
-    record.position = record.position.or(queued.position);
-    record.deadline = record.deadline.or(queued.deadline);
-    record.traceparent = record.traceparent.or(queued.traceparent);
-    record.redrive_of = record.redrive_of.or(queued.redrive_of);
-    if !record.is_terminal() {
-        record.invocation = record.invocation.or(queued.invocation);
-        if record.version == 0 {
-            record.version = queued.version;
-        }
+    let queued = normal(queued);
+    match known {
+        None => queued,
+        Some(known) => join(known, queued),
+    }
+}
+
+/// Merges that the message of `attempt` was published again, lies at `position` and waits since `now`.
+pub fn merge_requeued(
+    known: ExecutionRecord,
+    attempt: u32,
+    position: QueuePosition,
+    now: Timestamp,
+) -> ExecutionRecord {
+    let requeued = ExecutionRecord {
+        attempt,
+        phase: Phase::Queued,
+        agent_id: None,
+        started_at: None,
+        status_at: now,
+        outcome: None,
+        terminal_seq: None,
+        position: Some(position),
+        invocation: None,
+        notes: Vec::new(),
+        ..known.clone()
+    };
+    join(known, requeued)
+}
+
+/// The record of what either tells. Both must be in the form that this module makes.
+fn join(a: ExecutionRecord, b: ExecutionRecord) -> ExecutionRecord {
+    let (mut lead, other) = if rank(&a, &b) == Ordering::Less { (b, a) } else { (a, b) };
+    lead.outcome = outcome_of(lead.outcome.take(), &lead, &other);
+    lead.invocation =
+        if lead.is_terminal() { None } else { newest_invocation(lead.invocation.take(), other.invocation) };
+    if lead.version == 0 {
+        lead.version = other.version;
+    }
+    lead.queued_at = lead.queued_at.min(other.queued_at);
+    lead.deadline = least(lead.deadline, other.deadline);
+    lead.traceparent = least(lead.traceparent.take(), other.traceparent);
+    lead.redrive_of = least(lead.redrive_of, other.redrive_of);
+    lead.position = newest_position(lead.position.take(), other.position);
+    if !other.notes.is_empty() {
+        lead.notes.extend(other.notes);
+        tidy(&mut lead.notes);
+    }
+    lead
+}
+
+/// `Greater` when `a` leads.
+fn rank(a: &ExecutionRecord, b: &ExecutionRecord) -> Ordering {
+    fn sequence(record: &ExecutionRecord) -> (bool, Reverse<u64>) {
+        let terminal = record.is_terminal();
+        (terminal, Reverse(if terminal { record.terminal_seq.unwrap_or(u64::MAX) } else { 0 }))
+    }
+    let since = |record: &ExecutionRecord| match record.phase {
+        Phase::Queued => record.status_at.as_micros(),
+        Phase::Running | Phase::Ended => record.status_at.as_micros().saturating_neg(),
+    };
+    sequence(a)
+        .cmp(&sequence(b))
+        .then_with(|| (a.attempt, a.phase).cmp(&(b.attempt, b.phase)))
+        // While queued the outcome is that of the attempt before, and says nothing about rank.
+        .then_with(|| match a.phase {
+            Phase::Ended => outcome_rank(a.outcome.as_ref(), b.outcome.as_ref()),
+            Phase::Queued | Phase::Running => Ordering::Equal,
+        })
+        .then_with(|| since(a).cmp(&since(b)))
+        .then_with(|| b.agent_id.cmp(&a.agent_id))
+        .then_with(|| a.version.cmp(&b.version))
+        .then_with(|| b.started_at.cmp(&a.started_at))
+}
+
+/// Of two outcomes of one attempt. By content, because a queued record keeps nothing else of the attempt before.
+fn outcome_rank(a: Option<&Outcome>, b: Option<&Outcome>) -> Ordering {
+    if a == b {
+        return Ordering::Equal;
+    }
+    let text = |outcome: Option<&Outcome>| outcome.and_then(|outcome| serde_json::to_vec(outcome).ok());
+    match (text(a), text(b)) {
+        (Some(a), Some(b)) => b.cmp(&a),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    }
+}
+
+/// The leading record's outcome; while an attempt is queued, that of the attempt before.
+fn outcome_of(own: Option<Outcome>, lead: &ExecutionRecord, other: &ExecutionRecord) -> Option<Outcome> {
+    if lead.phase != Phase::Queued {
+        return own;
+    }
+    let before = (other.phase == Phase::Ended && other.attempt.checked_add(1) == Some(lead.attempt))
+        || (other.phase == Phase::Queued && other.attempt == lead.attempt);
+    if !before || outcome_rank(own.as_ref(), other.outcome.as_ref()) != Ordering::Less {
+        return own;
+    }
+    other.outcome.clone()
+}
+
+/// What a lost message is made anew from: the latest attempt's, whose count of failures is the latest too.
+fn newest_invocation(a: Option<Invocation>, b: Option<Invocation>) -> Option<Invocation> {
+    let (a, b) = match (a, b) {
+        (Some(a), Some(b)) => (a, b),
+        (a, b) => return a.or(b),
+    };
+    if a == b {
+        return Some(a);
+    }
+    let text = |invocation: &Invocation| serde_json::to_vec(invocation).unwrap_or_default();
+    let order = (a.attempt, a.failures).cmp(&(b.attempt, b.failures)).then_with(|| text(&b).cmp(&text(&a)));
+    Some(if order == Ordering::Less { b } else { a })
+}
+
+fn newest_position(a: Option<QueuePosition>, b: Option<QueuePosition>) -> Option<QueuePosition> {
+    let age = |position: &QueuePosition| (position.epoch, position.sequence, position.stream.clone());
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if age(&a) < age(&b) { b } else { a }),
+        (a, b) => a.or(b),
+    }
+}
+
+fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn tidy(notes: &mut Vec<String>) {
+    notes.sort_unstable();
+    notes.dedup();
+    notes.truncate(NOTES);
+}
+
+/// A record in the form that [`join`] takes.
+fn normal(mut record: ExecutionRecord) -> ExecutionRecord {
+    tidy(&mut record.notes);
+    if record.is_terminal() {
+        record.invocation = None;
     }
     record
 }
 
-fn wants_retry(status: &StatusMessage) -> bool {
-    status.phase == Phase::Ended && status.outcome.as_ref().is_some_and(|outcome| outcome.will_retry)
-}
-
-fn take(record: &mut ExecutionRecord, status: &StatusMessage) {
-    record.version = status.version;
-    record.attempt = status.attempt;
-    record.phase = status.phase;
-    record.agent_id.clone_from(&status.agent_id);
-    record.started_at = status.started_at;
-    record.status_at = status.at;
-    record.outcome.clone_from(&status.outcome);
-}
-
-fn started_by(status: &StatusMessage, sequence: u64) -> ExecutionRecord {
+/// A status as a record of its own. One that says `ended` without an outcome tells only that it ran.
+fn told_by(status: &StatusMessage, sequence: u64) -> ExecutionRecord {
+    let phase = if status.phase == Phase::Ended && status.outcome.is_none() { Phase::Running } else { status.phase };
     let terminal = status.is_terminal();
-    ExecutionRecord {
+    normal(ExecutionRecord {
         execution_id: status.execution_id,
         function: status.function.clone(),
         version: status.version,
         attempt: status.attempt,
         lane: status.lane,
         pool: status.pool.clone(),
-        phase: status.phase,
+        phase,
         agent_id: status.agent_id.clone(),
         queued_at: status.queued_at,
         started_at: status.started_at,
         status_at: status.at,
         deadline: status.deadline,
         traceparent: status.traceparent.clone(),
-        outcome: status.outcome.clone(),
+        outcome: status.outcome.clone().filter(|_| phase == Phase::Ended),
         terminal_seq: terminal.then_some(sequence),
         position: None,
-        invocation: None,
+        invocation: status.invocation.as_deref().filter(|_| !terminal).cloned(),
         redrive_of: status.invocation.as_ref().and_then(|invocation| invocation.redrive_of),
         notes: status.notes.clone(),
-    }
+    })
 }

@@ -127,13 +127,13 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     if get("isolation_required").is_some_and(|v| v != &Value::Bool(false)) {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
-    if let Some(keep_warm) = get("keep_warm") {
-        if !duration(keep_warm, "keep_warm")?.is_zero() {
-            return Err(unsupported(
-                "keep_warm",
-                "a native function gets a fresh process each time; remove the field or set it to 0",
-            ));
-        }
+    if let Some(keep_warm) = get("keep_warm")
+        && !duration(keep_warm, "keep_warm")?.is_zero()
+    {
+        return Err(unsupported(
+            "keep_warm",
+            "a native function gets a fresh process each time; remove the field or set it to 0",
+        ));
     }
     let handler = string(
         get("handler")

@@ -1,0 +1,89 @@
+//! From a URL to an engine.
+
+use std::path::PathBuf;
+
+use crate::{SharedStore, StoreError, sqlite};
+
+/// What an engine may use, and what its promises cost. Every field has a default that suits one small machine.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    pub durability: Durability,
+    /// Connections that read, each with a thread of its own.
+    pub readers: usize,
+    /// Memory of one connection's page cache, in KiB.
+    pub cache_kib: u32,
+    /// Calls that may wait for the writer; further ones wait for room.
+    pub queue: usize,
+    /// The database grows to about this size, in bytes, and is [`StoreError::Full`] then. `None`: as the disk takes.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            durability: Durability::default(),
+            readers: 2,
+            cache_kib: 2048,
+            queue: flux_protocol::limits::CHANNEL,
+            max_bytes: None,
+        }
+    }
+}
+
+/// What a write that has returned survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The death of every process (`kill -9`). Power loss or a crash of the kernel may lose the last commits,
+    /// and never damages what came before them.
+    #[default]
+    Process,
+    /// Power loss too: each commit waits for the disk.
+    Power,
+}
+
+/// Schemes that will be engines, so that naming one is answered with more than "unknown".
+const LATER: &[&str] = &["postgres", "postgresql", "redis", "rediss"];
+
+/// Opens the store that `url` names, making it where there is none.
+///
+/// `sqlite:///abs/path`, `sqlite://relative/path`, or `sqlite::memory:` (gone with the last handle).
+///
+/// # Errors
+/// `Url`; `Corrupt` for a file that is damaged, not Flux's, or of a newer release; `Unavailable`.
+pub async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, StoreError> {
+    let wrong = |problem: String| StoreError::Url { url: without_password(url), problem };
+    let (scheme, rest) = url
+        .split_once(':')
+        .ok_or_else(|| wrong("it starts with a scheme, such as sqlite:///var/lib/flux/flux.db".to_owned()))?;
+    match scheme {
+        "sqlite" if rest == ":memory:" => sqlite::open(None, tuning).await,
+        "sqlite" => {
+            let path =
+                rest.strip_prefix("//").filter(|path| !path.is_empty() && !path.ends_with('/')).ok_or_else(|| {
+                    wrong("write sqlite:///absolute/path, sqlite://relative/path or sqlite::memory:".to_owned())
+                })?;
+            if path.contains(['?', '#', '%', '\0']) {
+                return Err(wrong(
+                    "the path is taken as it is, without parameters or escapes; ? # % are refused".to_owned(),
+                ));
+            }
+            sqlite::open(Some(PathBuf::from(path)), tuning).await
+        }
+        later if LATER.contains(&later) => {
+            Err(wrong(format!("{later} comes with a later release; this one knows sqlite")))
+        }
+        _ => Err(wrong(format!(
+            "`{}` is not a kind of store; known: sqlite",
+            scheme.chars().take(32).collect::<String>()
+        ))),
+    }
+}
+
+/// Error messages end up in logs.
+fn without_password(url: &str) -> String {
+    let shown: String = url.chars().take(200).collect();
+    match (shown.find("://"), shown.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}://…{}", &shown[..scheme], &shown[at..]),
+        _ => shown,
+    }
+}

@@ -1,0 +1,230 @@
+//! The embedded engine: one file, one writer that commits in groups, a few readers.
+//!
+//! `rusqlite` on threads of our own, because a statement here costs microseconds and an async layer around
+//! each would cost as much again. What a commit survives: see [`Durability`](crate::Durability).
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use flux_protocol::{
+    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, Timestamp,
+    execution::QueuePosition,
+};
+use rusqlite::Connection;
+
+use self::{database::Database, fault::Fault, reader::Readers, writer::Writer};
+use crate::{
+    Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SharedStore, StatusUpdate, Store, StoreError, Tuning,
+};
+
+mod database;
+mod executions;
+mod fault;
+mod functions;
+mod idempotency;
+mod leases;
+mod reader;
+mod rows;
+mod writer;
+
+/// Rows that one step of [`Store::expire`] removes.
+const EXPIRE_STEP: usize = 500;
+
+struct Sqlite {
+    writer: Writer,
+    readers: Readers,
+}
+
+pub(crate) async fn open(path: Option<PathBuf>, tuning: &Tuning) -> Result<SharedStore, StoreError> {
+    let database = Database::new(path, tuning.clone());
+    let place: Arc<str> = database.place().into();
+    let (connecting, connected) = tokio::sync::oneshot::channel();
+    let opener = database.clone();
+    let readers = if database.is_file() { tuning.readers.max(1) } else { 0 };
+    let (writer, opening) = Writer::start(Arc::clone(&place), tuning.queue, move || {
+        let writing = opener.connect_writer()?;
+        let reading = (0..readers).map(|_| opener.connect_reader()).collect::<Result<Vec<_>, _>>()?;
+        // The receiver is dropped only together with this store.
+        let _ = connecting.send(reading);
+        Ok(writing)
+    })?;
+    opening.await.map_err(|_| StoreError::Closed)??;
+    let connections = connected.await.map_err(|_| StoreError::Closed)?;
+    let readers = if database.is_file() { Readers::start(place, tuning.queue, connections)? } else { Readers::Writer };
+    Ok(Arc::new(Sqlite { writer, readers }))
+}
+
+impl Sqlite {
+    async fn read<T: Send + 'static>(
+        &self,
+        attempted: &'static str,
+        work: impl FnMut(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.readers.read(&self.writer, attempted, work).await
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.read("ping it", |db| Ok(db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?)).await
+    }
+
+    async fn register(&self, spec: &FunctionSpec, now: Timestamp) -> Result<Deployed, StoreError> {
+        let spec = spec.clone();
+        self.writer.write("register a function", 1, move |db| functions::register(db, &spec, now)).await
+    }
+
+    async fn deploy(
+        &self,
+        name: &FunctionName,
+        digest: Digest,
+        spec: Option<&FunctionSpec>,
+        now: Timestamp,
+    ) -> Result<Deployed, StoreError> {
+        let (name, spec) = (name.clone(), spec.cloned());
+        self.writer
+            .write("deploy a function", 1, move |db| functions::deploy(db, &name, digest, spec.as_ref(), now))
+            .await
+    }
+
+    async fn rollback(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError> {
+        let name = name.clone();
+        self.writer.write("roll a function back", 1, move |db| functions::rollback(db, &name, version)).await
+    }
+
+    async fn function(&self, name: &FunctionName) -> Result<Option<Function>, StoreError> {
+        let name = name.clone();
+        self.read("read a function", move |db| functions::function(db, &name)).await
+    }
+
+    async fn function_version(&self, name: &FunctionName, version: u32) -> Result<Option<FunctionVersion>, StoreError> {
+        let name = name.clone();
+        self.read("read a version", move |db| functions::live_version(db, &name, version)).await
+    }
+
+    async fn functions(
+        &self,
+        prefix: &str,
+        cursor: Option<&FunctionName>,
+        limit: usize,
+    ) -> Result<Vec<FunctionVersion>, StoreError> {
+        let (prefix, cursor) = (prefix.to_owned(), cursor.cloned());
+        self.read("list functions", move |db| functions::list(db, &prefix, cursor.as_ref(), limit)).await
+    }
+
+    async fn delete_function(&self, name: &FunctionName) -> Result<bool, StoreError> {
+        let name = name.clone();
+        self.writer.write("delete a function", 1, move |db| functions::delete(db, &name)).await
+    }
+
+    async fn digests(&self) -> Result<Vec<Digest>, StoreError> {
+        self.read("list digests", functions::digests).await
+    }
+
+    async fn insert_queued(&self, record: ExecutionRecord) -> Result<(), StoreError> {
+        let record = crate::merge_queued(None, record);
+        let row = rows::Row::of(record.clone());
+        self.writer
+            .write("record an accepted execution", 1, move |db| executions::insert_queued(db, &record, &row))
+            .await
+    }
+
+    async fn record(&self, updates: Vec<StatusUpdate>) -> Result<Vec<Recorded>, StoreError> {
+        if updates.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.writer.write("record statuses", updates.len(), move |db| executions::record(db, &updates)).await
+    }
+
+    async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
+        self.read("read an execution", move |db| executions::load(db, id)).await
+    }
+
+    async fn executions(&self, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, StoreError> {
+        let filter = filter.clone();
+        self.read("list executions", move |db| executions::list(db, &filter)).await
+    }
+
+    async fn open_executions(
+        &self,
+        before: Timestamp,
+        after: Option<ExecutionId>,
+        limit: usize,
+    ) -> Result<Vec<ExecutionRecord>, StoreError> {
+        self.read("list open executions", move |db| executions::list_open(db, before, after, limit)).await
+    }
+
+    async fn requeued(
+        &self,
+        id: ExecutionId,
+        attempt: u32,
+        position: QueuePosition,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .write("record that an execution waits again", 1, move |db| {
+                executions::requeued(db, id, attempt, &position, now)
+            })
+            .await
+    }
+
+    async fn claim_idempotency(
+        &self,
+        function: &FunctionName,
+        key: &str,
+        body: Digest,
+        id: ExecutionId,
+        now: Timestamp,
+        window: Duration,
+    ) -> Result<Claim, StoreError> {
+        let claim = idempotency::Wanted { function: function.clone(), key: key.to_owned(), body, id, now, window };
+        self.writer.write("claim an idempotency key", 1, move |db| idempotency::claim(db, &claim)).await
+    }
+
+    async fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> Result<(), StoreError> {
+        let (function, key) = (function.clone(), key.to_owned());
+        self.writer
+            .write("release an idempotency key", 1, move |db| idempotency::release(db, &function, &key, id))
+            .await
+    }
+
+    async fn lease(
+        &self,
+        name: &str,
+        holder: &str,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<Option<Lease>, StoreError> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.writer.write("take a lease", 1, move |db| leases::take(db, &name, &holder, now, ttl)).await
+    }
+
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<(), StoreError> {
+        let (name, holder) = (name.to_owned(), holder.to_owned());
+        self.writer.write("release a lease", 1, move |db| leases::release(db, &name, &holder)).await
+    }
+
+    async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError> {
+        let mut removed = Vec::new();
+        loop {
+            let step = EXPIRE_STEP.min(limit - removed.len());
+            let more = self
+                .writer
+                .write("expire old executions", step, move |db| {
+                    idempotency::expire(db, before, EXPIRE_STEP)?;
+                    executions::expire(db, before, step)
+                })
+                .await?;
+            let last = more.len() < step;
+            removed.extend(more);
+            if last || removed.len() >= limit {
+                return Ok(removed);
+            }
+        }
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+    }
+}
