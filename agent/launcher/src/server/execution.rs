@@ -13,9 +13,12 @@ use crate::cgroup::SlotCgroup;
 use crate::config::Runner;
 use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
 use crate::sys::process::OpenFiles;
-use crate::sys::vfork::{ChildFailure, ChildPlan, ChildStack};
+use crate::sys::vfork::{ChildPlan, ChildStack};
 use crate::sys::{process, socket, vfork};
 use crate::wire::{EndedReport, ExitStatus, INLINE_REQUEST, Network, RefusedReport, Reply, SpawnRequest, memfd_size};
+
+/// How many slots are tried for one execution.
+const ATTEMPTS: u32 = 2;
 
 /// What every thread of the launcher shares.
 #[derive(Debug)]
@@ -86,28 +89,43 @@ impl Server {
         &self,
         slots: &SlotPool,
         request: &SpawnRequest,
-        stdio: Vec<OwnedFd>,
+        mut stdio: Vec<OwnedFd>,
         stack: &mut ChildStack,
     ) -> Result<(), RefusedReport> {
-        let mut slot = slots.acquire(request).map_err(|error| explain_slot(request, &error))?;
-        let holder = Arc::clone(&slot.holder);
-        let place =
-            Place { code: Path::new(CODE_DIR), extra_env: &[], holder: Some((&holder, slot.namespaces())), parent: 0 };
-        let done = self.run(request, stdio, stack, &place, slot.cgroup.as_mut());
-        // Off the reply path: the agent has the end of the execution already. A refused one ran nothing, but its
-        // namespaces may be what refused it.
-        drop(holder);
-        match &done {
-            Err(refused) if !refused.is_functions_fault() => slots.discard(slot),
-            _ => slots.release(slot),
+        let mut attempt = 1;
+        loop {
+            let mut slot = slots.acquire(request).map_err(|error| explain_slot(request, &error))?;
+            let holder = Arc::clone(&slot.holder);
+            let place = Place {
+                code: Path::new(CODE_DIR),
+                extra_env: &[],
+                holder: Some((&holder, slot.namespaces())),
+                parent: 0,
+            };
+            let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
+            // Off the reply path: the agent has the end of the execution already.
+            drop(holder);
+            match done {
+                // Nothing ran, and the slot itself may be why: its holder can die between two executions.
+                Err(refused) if !refused.is_functions_fault() => {
+                    slots.discard(slot);
+                    if attempt == ATTEMPTS {
+                        return Err(refused);
+                    }
+                    attempt += 1;
+                }
+                done => {
+                    slots.release(slot);
+                    return done.map(|_pid| ());
+                }
+            }
         }
-        done.map(|_pid| ())
     }
 
     fn run_plain(
         &self,
         request: &SpawnRequest,
-        stdio: Vec<OwnedFd>,
+        mut stdio: Vec<OwnedFd>,
         stack: &mut ChildStack,
     ) -> Result<(), RefusedReport> {
         if request.network == Network::None {
@@ -124,7 +142,7 @@ impl Server {
         let place = Place { code: &request.code_dir, extra_env: &extra, holder: None, parent: self.plain.own_pid() };
         let cgroup = self.plain.cgroup(&request.limits);
         let (done, cgroup) = match cgroup {
-            Ok(mut cgroup) => (self.run(request, stdio, stack, &place, cgroup.as_mut()), cgroup),
+            Ok(mut cgroup) => (self.run(request, &mut stdio, stack, &place, cgroup.as_mut()), cgroup),
             Err(e) => (Err(failed("cgroup", e.errno(), e.to_string())), None),
         };
         self.plain.clean(&scratch, done.as_ref().ok().copied(), cgroup, &self.registry);
@@ -135,7 +153,7 @@ impl Server {
     fn run(
         &self,
         request: &SpawnRequest,
-        stdio: Vec<OwnedFd>,
+        stdio: &mut Vec<OwnedFd>,
         stack: &mut ChildStack,
         place: &Place<'_>,
         mut cgroup: Option<&mut SlotCgroup>,
@@ -148,7 +166,7 @@ impl Server {
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
-            stdio: raw_stdio(&stdio),
+            stdio: raw_stdio(stdio),
             user: self.user.map(|u| (u.uid, u.gid)),
             parent: place.parent,
             directory: &directory,
@@ -156,19 +174,13 @@ impl Server {
             argv: &command.argv,
             envp: &command.envp,
         };
-        if let Some((holder, _)) = place.holder {
-            process::children_into_pid_namespace(holder.pidfd().as_fd()).map_err(|e| {
-                let failure = ChildFailure { step: "setns", errno: e.raw_os_error().unwrap_or(0) };
-                explain(request, failure)
-            })?;
-        }
         let starting = self.plain.starting();
         let pid = vfork::spawn(&plan, stack).map_err(|failure| explain(request, failure))?;
         let slot = place.holder.map(|(holder, _)| Arc::clone(holder));
         self.registry.insert(request.id, Active { pid, slot });
         drop(starting);
         // The function's copies are the only ones from here on: its end is the end of its output.
-        drop(stdio);
+        stdio.clear();
         self.started(request.id, pid);
         let waited = self.wait(request.id, pid);
         let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
@@ -188,8 +200,8 @@ impl Server {
     fn rlimits(&self, request: &SpawnRequest, in_slot: bool, in_cgroup: bool) -> Vec<(u32, u64)> {
         let limits = &request.limits;
         let files = if limits.open_files > 0 { limits.open_files } else { self.open_files.soft };
-        // Only root can go above the hard limit.
-        let files = if self.user.is_some() { files } else { files.min(self.open_files.hard) };
+        // Above the hard limit even root cannot go everywhere (a container may lack CAP_SYS_RESOURCE).
+        let files = files.min(self.open_files.hard);
         let mut list = vec![(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NOFILE, files)];
         if limits.file_size_bytes > 0 {
             list.push((libc::RLIMIT_FSIZE, limits.file_size_bytes));

@@ -75,7 +75,7 @@ pub(crate) struct SlotKey {
 }
 
 impl SlotKey {
-    pub(crate) fn of(request: &SpawnRequest) -> Self {
+    fn of(request: &SpawnRequest) -> Self {
         SlotKey { function: request.slot_key.clone(), code_dir: request.code_dir.clone(), network: request.network }
     }
 
@@ -112,7 +112,7 @@ impl HolderLink {
             root: &root,
             tmp_options,
             empty_network: key.network == Network::None,
-            arguments_end: process::arguments_end(),
+            arguments: process::argument_strings(),
         };
         // This thread's children may still point at the last slot's PID namespace; a holder's is not nested in it.
         process::children_into_pid_namespace(own_namespace).map_err(SlotError::Clone)?;
@@ -203,7 +203,12 @@ impl Slot {
         holder::namespaces(self.key.network == Network::None)
     }
 
-    pub(crate) fn set_limits(&mut self, limits: &Limits) -> Result<(), SlotError> {
+    /// Points the calling thread's next children at the slot's PID namespace; fails for a slot whose holder died.
+    pub(crate) fn enter(&self) -> Result<(), SlotError> {
+        process::children_into_pid_namespace(self.holder.pidfd().as_fd()).map_err(SlotError::Holder)
+    }
+
+    fn set_limits(&mut self, limits: &Limits) -> Result<(), SlotError> {
         match &mut self.cgroup {
             Some(cgroup) => Ok(cgroup.set_limits(limits)?),
             None => Ok(()),

@@ -29,6 +29,11 @@ struct Shelf {
     closed: bool,
 }
 
+fn ready(slot: &mut Slot, request: &SpawnRequest) -> Result<(), SlotError> {
+    slot.set_limits(&request.limits)?;
+    slot.enter()
+}
+
 /// Makes slots, keeps idle ones for their function, and gives up the least recently used above its ceiling.
 #[derive(Debug)]
 pub(crate) struct SlotPool {
@@ -63,26 +68,27 @@ impl SlotPool {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A slot for the request with its limits set: an idle one of its function, or a new one.
+    /// A slot for the request, with its limits set and entered by the calling thread: an idle one of its function, or
+    /// a new one.
     pub(crate) fn acquire(&self, request: &SpawnRequest) -> Result<Slot, SlotError> {
-        let idle = {
-            let mut shelf = self.shelf();
-            // The most recently used one: its pages are warm.
-            let position = shelf.idle.iter().rposition(|s| s.key.matches(request));
-            position.map(|p| shelf.idle.remove(p))
-        };
-        if let Some(mut slot) = idle {
-            match slot.set_limits(&request.limits) {
+        loop {
+            let idle = {
+                let mut shelf = self.shelf();
+                // The most recently used one: its pages are warm.
+                let position = shelf.idle.iter().rposition(|s| s.key.matches(request));
+                position.map(|p| shelf.idle.remove(p))
+            };
+            let Some(mut slot) = idle else {
+                break;
+            };
+            match ready(&mut slot, request) {
                 Ok(()) => return Ok(slot),
-                // Lowered below what is still charged, for example: a new one has no past.
+                // Its holder died, or its limit is now below what is still charged: a new one has no past.
                 Err(_) => self.discard(slot),
             }
         }
         self.make_room();
-        let made = self.make(SlotKey::of(request)).and_then(|mut slot| {
-            let limited = slot.set_limits(&request.limits);
-            limited.map(|()| slot)
-        });
+        let made = self.make(SlotKey::of(request)).and_then(|mut slot| ready(&mut slot, request).map(|()| slot));
         if made.is_err() {
             self.shelf().total -= 1;
         }

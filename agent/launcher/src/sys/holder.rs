@@ -76,8 +76,8 @@ pub(crate) struct HolderPlan<'a> {
     /// Mount options of `/tmp` and `/dev/shm`, which are mounted again after each execution that wrote there.
     pub(crate) tmp_options: &'a CStr,
     pub(crate) empty_network: bool,
-    /// The end of the launcher's argument strings, to show none of them in the slot's `/proc/1/cmdline`.
-    pub(crate) arguments_end: Option<u64>,
+    /// The launcher's argument strings (address, length), to show none of them in the slot's `/proc/1/cmdline`.
+    pub(crate) arguments: Option<(usize, usize)>,
 }
 
 /// What a holder says first: 0, or one more than the index of the step that failed (past the list: see
@@ -144,7 +144,8 @@ fn errno() -> i32 {
 /// In the forked child only.
 unsafe fn set_up(plan: &HolderPlan<'_>) -> Option<usize> {
     let late = plan.steps.len();
-    // SAFETY: system calls on the plan's strings, which live in this process's own memory.
+    // SAFETY: system calls on the plan's strings, which live in this process's own memory; the argument strings are the
+    // kernel's copy on the writable stack of the main thread, which does not exist here.
     unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         for number in 0..3 {
@@ -162,8 +163,9 @@ unsafe fn set_up(plan: &HolderPlan<'_>) -> Option<usize> {
         // So that ended processes vanish without anyone waiting for them.
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
         libc::prctl(libc::PR_SET_NAME, c"flux-slot".as_ptr());
-        if let Some(end) = plan.arguments_end {
-            libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_START, end, 0, 0);
+        if let Some((start, length)) = plan.arguments {
+            // In this process's own copy, where nothing reads them any more.
+            std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(start), 0, length);
         }
         let none = c"none".as_ptr();
         let private = libc::MS_REC | libc::MS_PRIVATE;

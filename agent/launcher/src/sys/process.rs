@@ -182,11 +182,13 @@ pub(crate) fn prepare_thread(root: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Where this process's argument strings end, which is where the kernel lets `ps` stop reading them.
-pub(crate) fn arguments_end() -> Option<u64> {
-    // Field 49 of the line, the 47th after the name's closing bracket.
+/// Where this process's argument strings are: address and length.
+pub(crate) fn argument_strings() -> Option<(usize, usize)> {
+    // Fields 48 and 49 of the line; the first after the name's closing bracket is the third.
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(46)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(45);
+    let (start, end): (usize, usize) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((start, end.checked_sub(start)?))
 }
 
 /// The limits on open files that this process was started with.

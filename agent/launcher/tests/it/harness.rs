@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -17,6 +17,12 @@ use flux_launcher::wire::{
 use flux_launcher::{Capabilities, LauncherConfig, Runner, socket, start_launcher};
 
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_flux-launcher-probe");
+
+/// The probe, or where an ordinary user can reach a copy of it.
+pub(crate) fn probe() -> PathBuf {
+    std::env::var_os("FLUX_PROBE").map_or_else(|| PathBuf::from(PROBE), PathBuf::from)
+}
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A directory that is removed at the end.
@@ -97,7 +103,7 @@ impl Launched {
         let mut config = LauncherConfig::new(scratch.0.join("work"), 8);
         config.runner = Some(RUNNER);
         change(&mut config);
-        Self::run(Path::new(PROBE), config, scratch)
+        Self::run(&probe(), config, scratch)
     }
 
     pub(crate) fn run(program: &Path, config: LauncherConfig, scratch: Scratch) -> Self {
@@ -291,6 +297,16 @@ pub(crate) fn alive(pid: i32) -> bool {
     }
 }
 
+/// The child processes of `pid`, whichever of its threads started them.
+pub(crate) fn children_of(pid: u32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(children.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
+    }
+    found
+}
+
 /// Pids of the processes whose command line contains `text`.
 pub(crate) fn processes_with(text: &str) -> Vec<i32> {
     let mut found = Vec::new();
@@ -305,9 +321,4 @@ pub(crate) fn processes_with(text: &str) -> Vec<i32> {
         }
     }
     found
-}
-
-#[allow(dead_code)]
-pub(crate) fn raw(fd: &OwnedFd) -> i32 {
-    fd.as_raw_fd()
 }

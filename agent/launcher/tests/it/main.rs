@@ -4,5 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod harness;
+mod isolation;
+mod lifetime;
+mod limits;
+mod plain;
 mod process;
 mod tree;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{PROBE, Scratch, alive, wait_until};
+use crate::harness::{Scratch, alive, wait_until};
 
 /// Writes its pid, and at SIGTERM its name, then ends.
 const POLITE: &str = "echo $$ > DIR/NAME.new; mv DIR/NAME.new DIR/NAME.pid
@@ -35,7 +35,8 @@ impl Tree {
             fs::write(scratch.0.join(shared), "").unwrap();
             fs::set_permissions(scratch.0.join(shared), fs::Permissions::from_mode(0o666)).unwrap();
         }
-        let process = Command::new(PROBE).arg("tree").arg(&scratch.0).stderr(Stdio::null()).spawn().unwrap();
+        let process =
+            Command::new(crate::harness::probe()).arg("tree").arg(&scratch.0).stderr(Stdio::null()).spawn().unwrap();
         Tree { scratch, process }
     }
 

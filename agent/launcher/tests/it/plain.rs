@@ -1,0 +1,106 @@
+//! Without root: no slots, and yet nothing is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use flux_launcher::LauncherConfig;
+use flux_launcher::wire::{ExitStatus, Limits, Network};
+
+use crate::harness::{Launched, PROBE, Scratch, processes_with, wait_until};
+
+/// The whole suite again as `nobody`, where it is root that runs it: in a child, since tests share one process.
+#[test]
+fn the_same_holds_for_an_ordinary_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // The build directory may not be open to others.
+    let scratch = Scratch::new();
+    let copy = |from: &Path, name: &str| {
+        let to = scratch.0.join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to
+    };
+    let tests = copy(&std::env::current_exe().unwrap(), "tests");
+    let probe = copy(Path::new(PROBE), "probe");
+    let output = Command::new(tests)
+        .args(["--test-threads=4"])
+        .env_remove("CI")
+        .env("FLUX_PROBE", probe)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn plain() -> Launched {
+    Launched::with(|config| config.slots = false)
+}
+
+#[test]
+fn missing_layers_are_said() {
+    let launcher = plain();
+    assert!(!launcher.capabilities.pid_namespace && !launcher.capabilities.mount_namespace);
+    assert!(launcher.capabilities.missing.iter().any(|m| m.layer.contains("namespaces")));
+}
+
+#[test]
+fn tmpdir_is_private_and_removed() {
+    let mut launcher = plain();
+    let done = launcher.run_sh("pwd; echo $TMPDIR; ls -A $TMPDIR; echo x > $TMPDIR/x; env | grep -c FLUX_LAUNCHER");
+    let lines: Vec<_> = done.stdout.lines().collect();
+    assert_eq!(Path::new(lines[0]), launcher.code_dir());
+    assert!(lines[1].starts_with(launcher.scratch.0.to_str().unwrap()));
+    assert_eq!(lines[2], "1");
+    wait_until("it is removed", || !Path::new(lines[1]).exists());
+}
+
+#[test]
+fn daemons_are_found_by_their_mark_and_orphans_by_their_parent() {
+    let mut launcher = plain();
+    let done = launcher.run_sh("setsid sleep 75391.5 >/dev/null 2>&1 & env -i setsid sleep 75391.6 >/dev/null 2>&1 &");
+    assert_eq!(done.ended.status, ExitStatus::Exited(0));
+    wait_until("both are gone", || processes_with("75391.5").is_empty() && processes_with("75391.6").is_empty());
+}
+
+#[test]
+fn the_next_launcher_ends_what_a_killed_one_left() {
+    let mut launcher = plain();
+    let request = launcher.sh("setsid sleep 75392.5 >/dev/null 2>&1 & echo ready; sleep 75392.5");
+    let process = launcher.start_one(&request, b"").unwrap();
+    assert_eq!(process.line(), "ready");
+    wait_until("both run", || processes_with("75392.5").len() >= 2);
+    launcher.child.kill().unwrap();
+    launcher.child.wait().unwrap();
+    let mut config = LauncherConfig::new(launcher.scratch.0.join("work"), 2);
+    config.slots = false;
+    let next = Launched::run(&crate::harness::probe(), config, Scratch::new());
+    wait_until("nothing is left", || processes_with("75392.5").is_empty());
+    drop(next);
+}
+
+#[test]
+fn no_network_is_refused_rather_than_ignored() {
+    let mut launcher = plain();
+    let mut request = launcher.sh("true");
+    request.network = Network::None;
+    let refused = launcher.refused(&request);
+    assert_eq!(refused.step, "network");
+    assert!(refused.message.contains("run Flux as root"));
+}
+
+#[test]
+fn memory_is_limited_by_what_there_is() {
+    let mut launcher = plain();
+    let mut request = launcher.request("/usr/bin/perl", &["-e", "$x = 'a' x 200_000_000; print length $x"]);
+    request.limits = Limits { memory_bytes: 64 << 20, ..Limits::default() };
+    let done = launcher.run_one(&request);
+    assert_ne!(done.stdout, "200000000");
+}
