@@ -6,6 +6,7 @@
 //! the store or the queue, except the sync calls that it waits for.
 
 pub mod core;
+pub mod http;
 pub mod refusal;
 
 pub use core::Gateway;

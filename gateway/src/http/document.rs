@@ -1,0 +1,168 @@
+//! The OpenAPI document: what the routes say of themselves, completed with what is true of all of them, so that no
+//! route has to repeat it: the shape of errors, the key, the request id.
+
+use std::collections::BTreeMap;
+
+use flux_protocol::ErrorCode;
+use serde_json::{Value, json};
+use utoipa::{
+    PartialSchema as _, ToSchema as _,
+    openapi::{
+        Components, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
+        ResponseBuilder,
+        path::{Operation, PathItem},
+        schema::{Schema, Type},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+        tag::TagBuilder,
+    },
+};
+
+use super::wire::error::{ErrorBody, ErrorDetail};
+
+const TAGS: &[(&str, &str)] = &[
+    ("functions", "Configuration, code and versions"),
+    ("executions", "Run functions, and see what came of it"),
+    ("function URLs", "Functions that answer HTTP by themselves"),
+    ("dead letters", "Invocations given up on"),
+    ("agents", "Who runs functions"),
+    ("operations", "Of the gateway itself"),
+];
+
+/// The head of the document, which routes are added to.
+pub(super) fn opening() -> OpenApi {
+    let license = LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build();
+    let info = InfoBuilder::new()
+        .title("Flux")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Run functions by a queue. Send the key as `X-API-Key` or `Authorization: Bearer`. Every answer has an \
+             `X-Request-Id`, which is yours if you sent one. Every error has one shape, with a `code` from one list.",
+        ))
+        .license(Some(license))
+        .build();
+    let tags = TAGS.iter().map(|(name, what)| TagBuilder::new().name(*name).description(Some(*what)).build());
+    OpenApiBuilder::new()
+        .info(info)
+        .tags(Some(tags.collect::<Vec<_>>()))
+        .components(Some(components()))
+        .security(Some([requirement("key"), requirement("bearer")]))
+        .build()
+}
+
+fn requirement(name: &str) -> SecurityRequirement {
+    SecurityRequirement::new(name, Vec::<String>::new())
+}
+
+fn components() -> Components {
+    let codes = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("Why a request was refused; each has a page under docs/errors/"))
+        .enum_values(Some(ErrorCode::ALL.iter().map(|code| code.as_str())));
+    let mut components = Components::new();
+    components.schemas.insert(ErrorBody::name().into_owned(), ErrorBody::schema());
+    components.schemas.insert(ErrorDetail::name().into_owned(), ErrorDetail::schema());
+    components.schemas.insert("ErrorCode".to_owned(), RefOr::T(Schema::Object(codes.build())));
+    components.add_security_scheme("key", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key"))));
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    components
+}
+
+/// The document with everything that is true of every route.
+pub(super) fn complete(mut document: OpenApi) -> OpenApi {
+    let paths = std::mem::take(&mut document.paths.paths);
+    for (path, mut item) in paths {
+        for (method, operation) in operations(&mut item) {
+            complete_operation(&path, method, operation);
+        }
+        // The router's word for "and whatever follows" is not OpenAPI's.
+        document.paths.paths.insert(path.replace("{*", "{"), item);
+    }
+    document
+}
+
+fn operations(item: &mut PathItem) -> Vec<(&'static str, &mut Operation)> {
+    let all = [
+        ("get", &mut item.get),
+        ("put", &mut item.put),
+        ("post", &mut item.post),
+        ("delete", &mut item.delete),
+        ("options", &mut item.options),
+        ("head", &mut item.head),
+        ("patch", &mut item.patch),
+        ("trace", &mut item.trace),
+    ];
+    all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation))).collect()
+}
+
+fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
+    operation.operation_id = Some(operation_id(path, method));
+    let public = operation.security.as_ref().is_some_and(|security| security.iter().all(is_open));
+    let responses = &mut operation.responses.responses;
+    let takes_input = operation.request_body.is_some() || operation.parameters.is_some();
+    let mut add = |status: &str, codes: &str| {
+        responses
+            .entry(status.to_owned())
+            .or_insert_with(|| RefOr::T(ResponseBuilder::new().description(codes).build()));
+    };
+    if !public {
+        add("401", "unauthorized");
+    }
+    if takes_input {
+        add("400", "invalid_request");
+    }
+    if path.starts_with("/fn/") {
+        add("404", "function_not_found");
+        add("413", "payload_too_large");
+        add("429", "no_resources, queue_full, too_many_requests");
+        add("503", "at_concurrency, no_agents, queue_unavailable, shutting_down");
+        add("504", "deadline_exceeded");
+        add("500", "function_failed, internal");
+    }
+    add("500", "internal");
+    for (status, response) in responses.iter_mut() {
+        let RefOr::T(response) = response else { continue };
+        if (status.starts_with('4') || status.starts_with('5')) && response.content.is_empty() {
+            let example = error_example(&response.description);
+            let content =
+                ContentBuilder::new().schema(Some(Ref::from_schema_name(ErrorBody::name()))).example(Some(example));
+            response.content.insert("application/json".to_owned(), RefOr::T(content.build()));
+        }
+    }
+}
+
+fn is_open(requirement: &SecurityRequirement) -> bool {
+    serde_json::to_value(requirement).is_ok_and(|value| value.as_object().is_none_or(serde_json::Map::is_empty))
+}
+
+/// Such as `get_executions_id_why`: of its path and method, so that no two are the same.
+fn operation_id(path: &str, method: &str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let slash = path.len() > 1 && path.ends_with('/');
+    [method].into_iter().chain(words).chain(slash.then_some("slash")).collect::<Vec<_>>().join("_")
+}
+
+/// `codes` is a response's description: the codes that it may have, the first of which is shown.
+fn error_example(codes: &str) -> Value {
+    let known: BTreeMap<&str, ErrorCode> = ErrorCode::ALL.iter().map(|code| (code.as_str(), *code)).collect();
+    let code = codes.split([',', ';']).find_map(|word| known.get(word.trim())).copied().unwrap_or(ErrorCode::Internal);
+    json!({ "error": {
+        "code": code.as_str(),
+        "message": "What happened, and what to do about it.",
+        "request_id": "req-4f6b1c0a9d2e8375",
+        "details": {},
+    } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operation_ids_come_of_path_and_method() {
+        assert_eq!(operation_id("/executions/{id}/why", "get"), "get_executions_id_why");
+        assert_eq!(operation_id("/fn/{name}", "get"), "get_fn_name");
+        assert_eq!(operation_id("/fn/{name}/", "get"), "get_fn_name_slash");
+        assert_eq!(operation_id("/openapi.json", "get"), "get_openapi_json");
+    }
+}

@@ -1,0 +1,80 @@
+//! What a path names. A name that no function could have is a function that is not there: 404, with the rule.
+
+use std::str::FromStr;
+
+use axum::{
+    extract::{FromRequestParts, RawPathParams},
+    http::request::Parts,
+};
+use flux_protocol::{ErrorCode, ExecutionId, FunctionName};
+
+use crate::refusal::Refusal;
+
+/// `{name}` or `{function}` of a function that should be there.
+pub(super) struct Known(pub(super) FunctionName);
+
+/// `{name}` of a function that may be new.
+pub(super) struct New(pub(super) FunctionName);
+
+/// `{id}` of an execution.
+pub(super) struct Id(pub(super) ExecutionId);
+
+/// `{function}` and `{seq}` of a dead letter.
+pub(super) struct Letter(pub(super) FunctionName, pub(super) u64);
+
+async fn params(parts: &mut Parts) -> Result<RawPathParams, Refusal> {
+    RawPathParams::from_request_parts(parts, &()).await.map_err(|_| {
+        Refusal::new(ErrorCode::InvalidRequest, "the path is not UTF-8 after its percent signs were decoded")
+    })
+}
+
+fn get<'a>(params: &'a RawPathParams, names: &[&str]) -> &'a str {
+    params.iter().find(|(name, _)| names.contains(name)).map_or("", |(_, value)| value)
+}
+
+fn parse<T: FromStr>(text: &str, otherwise: ErrorCode) -> Result<T, Refusal>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| Refusal::new(otherwise, error.to_string()))
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Known {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parse(get(&params(parts).await?, &["name", "function"]), ErrorCode::FunctionNotFound).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for New {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let name = parse(get(&params(parts).await?, &["name"]), ErrorCode::InvalidRequest);
+        name.map(Self).map_err(|refusal| refusal.with_field("name"))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parse(get(&params(parts).await?, &["id"]), ErrorCode::ExecutionNotFound).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Letter {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let params = params(parts).await?;
+        let function = parse(get(&params, &["function"]), ErrorCode::FunctionNotFound)?;
+        let text = get(&params, &["seq"]);
+        let sequence = text.parse().map_err(|_| {
+            let shown: String = text.chars().take(64).collect();
+            Refusal::new(ErrorCode::MessageNotFound, format!("`{shown}` is no sequence number of a dead letter"))
+        })?;
+        Ok(Self(function, sequence))
+    }
+}

@@ -1,0 +1,26 @@
+//! Agents, and what they and this gateway use of their machines.
+
+use axum::{extract::State, response::IntoResponse};
+
+use super::{
+    super::{
+        Api,
+        wire::agent::{AgentBody, AgentResourcesBody, FluxNodeBody, ResourcesBody},
+    },
+    answer::ok,
+};
+
+/// Agents as this gateway last heard of them
+///
+/// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later.
+#[utoipa::path(get, path = "/agents", tag = "agents", security(()), responses((status = 200, description = "The agents", body = Vec<AgentBody>)))]
+pub(super) async fn agents(State(api): State<Api>) -> impl IntoResponse {
+    ok(api.gateway.agents().into_iter().map(AgentBody::from).collect::<Vec<_>>())
+}
+
+/// What Flux and its agents use of their machines
+#[utoipa::path(get, path = "/resources", tag = "agents", responses((status = 200, description = "The nodes", body = ResourcesBody)))]
+pub(super) async fn resources(State(api): State<Api>) -> impl IntoResponse {
+    let agents = api.gateway.agents().into_iter().map(AgentResourcesBody::from).collect();
+    ok(ResourcesBody { flux: FluxNodeBody { node: api.gateway.node().into() }, agents })
+}

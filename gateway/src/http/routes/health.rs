@@ -1,0 +1,58 @@
+//! Is it there, and is it of use?
+
+use axum::{
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use flux_protocol::ErrorCode;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::{super::Api, answer::ok};
+use crate::{core::Readiness, refusal::Refusal};
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct HealthBody {
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// Whether the gateway answers at all
+#[utoipa::path(get, path = "/health", tag = "operations", security(()), responses((status = 200, description = "It does", body = HealthBody)))]
+pub(super) async fn health() -> Response {
+    ok(HealthBody { status: "ok" }).into_response()
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReadyBody {
+    #[schema(example = "ready")]
+    status: &'static str,
+    #[schema(example = "ok")]
+    queue: &'static str,
+    #[schema(example = "ok")]
+    store: &'static str,
+}
+
+/// Whether it can take work now
+///
+/// 503 while the queue or the store is out of reach, or the gateway is going away: `details` says which.
+#[utoipa::path(get, path = "/ready", tag = "operations", security(()), responses(
+    (status = 200, description = "It can", body = ReadyBody),
+    (status = 503, description = "queue_unavailable, store_unavailable, shutting_down"),
+))]
+pub(super) async fn ready(State(api): State<Api>) -> Response {
+    let Readiness { queue, store, draining } = api.gateway.readiness().await;
+    let draining = draining || api.shutdown.is_draining();
+    let (code, message) = match (draining, queue, store) {
+        (true, ..) => (ErrorCode::ShuttingDown, "this gateway is going away; ask another"),
+        (_, false, false) => (ErrorCode::QueueUnavailable, "neither the queue nor the store can be reached now"),
+        (_, false, true) => (ErrorCode::QueueUnavailable, "the queue is out of reach now"),
+        (_, true, false) => (ErrorCode::StoreUnavailable, "the store is out of reach now"),
+        (false, true, true) => return ok(ReadyBody { status: "ready", queue: "ok", store: "ok" }).into_response(),
+    };
+    let word = |reached| if reached { "ok" } else { "unreachable" };
+    Refusal::new(code, message)
+        .with_details(json!({ "queue": word(queue), "store": word(store), "draining": draining }))
+        .into_response()
+}

@@ -1,0 +1,144 @@
+//! Agents and nodes.
+
+use flux_protocol::agent::{AgentStatus, Budget, Capabilities, NodeStatus};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::time;
+use crate::core::AgentView;
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct AgentBody {
+    id: String,
+    /// Where its probe port listens, if it has one; else its node's name.
+    address: String,
+    /// Executions that it runs now.
+    active_count: u32,
+    #[schema(value_type = AgentStatusName)]
+    status: AgentStatus,
+    #[schema(format = DateTime)]
+    last_heartbeat: String,
+    pool: String,
+    /// All that the agent may use.
+    total: BudgetBody,
+    /// What of it is free.
+    free: BudgetBody,
+    node_status: NodeBody,
+    capabilities: CapabilitiesBody,
+}
+
+#[derive(ToSchema)]
+#[schema(as = AgentStatus, rename_all = "snake_case")]
+#[allow(dead_code)]
+pub(in crate::http) enum AgentStatusName {
+    Online,
+    Busy,
+    Draining,
+    Offline,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct BudgetBody {
+    tasks: u32,
+    cpu_millicores: u32,
+    memory_mb: u32,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct NodeBody {
+    cpu_percent: f64,
+    memory_percent: f64,
+    memory_total_mb: u64,
+    memory_used_mb: u64,
+    active_tasks: u32,
+    uptime_seconds: u64,
+    #[schema(format = DateTime)]
+    collected_at: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct CapabilitiesBody {
+    /// Sandboxes that it can give.
+    tiers: Vec<String>,
+    /// Layers of isolation, such as `pid_namespace` or `cgroup_memory`.
+    layers: Vec<String>,
+    missing: Vec<MissingLayerBody>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct MissingLayerBody {
+    layer: String,
+    /// Why, and what would give it.
+    reason: String,
+}
+
+/// What Flux and its agents use of their machines.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ResourcesBody {
+    pub(in crate::http) flux: FluxNodeBody,
+    pub(in crate::http) agents: Vec<AgentResourcesBody>,
+}
+
+/// The gateway that answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct FluxNodeBody {
+    pub(in crate::http) node: NodeBody,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct AgentResourcesBody {
+    id: String,
+    #[schema(value_type = AgentStatusName)]
+    status: AgentStatus,
+    node: NodeBody,
+}
+
+impl From<AgentView> for AgentBody {
+    fn from(AgentView { heartbeat, status, last_heartbeat }: AgentView) -> Self {
+        Self {
+            id: heartbeat.agent_id.to_string(),
+            address: heartbeat.address,
+            active_count: heartbeat.running.iter().map(|running| running.calls + running.invokes).sum(),
+            status,
+            last_heartbeat: time(last_heartbeat),
+            pool: heartbeat.pool.to_string(),
+            total: heartbeat.total.into(),
+            free: heartbeat.free.into(),
+            node_status: heartbeat.node.into(),
+            capabilities: heartbeat.capabilities.into(),
+        }
+    }
+}
+
+impl From<AgentView> for AgentResourcesBody {
+    fn from(agent: AgentView) -> Self {
+        Self { id: agent.heartbeat.agent_id.to_string(), status: agent.status, node: agent.heartbeat.node.into() }
+    }
+}
+
+impl From<Budget> for BudgetBody {
+    fn from(Budget { tasks, cpu_millicores, memory_mb }: Budget) -> Self {
+        Self { tasks, cpu_millicores, memory_mb }
+    }
+}
+
+impl From<NodeStatus> for NodeBody {
+    fn from(node: NodeStatus) -> Self {
+        Self {
+            cpu_percent: node.cpu_percent,
+            memory_percent: node.memory_percent,
+            memory_total_mb: node.memory_total_mb,
+            memory_used_mb: node.memory_used_mb,
+            active_tasks: node.active_tasks,
+            uptime_seconds: node.uptime_seconds,
+            collected_at: time(node.collected_at),
+        }
+    }
+}
+
+impl From<Capabilities> for CapabilitiesBody {
+    fn from(Capabilities { tiers, layers, missing }: Capabilities) -> Self {
+        let missing = missing.into_iter().map(|layer| MissingLayerBody { layer: layer.layer, reason: layer.reason });
+        Self { tiers, layers, missing: missing.collect() }
+    }
+}
