@@ -46,31 +46,39 @@ fn main() {
         },
         ..SpawnRequest::default()
     };
-    let (mut bare, mut full, mut to_started) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..rounds + 20 {
+    let (mut bare, mut full, mut to_started, mut cold) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // Request to `Started`, request to `Ended`.
+    let mut execute = |request: &SpawnRequest| {
         let at = Instant::now();
-        bare_vfork(&here);
-        let bare_us = at.elapsed().as_nanos() as f64 / 1000.0;
-
-        request.id += 1;
-        let at = Instant::now();
-        socket::send(started.spawn.as_fd(), &request.encode().unwrap(), &[null.as_fd(), null.as_fd(), null.as_fd()])
-            .unwrap();
+        let us = || at.elapsed().as_nanos() as f64 / 1000.0;
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd()];
+        socket::send(started.spawn.as_fd(), &request.encode().unwrap(), &fds).unwrap();
         let mut started_us = 0.0;
         loop {
             let packet = socket::recv(started.spawn.as_fd(), &mut buffer).unwrap();
             match Reply::decode(&buffer[..packet.len]).unwrap() {
-                Reply::Started { .. } => started_us = at.elapsed().as_nanos() as f64 / 1000.0,
-                Reply::Ended(_) => break,
+                Reply::Started { .. } => started_us = us(),
+                Reply::Ended(_) => return (started_us, us()),
                 Reply::Refused(refused) => panic!("{refused:?}"),
             }
         }
-        let full_us = at.elapsed().as_nanos() as f64 / 1000.0;
+    };
+    for round in 0..rounds + 20 {
+        let at = Instant::now();
+        bare_vfork(&here);
+        let bare_us = at.elapsed().as_nanos() as f64 / 1000.0;
+        request.id += 1;
+        let (started_us, full_us) = execute(&request);
         if round >= 20 {
             bare.push(bare_us);
             full.push(full_us);
             to_started.push(started_us);
         }
+    }
+    for round in 0..50 {
+        request.id += 1;
+        request.slot_key = format!("cold-{round}@1");
+        cold.push(execute(&request).1);
     }
     let line = |name: &str, times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
@@ -81,6 +89,7 @@ fn main() {
     let bare = line("bare vfork + exec + wait", &mut bare);
     let full = line("launcher, request to Ended", &mut full);
     line("launcher, request to Started", &mut to_started);
+    line("the same in a slot made for it", &mut cold);
     println!("ratio of medians {:.2}", full / bare);
 
     drop((started.spawn, started.control));

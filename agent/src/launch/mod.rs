@@ -10,6 +10,8 @@
 mod connection;
 mod pool;
 mod running;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{HolderLink, RootView, Slot, SlotError, SlotKey};
 use crate::cgroup::Cgroups;
-use crate::wire::SpawnRequest;
+use crate::wire::{Limits, SpawnRequest};
 
 /// Mount options of a slot's `/tmp`. Inodes are bounded too: each takes kernel memory, also where no memory limit is.
 pub(super) fn tmp_options(bytes: u64) -> CString {
@@ -136,7 +136,11 @@ impl SlotPool {
 
     /// Destroys a slot: its holder first, so that its cgroup is empty when it is removed.
     pub(crate) fn discard(&self, slot: Slot) {
-        let Slot { holder, cgroup, .. } = slot;
+        let Slot { holder, mut cgroup, .. } = slot;
+        // Dying takes CPU time too, which a small quota would hand out over seconds.
+        if let Some(cgroup) = &mut cgroup {
+            let _ = cgroup.set_limits(&Limits::default());
+        }
         holder.end();
         drop(holder);
         drop(cgroup);

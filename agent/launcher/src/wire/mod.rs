@@ -13,6 +13,8 @@
 //! follows the three descriptors, since a packet is bounded by the socket's buffer.
 
 mod codec;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::ffi::OsStr;
