@@ -19,6 +19,7 @@
 use async_trait::async_trait;
 
 mod error;
+pub mod nats;
 mod seam;
 
 pub use error::BrokerError;

@@ -1,0 +1,212 @@
+//! Blobs as the object store lays them out (ADR-20), so that `nats object` reads them: chunks on a subject of
+//! their own, then one message that names them. A reader finds the old object or the new one.
+//!
+//! Chunks are sent without waiting for each other's acks and read a few megabytes at a time: a client that reads
+//! slowly is not cut off by the server for what waits for it.
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE};
+use bytes::{Bytes, BytesMut};
+use flux_protocol::{limits, time::now};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use super::{NatsBroker, core::Core, dead_letters::Done, queue::MESSAGE_ID};
+use crate::{Blobs, BrokerError};
+
+const CHUNK: usize = 512 * limits::KIB;
+/// Chunks on their way to the server.
+const CHUNKS_IN_FLIGHT: usize = 8;
+/// Asked for at once when reading.
+const READ_AT_ONCE: usize = 4 * limits::MIB;
+/// A blob that is replaced while it is read is read again this often.
+const READ_TRIES: usize = 4;
+
+/// The message that makes chunks an object.
+#[derive(Debug, Serialize, Deserialize)]
+struct ObjectInfo {
+    name: String,
+    bucket: String,
+    nuid: String,
+    size: usize,
+    mtime: String,
+    chunks: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    options: Option<ObjectOptions>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ObjectOptions {
+    max_chunk_size: usize,
+}
+
+#[async_trait]
+impl Blobs for NatsBroker {
+    async fn put_blob(&self, bucket: &str, key: &str, content: Bytes) -> Result<(), BrokerError> {
+        check(bucket, key)?;
+        let core = &self.core;
+        let old = info(core, bucket, key).await?;
+        let nuid = format!("{:032x}", rand::random::<u128>());
+        let subject = chunks_subject(bucket, &nuid);
+        let chunks = content.len().div_ceil(CHUNK);
+        let attempted = "store a blob";
+        let sent = stream::iter(0..chunks)
+            .map(|index| {
+                let chunk = content.slice(index * CHUNK..content.len().min((index + 1) * CHUNK));
+                let (subject, id) = (&subject, format!("{nuid}.{index}"));
+                async move {
+                    let mut headers = HeaderMap::new();
+                    headers.insert(HeaderName::from_static(MESSAGE_ID), id);
+                    // A chunk carries its number: a try that is sent again may come behind its successor.
+                    headers.insert(HeaderName::from_static(CHUNK_INDEX), HeaderValue::from(index));
+                    core.publish(attempted, subject, &headers, chunk).await.map(|_| ())
+                }
+            })
+            .buffer_unordered(CHUNKS_IN_FLIGHT)
+            .try_collect::<Vec<()>>()
+            .await;
+        if let Err(error) = sent {
+            purge(core, bucket, &nuid).await;
+            return Err(error);
+        }
+        let new = ObjectInfo {
+            name: key.to_owned(),
+            bucket: bucket.to_owned(),
+            nuid,
+            size: content.len(),
+            mtime: now().to_string(),
+            chunks,
+            digest: Some(digest(&content)),
+            deleted: false,
+            options: Some(ObjectOptions { max_chunk_size: CHUNK }),
+        };
+        put_info(core, attempted, &new).await?;
+        if let Some(old) = old {
+            purge(core, bucket, &old.nuid).await;
+        }
+        Ok(())
+    }
+
+    async fn get_blob(&self, bucket: &str, key: &str, most: usize) -> Result<Option<Bytes>, BrokerError> {
+        check(bucket, key)?;
+        for _ in 0..READ_TRIES {
+            let Some(found) = info(&self.core, bucket, key).await? else { return Ok(None) };
+            if found.size > most {
+                return Err(BrokerError::TooLarge { size: found.size, limit: most });
+            }
+            if let Some(content) = read(&self.core, &found).await? {
+                return Ok(Some(content));
+            }
+        }
+        Err(BrokerError::unavailable("read a blob", format!("{key} was replaced again and again, or has lost a part")))
+    }
+
+    async fn has_blob(&self, bucket: &str, key: &str) -> Result<bool, BrokerError> {
+        check(bucket, key)?;
+        Ok(info(&self.core, bucket, key).await?.is_some())
+    }
+
+    async fn delete_blob(&self, bucket: &str, key: &str) -> Result<(), BrokerError> {
+        check(bucket, key)?;
+        let Some(old) = info(&self.core, bucket, key).await? else { return Ok(()) };
+        purge(&self.core, bucket, &old.nuid).await;
+        // Nothing is left of it, not even that it was: blobs come and go with executions.
+        purge_subject(&self.core, bucket, &info_subject(bucket, key)).await
+    }
+}
+
+const CHUNK_INDEX: &str = "Flux-Chunk";
+
+async fn info(core: &Core, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, BrokerError> {
+    let Some(found) = core.last_on(&stream_of(bucket), &info_subject(bucket, key)).await? else { return Ok(None) };
+    let info: ObjectInfo =
+        serde_json::from_slice(&found.body).map_err(|error| BrokerError::refused("read what a blob is", error))?;
+    Ok((!info.deleted).then_some(info))
+}
+
+async fn put_info(core: &Core, attempted: &'static str, info: &ObjectInfo) -> Result<(), BrokerError> {
+    let body = serde_json::to_vec(info).map_err(|error| BrokerError::refused(attempted, error))?;
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static("Nats-Rollup"), "sub");
+    headers.insert(HeaderName::from_static(MESSAGE_ID), format!("{}.info", info.nuid));
+    core.publish(attempted, &info_subject(&info.bucket, &info.name), &headers, body.into()).await.map(|_| ())
+}
+
+/// The content; `None` when a part of it is gone.
+async fn read(core: &Core, info: &ObjectInfo) -> Result<Option<Bytes>, BrokerError> {
+    let (stream, subject) = (stream_of(&info.bucket), chunks_subject(&info.bucket, &info.nuid));
+    let at_once = READ_AT_ONCE / info.options.as_ref().map_or(CHUNK, |options| options.max_chunk_size.max(1));
+    let mut chunks: Vec<(usize, Bytes)> = Vec::with_capacity(info.chunks);
+    let mut from = 1;
+    while chunks.len() < info.chunks {
+        let most = at_once.clamp(1, info.chunks - chunks.len());
+        let page = core.stored_from(&stream, &subject, from, most, READ_AT_ONCE).await?;
+        let Some(last) = page.last() else { return Ok(None) };
+        from = last.sequence + 1;
+        for chunk in page {
+            let index = chunk.headers.get(CHUNK_INDEX).and_then(|index| index.as_str().parse().ok());
+            chunks.push((index.unwrap_or(chunks.len()), chunk.body));
+        }
+    }
+    chunks.sort_by_key(|(index, _)| *index);
+    let content = match chunks.len() {
+        0 => Bytes::new(),
+        1 => chunks.swap_remove(0).1,
+        _ => {
+            let mut content = BytesMut::with_capacity(info.size);
+            for (_, chunk) in &chunks {
+                content.extend_from_slice(chunk);
+            }
+            content.freeze()
+        }
+    };
+    let whole = content.len() == info.size && info.digest.as_ref().is_none_or(|expected| *expected == digest(&content));
+    Ok(whole.then_some(content))
+}
+
+/// Removes chunks that nothing names any more. What cannot be removed now costs space, no more.
+async fn purge(core: &Core, bucket: &str, nuid: &str) {
+    if let Err(error) = purge_subject(core, bucket, &chunks_subject(bucket, nuid)).await {
+        tracing::warn!(bucket, nuid, %error, "the parts of a blob that was replaced or deleted are left behind");
+    }
+}
+
+async fn purge_subject(core: &Core, bucket: &str, subject: &str) -> Result<(), BrokerError> {
+    let attempted = "delete a blob";
+    let body = json!({ "filter": subject }).to_string();
+    core.api::<Done>(attempted, &format!("STREAM.PURGE.{}", stream_of(bucket)), body)
+        .await
+        .map(|_| ())
+        .map_err(|failure| failure.into_broker(attempted, bucket))
+}
+
+fn digest(content: &[u8]) -> String {
+    format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(content)))
+}
+
+fn stream_of(bucket: &str) -> String {
+    format!("OBJ_{bucket}")
+}
+
+fn chunks_subject(bucket: &str, nuid: &str) -> String {
+    format!("$O.{bucket}.C.{nuid}")
+}
+
+fn info_subject(bucket: &str, key: &str) -> String {
+    format!("$O.{bucket}.M.{}", URL_SAFE.encode(key))
+}
+
+fn check(bucket: &str, key: &str) -> Result<(), BrokerError> {
+    let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if (1..=200).contains(&key.len()) && is_name(key) && !bucket.is_empty() && is_name(bucket) {
+        return Ok(());
+    }
+    Err(BrokerError::refused("name a blob", format!("`{key}` cannot be a key: use 1 to 200 of A-Z a-z 0-9 _ -")))
+}

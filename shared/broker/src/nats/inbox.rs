@@ -1,0 +1,362 @@
+//! One subscription for everything that is addressed to this process: deliveries and ends of pulls, and answers
+//! of which several may come.
+//!
+//! `<inbox>.F.P.<token>.<stream>.<consumer>` is where the server answers a pull, `<inbox>.F.M.<token>` a mailbox.
+//! A router task hands each message to whom it belongs; nobody subscribes for a single pull.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{Client, Message, StatusCode, Subscriber};
+use flux_protocol::{Timestamp, limits};
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ack_subject::{self, AckSubject},
+    ledger::{Ledger, Place},
+    link::Link,
+};
+
+/// Heartbeats asked for on long pulls, and the silence after which their consumer is taken for gone.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(7);
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// What a pull hears.
+#[derive(Debug)]
+pub(super) enum PullEvent {
+    Message(Message, Info),
+    /// The pull ended before it was filled. Filled is the end of the channel.
+    Ended(End),
+}
+
+/// What the reply subject of a delivery said.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Info {
+    pub(super) delivered: u64,
+    pub(super) stream_sequence: u64,
+    pub(super) stored_at: Timestamp,
+    pub(super) pending: u64,
+}
+
+/// Why a pull ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// Its time passed, or nothing waited.
+    Expired,
+    /// There is no such consumer.
+    Missing,
+    /// The consumer was there and was deleted.
+    Deleted,
+    /// The connection or the consumer's server went away.
+    Lost,
+    Refused(String),
+}
+
+type Events = mpsc::Sender<PullEvent>;
+
+#[derive(Default)]
+struct Routes {
+    /// By `<stream>.<consumer>`.
+    pulls: HashMap<Box<str>, Ledger<Events>>,
+    mailboxes: HashMap<u64, mpsc::Sender<Message>>,
+}
+
+pub(super) struct Inbox {
+    prefix: String,
+    next_token: AtomicU64,
+    routes: Mutex<Routes>,
+    given_back: mpsc::Sender<String>,
+    late: AtomicU64,
+}
+
+impl Inbox {
+    /// The inbox, and what its router works on.
+    pub(super) fn new(prefix: &str) -> (Arc<Self>, mpsc::Receiver<String>) {
+        let (given_back, to_give_back) = mpsc::channel(limits::CHANNEL);
+        let inbox = Self {
+            prefix: format!("{prefix}.F"),
+            next_token: AtomicU64::new(1),
+            routes: Mutex::default(),
+            given_back,
+            late: AtomicU64::new(0),
+        };
+        (Arc::new(inbox), to_give_back)
+    }
+
+    pub(super) fn pattern(&self) -> String {
+        format!("{}.>", self.prefix)
+    }
+
+    /// Messages that came when their pull had ended, and were given back.
+    pub(super) fn late_messages(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
+    }
+
+    /// Opens a pull on `<stream>.<consumer>`; the caller sends the request with the reply subject it gets.
+    pub(super) fn open_pull(
+        self: &Arc<Self>,
+        consumer: &str,
+        batch: usize,
+        expires: Duration,
+        beats: bool,
+    ) -> OpenPull {
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let (events, received) = mpsc::channel(batch + 1);
+        let now = Instant::now();
+        let mut routes = self.routes.lock();
+        let ledger = match routes.pulls.get_mut(consumer) {
+            Some(ledger) => ledger,
+            None => routes.pulls.entry(consumer.into()).or_insert_with(|| Ledger::new(now)),
+        };
+        ledger.opened(token, batch, now + expires, beats, now, events);
+        drop(routes);
+        let reply_to = format!("{}.P.{token:x}.{consumer}", self.prefix);
+        OpenPull { inbox: Arc::clone(self), token, consumer: consumer.into(), reply_to, received, ended: false }
+    }
+
+    /// A place for up to `capacity` answers that nobody took yet.
+    pub(super) fn mailbox(self: &Arc<Self>, capacity: usize) -> Mailbox {
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        let (sender, received) = mpsc::channel(capacity);
+        self.routes.lock().mailboxes.insert(token, sender);
+        Mailbox { inbox: Arc::clone(self), token, subject: format!("{}.M.{token:x}", self.prefix), received }
+    }
+
+    /// Routes until the connection is closed.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut messages: Subscriber,
+        mut link: watch::Receiver<Link>,
+        closed: CancellationToken,
+    ) {
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                message = messages.next() => match message {
+                    Some(message) => self.route(message),
+                    None => break,
+                },
+                _ = link.changed() => {
+                    if !link.borrow_and_update().up {
+                        self.end_pulls(Ledger::all_ended);
+                    }
+                }
+                now = sweep.tick() => self.end_pulls(|ledger| ledger.overdue(now, SILENCE)),
+                () = closed.cancelled() => break,
+            }
+        }
+        self.end_pulls(Ledger::all_ended);
+    }
+
+    fn end_pulls(&self, which: impl Fn(&mut Ledger<Events>) -> Vec<Events>) {
+        let mut ended = Vec::new();
+        let mut routes = self.routes.lock();
+        routes.pulls.retain(|_, ledger| {
+            ended.extend(which(ledger));
+            !ledger.is_empty()
+        });
+        drop(routes);
+        tell(ended, &End::Lost);
+    }
+
+    fn route(&self, message: Message) {
+        // A delivery comes on the subject of what was stored; all else on one of ours.
+        let Some(message) = self.deliver(message) else { return };
+        let Some(rest) = message.subject.strip_prefix(self.prefix.as_str()) else { return };
+        let mut tokens = rest.splitn(4, '.').skip(1);
+        let (Some(kind), Some(token)) = (tokens.next(), tokens.next().and_then(|t| u64::from_str_radix(t, 16).ok()))
+        else {
+            return;
+        };
+        match (kind, tokens.next()) {
+            ("M", None) => {
+                if let Some(mailbox) = self.routes.lock().mailboxes.get(&token) {
+                    // A full mailbox belongs to one who asked for fewer answers than came.
+                    let _ = mailbox.try_send(message);
+                }
+            }
+            ("P", Some(consumer)) => self.pull_status(token, consumer, &message),
+            _ => {}
+        }
+    }
+
+    /// Takes the message if it is a delivery.
+    fn deliver(&self, message: Message) -> Option<Message> {
+        let Some(ack) = message.reply.as_deref().and_then(AckSubject::parse) else { return Some(message) };
+        let info = Info {
+            delivered: ack.delivered,
+            stream_sequence: ack.stream_sequence,
+            stored_at: ack.stored_at,
+            pending: ack.pending,
+        };
+        let mut routes = self.routes.lock();
+        let place = routes.pulls.get_mut(ack.consumer).map_or(Place::Nobody, |ledger| ledger.delivered(Instant::now()));
+        let events = match place {
+            Place::Open(events) => events,
+            Place::Last(events) => {
+                if routes.pulls.get(ack.consumer).is_some_and(Ledger::is_empty) {
+                    routes.pulls.remove(ack.consumer);
+                }
+                events
+            }
+            Place::Nobody => {
+                drop(routes);
+                self.give_back(ack_reply(message));
+                return None;
+            }
+        };
+        drop(routes);
+        if let Err(unsent) = events.try_send(PullEvent::Message(message, info))
+            && let PullEvent::Message(message, _) = unsent.into_inner()
+        {
+            self.give_back(ack_reply(message));
+        }
+        None
+    }
+
+    fn pull_status(&self, token: u64, consumer: &str, message: &Message) {
+        let Some(status) = message.status else { return };
+        let mut routes = self.routes.lock();
+        let Some(ledger) = routes.pulls.get_mut(consumer) else { return };
+        let said = message.description.as_deref().unwrap_or_default();
+        let (ended, why) = match status {
+            StatusCode::IDLE_HEARTBEAT => return ledger.heard(Instant::now()),
+            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
+                (ledger.request_ended(token, missing(message)), End::Expired)
+            }
+            StatusCode::NO_RESPONDERS => (ledger.request_ended(token, None), End::Missing),
+            StatusCode::REQUEST_TERMINATED if said.contains("Consumer Deleted") => (ledger.all_ended(), End::Deleted),
+            StatusCode::REQUEST_TERMINATED if said.contains("Leadership") || said.contains("Shutdown") => {
+                (ledger.all_ended(), End::Lost)
+            }
+            _ => (ledger.request_ended(token, missing(message)), End::Refused(format!("{status} {said}"))),
+        };
+        if ledger.is_empty() {
+            routes.pulls.remove(consumer);
+        }
+        drop(routes);
+        tell(ended, &why);
+    }
+
+    /// A message that nobody waits for any more goes to another agent at once.
+    fn give_back(&self, reply: String) {
+        let late = self.late.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::debug!(%reply, late, "a message came for a pull that had ended; giving it back");
+        // Where this channel is full the ack wait does the same.
+        let _ = self.given_back.try_send(reply);
+    }
+}
+
+/// Gives back what came too late, until the connection is closed.
+pub(super) async fn give_back(client: Client, mut replies: mpsc::Receiver<String>, closed: CancellationToken) {
+    while let Some(reply) = tokio::select! {
+        reply = replies.recv() => reply,
+        () = closed.cancelled() => None,
+    } {
+        if let Err(error) = client.publish(reply, "-NAK".into()).await {
+            tracing::debug!(%error, "a late message was not given back");
+        }
+    }
+}
+
+fn ack_reply(message: Message) -> String {
+    message.reply.map(async_nats::Subject::into_string).unwrap_or_default()
+}
+
+fn tell(ended: Vec<Events>, why: &End) {
+    for events in ended {
+        // There is room: a channel holds its batch and one more. An error is a reader that has gone.
+        let _ = events.try_send(PullEvent::Ended(why.clone()));
+    }
+}
+
+/// How many messages of its batch a request did not get.
+fn missing(message: &Message) -> Option<usize> {
+    message.headers.as_ref()?.get("Nats-Pending-Messages")?.as_str().parse().ok()
+}
+
+/// A pull that was opened here. The end of its channel means that it was filled.
+pub(super) struct OpenPull {
+    inbox: Arc<Inbox>,
+    token: u64,
+    consumer: Box<str>,
+    pub(super) reply_to: String,
+    received: mpsc::Receiver<PullEvent>,
+    ended: bool,
+}
+
+impl OpenPull {
+    /// Safe to cancel. `None` once it was filled or told to have ended.
+    pub(super) async fn next(&mut self) -> Option<PullEvent> {
+        let event = self.received.recv().await;
+        self.ended |= !matches!(event, Some(PullEvent::Message(..)));
+        event
+    }
+
+    /// What is there already.
+    pub(super) fn try_next(&mut self) -> Option<PullEvent> {
+        let event = self.received.try_recv().ok()?;
+        self.ended |= !matches!(event, PullEvent::Message(..));
+        Some(event)
+    }
+}
+
+impl Drop for OpenPull {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let mut routes = self.inbox.routes.lock();
+        if let Some(ledger) = routes.pulls.get_mut(&self.consumer) {
+            ledger.abandoned(self.token);
+            if ledger.is_empty() {
+                routes.pulls.remove(&self.consumer);
+            }
+        }
+        drop(routes);
+        self.received.close();
+        while let Ok(event) = self.received.try_recv() {
+            if let PullEvent::Message(message, _) = event
+                && let Some(reply) = message.reply.filter(|reply| reply.starts_with(ack_subject::PREFIX))
+            {
+                self.inbox.give_back(reply.into_string());
+            }
+        }
+    }
+}
+
+/// Answers to one question.
+pub(super) struct Mailbox {
+    inbox: Arc<Inbox>,
+    token: u64,
+    pub(super) subject: String,
+    received: mpsc::Receiver<Message>,
+}
+
+impl Mailbox {
+    /// Safe to cancel.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        self.received.recv().await
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.inbox.routes.lock().mailboxes.remove(&self.token);
+    }
+}

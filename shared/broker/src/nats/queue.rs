@@ -1,0 +1,244 @@
+//! Invocation queues: one subject for each, one work-queue stream for each lane of a pool.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{HeaderMap, HeaderName};
+use async_trait::async_trait;
+use bytes::Bytes;
+use flux_protocol::{
+    ExecutionId, PoolName, Timestamp,
+    execution::QueuePosition,
+    invocation::{Lane, header},
+    subject::{self, QueueName},
+};
+use futures::{StreamExt as _, stream::BoxStream};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    NatsBroker,
+    core::{ApiFailure, Core, StreamInfo, header_map},
+    deliveries::{QueuePull, Wait, request},
+    heat::{self, MISSING},
+};
+use crate::{BrokerError, Delivery, Message, Pull, Queue, QueueDepth, Ring, Stored, TakenBack};
+
+pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// What is read of a consumer's description.
+#[derive(Debug, Deserialize)]
+pub(super) struct ConsumerInfo {
+    pub(super) delivered: SequencePair,
+    pub(super) num_pending: u64,
+    pub(super) num_ack_pending: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct SequencePair {
+    pub(super) stream_seq: u64,
+}
+
+#[async_trait]
+impl Queue for NatsBroker {
+    async fn publish(&self, queue: &QueueName, message: Message) -> Result<Stored, BrokerError> {
+        let headers = wire_headers(&message)?;
+        self.store(queue, &queue.subject(), headers, message.body).await
+    }
+
+    async fn publish_at(&self, queue: &QueueName, message: Message, due: Timestamp) -> Result<Stored, BrokerError> {
+        let mut headers = wire_headers(&message)?;
+        let execution = message.headers.iter().find(|(name, _)| *name == header::EXECUTION_ID);
+        let execution = execution.and_then(|(_, id)| id.parse().ok()).unwrap_or_else(ExecutionId::new);
+        headers.insert(HeaderName::from_static("Nats-Schedule"), format!("@at {due}"));
+        headers.insert(HeaderName::from_static("Nats-Schedule-Target"), queue.subject());
+        self.store(queue, &subject::delayed(&queue.pool, execution), headers, message.body).await
+    }
+
+    async fn heat(&self, queue: &QueueName) -> Result<(), BrokerError> {
+        self.hot.heat(queue).await
+    }
+
+    async fn cool(&self, queue: &QueueName) -> Result<bool, BrokerError> {
+        self.hot.cool(queue).await
+    }
+
+    async fn pull(&self, queue: &QueueName, batch: usize, expires: Duration) -> Result<Pull, BrokerError> {
+        self.core.pull_queue(queue, batch, Wait::For(expires)).await.map(Pull::new)
+    }
+
+    async fn was_delivered(&self, queue: &QueueName, position: &QueuePosition) -> Result<Option<bool>, BrokerError> {
+        if self.core.fresh_epoch(queue.lane, &queue.pool).await? != position.epoch {
+            return Ok(None);
+        }
+        Ok(Some(match self.core.consumer(queue).await? {
+            Some(consumer) => consumer.delivered.stream_seq >= position.sequence,
+            // Nobody pulled since it is cold: it was delivered if it is gone.
+            None => self.core.stored_at(&position.stream, position.sequence).await?.is_none(),
+        }))
+    }
+
+    async fn take_back(&self, queue: &QueueName, position: &QueuePosition) -> Result<TakenBack, BrokerError> {
+        #[derive(Deserialize)]
+        struct Deleted {}
+
+        let attempted = "take a message back";
+        // A sequence of another epoch is another message.
+        if self.core.fresh_epoch(queue.lane, &queue.pool).await? != position.epoch {
+            return Err(BrokerError::NotFound { what: format!("message {}", position.sequence) });
+        }
+        let body = json!({ "seq": position.sequence, "no_erase": true }).to_string();
+        let removed =
+            match self.core.api::<Deleted>(attempted, &format!("STREAM.MSG.DELETE.{}", position.stream), body).await {
+                Ok(_) => true,
+                Err(ApiFailure::Api(error)) if error.is_message_gone() => false,
+                Err(failure) => return Err(failure.into_broker(attempted, &position.stream)),
+            };
+        // Deleting succeeds for what was delivered too; and what is gone was acked, or taken back before.
+        Ok(match self.core.consumer(queue).await? {
+            Some(consumer) if consumer.delivered.stream_seq < position.sequence => TakenBack::NeverDelivered,
+            None if removed => TakenBack::NeverDelivered,
+            _ => TakenBack::Delivered,
+        })
+    }
+
+    async fn is_stored(&self, queue: &QueueName, position: &QueuePosition) -> Result<bool, BrokerError> {
+        if self.core.fresh_epoch(queue.lane, &queue.pool).await? != position.epoch {
+            return Ok(false);
+        }
+        Ok(self.core.stored_at(&position.stream, position.sequence).await?.is_some())
+    }
+
+    async fn depths(&self, lane: Lane, pool: &PoolName) -> Result<Vec<QueueDepth>, BrokerError> {
+        let subjects = self.core.subject_counts(lane, pool, &subject::stream_subjects(lane, pool)).await?;
+        Ok(subjects
+            .into_iter()
+            .filter_map(|(subject, messages)| Some(QueueDepth { queue: QueueName::from_subject(&subject)?, messages }))
+            .collect())
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {
+        self.core.depth(queue).await
+    }
+
+    async fn rings(&self) -> Result<BoxStream<'static, Ring>, BrokerError> {
+        let messages = self.subscribe(subject::rings(), Some(subject::GATEWAYS_GROUP)).await?;
+        let view = self.hot.view();
+        Ok(messages
+            .filter_map(move |message| {
+                let ring = subject::queue_of_ring(&message.subject).map(|queue| Ring { queue });
+                let missing = message.headers.as_ref().is_some_and(|headers| headers.get(MISSING).is_some());
+                // A hot queue that lost its consumer is made hot anew; of a cold one that was expected.
+                let heard = ring.filter(|ring| !missing || view.forget(&ring.queue));
+                async move { heard }
+            })
+            .boxed())
+    }
+
+    async fn take_one(&self, queue: &QueueName) -> Result<Option<Delivery>, BrokerError> {
+        heat::make_consumer(&self.core, queue).await?;
+        let mut pull = Pull::new(self.core.pull_queue(queue, 1, Wait::Not).await?);
+        pull.next().await.transpose()
+    }
+
+    async fn epoch(&self, lane: Lane, pool: &PoolName) -> Result<Timestamp, BrokerError> {
+        self.core.fresh_epoch(lane, pool).await
+    }
+}
+
+impl NatsBroker {
+    async fn store(
+        &self,
+        queue: &QueueName,
+        subject: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Stored, BrokerError> {
+        let ack = self.core.publish("store an invocation", subject, &headers, body).await?;
+        let epoch = self.core.epoch(queue.lane, &queue.pool).await?;
+        Ok(Stored {
+            position: QueuePosition { stream: ack.stream, sequence: ack.sequence, epoch },
+            duplicate: ack.duplicate,
+        })
+    }
+}
+
+impl Core {
+    async fn pull_queue(
+        self: &Arc<Self>,
+        queue: &QueueName,
+        batch: usize,
+        wait: Wait,
+    ) -> Result<QueuePull, BrokerError> {
+        let epoch = self.epoch(queue.lane, &queue.pool).await?;
+        let stream = queue.stream();
+        let pull = request(self, &format!("{stream}.{}", queue.consumer()), batch, wait).await?;
+        Ok(QueuePull { core: Arc::clone(self), pull, queue: queue.clone(), subject: queue.subject(), stream, epoch })
+    }
+
+    /// The queue's consumer; `None` while it is cold.
+    pub(super) async fn consumer(&self, queue: &QueueName) -> Result<Option<ConsumerInfo>, BrokerError> {
+        let attempted = "look at a queue";
+        let subject = format!("CONSUMER.INFO.{}.{}", queue.stream(), queue.consumer());
+        match self.api(attempted, &subject, Bytes::new()).await {
+            Ok(info) => Ok(Some(info)),
+            Err(ApiFailure::Api(error)) if error.is_consumer_not_found() => Ok(None),
+            Err(failure) => Err(failure.into_broker(attempted, &queue.subject())),
+        }
+    }
+
+    pub(super) async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {
+        let subject = queue.subject();
+        let counts = self.subject_counts(queue.lane, &queue.pool, &subject).await?;
+        Ok(counts.into_iter().find(|(counted, _)| *counted == subject).map_or(0, |(_, messages)| messages))
+    }
+
+    async fn subject_counts(
+        &self,
+        lane: Lane,
+        pool: &PoolName,
+        filter: &str,
+    ) -> Result<Vec<(String, u64)>, BrokerError> {
+        let connects = self.link_now().connects;
+        let (counts, created) = self.counts(&subject::stream(lane, pool), filter).await?;
+        self.note_epoch(lane, pool, connects, created);
+        Ok(counts)
+    }
+
+    /// Messages per subject of a stream, and when it was made.
+    pub(super) async fn counts(
+        &self,
+        stream: &str,
+        filter: &str,
+    ) -> Result<(Vec<(String, u64)>, Timestamp), BrokerError> {
+        let attempted = "count what is queued";
+        let mut all = Vec::new();
+        loop {
+            let body = json!({ "subjects_filter": filter, "offset": all.len() }).to_string();
+            let info: StreamInfo = self
+                .api(attempted, &format!("STREAM.INFO.{stream}"), body)
+                .await
+                .map_err(|failure| failure.into_broker(attempted, stream))?;
+            let page = info.state.subjects.unwrap_or_default();
+            let got = page.len();
+            all.extend(page);
+            // A page holds 100,000 subjects.
+            if got == 0 || all.len() >= info.total {
+                return Ok((all, info.created));
+            }
+        }
+    }
+}
+
+fn wire_headers(message: &Message) -> Result<HeaderMap, BrokerError> {
+    let mut headers = header_map(message.headers.iter().map(|(name, value)| (*name, value.as_str())))?;
+    match &message.id {
+        Some(id) => {
+            let id: async_nats::HeaderValue =
+                id.parse().map_err(|error| BrokerError::refused("send a message id with a line break", error))?;
+            headers.insert(HeaderName::from_static(MESSAGE_ID), id);
+        }
+        // So that a try that was interrupted can be made again.
+        None => headers.insert(HeaderName::from_static(MESSAGE_ID), format!("{:032x}", rand::random::<u128>())),
+    }
+    Ok(headers)
+}

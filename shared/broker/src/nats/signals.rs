@@ -1,0 +1,80 @@
+//! Signals: core NATS messages.
+
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subscriber};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use super::{NatsBroker, deliveries::own_headers};
+use crate::{BrokerError, Signal, Signals, Subscription};
+
+#[async_trait]
+impl Signals for NatsBroker {
+    async fn signal(&self, subject: String, body: Bytes) -> Result<(), BrokerError> {
+        self.core.send("send a signal", subject, body).await
+    }
+
+    async fn listen(&self, pattern: &str) -> Result<Subscription, BrokerError> {
+        Ok(self.subscribe(pattern, None).await?.map(signal).boxed())
+    }
+
+    async fn listen_in_group(&self, pattern: &str, group: &str) -> Result<Subscription, BrokerError> {
+        Ok(self.subscribe(pattern, Some(group)).await?.map(signal).boxed())
+    }
+
+    async fn ask(&self, subject: String, body: Bytes, timeout: Duration) -> Result<Option<Signal>, BrokerError> {
+        Ok(self.ask_all(subject, body, timeout, 1).await?.pop())
+    }
+
+    async fn ask_all(
+        &self,
+        subject: String,
+        body: Bytes,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<Vec<Signal>, BrokerError> {
+        let attempted = "ask";
+        let deadline = Instant::now() + timeout;
+        self.core.connected(attempted, deadline).await?;
+        let mut mailbox = self.core.inbox.mailbox(most.max(1));
+        self.core.send_with_reply(attempted, subject, mailbox.subject.clone(), body).await?;
+        let mut answers = Vec::new();
+        while answers.len() < most {
+            match tokio::time::timeout_at(deadline, mailbox.next()).await {
+                // The server's word that nobody listens.
+                Ok(Some(answer)) if answer.status == Some(StatusCode::NO_RESPONDERS) => break,
+                Ok(Some(answer)) => answers.push(signal(answer)),
+                Ok(None) => return Err(BrokerError::Closed),
+                Err(_) => break,
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl NatsBroker {
+    /// Subscribes, and returns when the server has it.
+    pub(super) async fn subscribe(&self, pattern: &str, group: Option<&str>) -> Result<Subscriber, BrokerError> {
+        let attempted = "listen";
+        let subscribed = match group {
+            None => self.core.client.subscribe(pattern.to_owned()).await,
+            Some(group) => self.core.client.queue_subscribe(pattern.to_owned(), group.to_owned()).await,
+        };
+        let messages = subscribed.map_err(|error| BrokerError::refused(attempted, error))?;
+        // The server reads in order: when our own message came back, it has read the subscription.
+        self.core.round_trip(attempted).await?;
+        Ok(messages)
+    }
+}
+
+fn signal(message: Message) -> Signal {
+    Signal {
+        subject: message.subject.into_string(),
+        headers: message.headers.as_ref().map(own_headers).unwrap_or_default(),
+        body: message.payload,
+        reply_to: message.reply.map(async_nats::Subject::into_string),
+    }
+}

@@ -1,0 +1,186 @@
+//! The status log: a work-queue stream that gateways share through one consumer.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::Message;
+use async_trait::async_trait;
+use bytes::Bytes;
+use flux_protocol::{
+    StatusMessage, limits,
+    subject::{self, RECORDER, STATUS_STREAM},
+};
+use serde_json::json;
+
+use super::{
+    NatsBroker,
+    core::{Core, header_map},
+    deliveries::{NatsAcker, Standing},
+    heat::nanos,
+    inbox::Info,
+    queue::MESSAGE_ID,
+};
+use crate::{AckHandle, BrokerError, StatusBatch, StatusDelivery, StatusLog};
+
+/// A batch that is not recorded and acked within this goes to another gateway too. Recording twice is recording once.
+const RECORD_WITHIN: Duration = Duration::from_millis(2500);
+/// Statuses out at all gateways together.
+const IN_FLIGHT: usize = 32 * limits::STATUS_BATCH;
+const PAUSE: Duration = Duration::from_millis(100);
+
+#[async_trait]
+impl StatusLog for NatsBroker {
+    async fn publish_status(&self, sender: &str, status: &StatusMessage) -> Result<(), BrokerError> {
+        let encoded = serde_json::to_vec(status).map_err(|error| BrokerError::refused("encode a status", error))?;
+        self.publish_status_bytes(sender, status, encoded.into()).await
+    }
+
+    async fn publish_status_bytes(
+        &self,
+        sender: &str,
+        status: &StatusMessage,
+        encoded: Bytes,
+    ) -> Result<(), BrokerError> {
+        let id = status.message_id();
+        let headers = header_map([(MESSAGE_ID, id.as_str())])?;
+        let subject = subject::status(sender, status.execution_id);
+        self.core.publish("store a status", &subject, &headers, encoded).await.map(|_| ())
+    }
+
+    async fn statuses(&self, most: usize) -> Result<Box<dyn StatusBatch>, BrokerError> {
+        let most = most.clamp(1, limits::STATUS_BATCH);
+        make_recorder(&self.core).await?;
+        Ok(Box::new(Recorder {
+            core: Arc::clone(&self.core),
+            most,
+            standing: standing(&self.core, most),
+            unreadable: 0,
+        }))
+    }
+}
+
+fn standing(core: &Arc<Core>, most: usize) -> Standing {
+    Standing::new(Arc::clone(core), format!("{STATUS_STREAM}.{RECORDER}"), most, 2)
+}
+
+async fn make_recorder(core: &Core) -> Result<(), BrokerError> {
+    let attempted = "read the status log";
+    let filter = subject::statuses();
+    let body = json!({
+        "stream_name": STATUS_STREAM,
+        "config": {
+            "name": RECORDER,
+            "durable_name": RECORDER,
+            "filter_subject": filter,
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+            "ack_policy": "explicit",
+            "ack_wait": nanos(RECORD_WITHIN),
+            "max_deliver": -1,
+            "max_ack_pending": IN_FLIGHT,
+            "num_replicas": 0,
+        },
+    });
+    core.api::<serde_json::Value>(
+        attempted,
+        &format!("CONSUMER.CREATE.{STATUS_STREAM}.{RECORDER}.{filter}"),
+        body.to_string(),
+    )
+    .await
+    .map(|_| ())
+    .map_err(|failure| failure.into_broker(attempted, STATUS_STREAM))
+}
+
+struct Recorder {
+    core: Arc<Core>,
+    most: usize,
+    standing: Standing,
+    unreadable: u64,
+}
+
+#[async_trait]
+impl StatusBatch for Recorder {
+    async fn next(&mut self) -> Option<Vec<StatusDelivery>> {
+        loop {
+            let first = match self.standing.next().await {
+                Ok(first) => first,
+                Err(BrokerError::Closed) => return None,
+                Err(error) => {
+                    self.look_again(&error).await?;
+                    continue;
+                }
+            };
+            let mut batch = Vec::with_capacity(self.most);
+            let mut unreadable = Vec::new();
+            let mut next = Some(first);
+            while let Some((message, info)) = next {
+                match self.read(message, info) {
+                    Ok(delivery) => batch.push(delivery),
+                    Err(acker) => unreadable.push(acker),
+                }
+                next = if batch.len() < self.most { self.standing.try_next() } else { None };
+            }
+            if !unreadable.is_empty() {
+                self.refuse(unreadable).await;
+            }
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+        }
+    }
+}
+
+impl Recorder {
+    fn read(&self, message: Message, info: Info) -> Result<StatusDelivery, NatsAcker> {
+        let reply = message.reply.unwrap_or_else(|| "".into());
+        let acker = NatsAcker { core: Arc::clone(&self.core), reply };
+        let sender = message.subject.strip_prefix("flux.status.").and_then(|rest| rest.split('.').next());
+        match (sender, serde_json::from_slice::<StatusMessage>(&message.payload)) {
+            (Some(sender), Ok(status)) => Ok(StatusDelivery {
+                sequence: info.stream_sequence,
+                sender: sender.to_owned(),
+                status,
+                ack: AckHandle::new(acker),
+            }),
+            (_, read) => {
+                tracing::error!(
+                    subject = %message.subject,
+                    sequence = info.stream_sequence,
+                    bytes = message.payload.len(),
+                    error = read.err().map(|error| error.to_string()).unwrap_or_default(),
+                    "a status cannot be read and is thrown away"
+                );
+                Err(acker)
+            }
+        }
+    }
+
+    /// What cannot be read now can never be, and must not come again.
+    async fn refuse(&mut self, unreadable: Vec<NatsAcker>) {
+        for acker in unreadable {
+            self.unreadable += 1;
+            if let Err(error) = acker.terminate().await {
+                tracing::debug!(%error, total = self.unreadable, "an unreadable status will come again");
+            }
+        }
+    }
+
+    /// After an error: waits for the connection and the stream, and makes the consumer where it is missing.
+    async fn look_again(&mut self, error: &BrokerError) -> Option<()> {
+        tracing::debug!(%error, "reading the status log was interrupted");
+        self.standing = standing(&self.core, self.most);
+        loop {
+            let mut link = self.core.link();
+            tokio::select! {
+                link = link.wait_for(|link| link.up || link.closed) => if link.map_or(true, |link| link.closed) {
+                    return None;
+                },
+                () = self.core.closed.cancelled() => return None,
+            }
+            match make_recorder(&self.core).await {
+                Ok(()) => return Some(()),
+                Err(error) => tracing::debug!(%error, "the status log is not there yet"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Tables as key-value buckets (ADR-8): a stream each, a subject for each key.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use async_trait::async_trait;
+use bytes::Bytes;
+use flux_protocol::{limits, time::now};
+use futures::{StreamExt as _, stream};
+
+use super::{
+    NatsBroker,
+    core::Core,
+    queue::MESSAGE_ID,
+    reader::{Bucket, Follow, Followed, From, OPERATION, Reader, is_deletion},
+};
+use crate::{BrokerError, Change, Entry, Table, Tables, Watch};
+
+/// How long the server remembers that a hot queue or an agent was removed. Those who watch heard it long before.
+const REMOVED_REMEMBERED: Duration = Duration::from_secs(60);
+
+pub(super) const fn bucket(table: Table) -> Bucket {
+    match table {
+        Table::Functions => Bucket { stream: "KV_flux_functions", prefix: "$KV.flux_functions." },
+        Table::Versions => Bucket { stream: "KV_flux_versions", prefix: "$KV.flux_versions." },
+        Table::Agents => Bucket { stream: "KV_flux_agents", prefix: "$KV.flux_agents." },
+        Table::Hot => Bucket { stream: "KV_flux_hot", prefix: "$KV.flux_hot." },
+    }
+}
+
+/// Whether values of the table come and go, so that what is removed should leave nothing behind.
+pub(super) const fn is_passing(table: Table) -> bool {
+    matches!(table, Table::Agents | Table::Hot)
+}
+
+#[async_trait]
+impl Tables for NatsBroker {
+    async fn put(&self, table: Table, key: &str, value: Bytes) -> Result<u64, BrokerError> {
+        put_key(&self.core, table, key, value, None).await
+    }
+
+    async fn update(&self, table: Table, key: &str, value: Bytes, revision: u64) -> Result<u64, BrokerError> {
+        if revision > 0 {
+            return put_key(&self.core, table, key, value, Some(revision)).await;
+        }
+        // It must not exist. A key that was deleted does not, but its deletion has a revision.
+        let deletion = last(&self.core, table, key).await?;
+        match deletion {
+            Some((_, true, revision)) => put_key(&self.core, table, key, value, Some(revision)).await,
+            Some(_) => Err(BrokerError::Conflict { key: key.to_owned() }),
+            None => put_key(&self.core, table, key, value, Some(0)).await,
+        }
+    }
+
+    async fn get(&self, table: Table, key: &str) -> Result<Option<Entry>, BrokerError> {
+        get_key(&self.core, table, key).await
+    }
+
+    async fn delete(&self, table: Table, key: &str) -> Result<(), BrokerError> {
+        delete_key(&self.core, table, key).await
+    }
+
+    async fn keys(&self, table: Table) -> Result<Vec<String>, BrokerError> {
+        let mut reader = Reader::open(&self.core, bucket(table), From::LastOfEach, true).await?;
+        let mut keys = Vec::new();
+        while let Some(entry) = reader.next_there().await? {
+            if entry.value.is_some() {
+                keys.push(entry.key);
+            }
+        }
+        reader.close().await;
+        Ok(keys)
+    }
+
+    async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {
+        let watching = Watching {
+            follow: Follow::new(Arc::clone(&self.core), bucket(table), history),
+            known: HashMap::new(),
+            unconfirmed: HashSet::new(),
+            ready: VecDeque::new(),
+        };
+        Ok(stream::unfold(watching, |mut watching| async move {
+            let change = watching.next().await?;
+            Some((Ok(change), watching))
+        })
+        .boxed())
+    }
+
+    fn ttl(&self, table: Table) -> Option<Duration> {
+        match table {
+            Table::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
+            Table::Functions | Table::Versions | Table::Hot => None,
+        }
+    }
+}
+
+/// A watch. Where the bucket was made anew, keys that are not in it any more are told as deleted.
+struct Watching {
+    follow: Follow,
+    /// Keys that were told as put, and the revision.
+    known: HashMap<String, u64>,
+    /// Known from before the bucket was made anew, and not heard of since.
+    unconfirmed: HashSet<String>,
+    ready: VecDeque<Change>,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Change> {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return Some(change);
+            }
+            match self.follow.next().await? {
+                Followed::Restarted => self.unconfirmed.extend(self.known.drain().map(|(key, _)| key)),
+                Followed::Entry(entry) => {
+                    self.unconfirmed.remove(&entry.key);
+                    let (key, revision, at) = (entry.key, entry.revision, entry.at);
+                    return Some(match entry.value {
+                        Some(value) => {
+                            self.known.insert(key.clone(), revision);
+                            Change::Put(Entry { key, value, revision, at })
+                        }
+                        None => {
+                            self.known.remove(&key);
+                            Change::Deleted { key, revision, at }
+                        }
+                    });
+                }
+                Followed::Synced => {
+                    let at = now();
+                    let vanished = self.unconfirmed.drain().map(|key| Change::Deleted { key, revision: 0, at });
+                    self.ready.extend(vanished);
+                    self.ready.push_back(Change::Synced);
+                }
+            }
+        }
+    }
+}
+
+/// Puts a key's value; where a revision is given, only if that is the key's last (0: none).
+pub(super) async fn put_key(
+    core: &Core,
+    table: Table,
+    key: &str,
+    value: Bytes,
+    revision: Option<u64>,
+) -> Result<u64, BrokerError> {
+    let mut headers = tries();
+    if let Some(revision) = revision {
+        headers.insert(HeaderName::from_static("Nats-Expected-Last-Subject-Sequence"), HeaderValue::from(revision));
+    }
+    let ack = core.publish("put a key into a table", &key_subject(table, key)?, &headers, value).await;
+    ack.map(|ack| ack.sequence).map_err(|error| match error {
+        BrokerError::Conflict { .. } => BrokerError::Conflict { key: key.to_owned() },
+        other => other,
+    })
+}
+
+pub(super) async fn get_key(core: &Core, table: Table, key: &str) -> Result<Option<Entry>, BrokerError> {
+    Ok(last(core, table, key).await?.and_then(|(entry, deleted, _)| (!deleted).then_some(entry)))
+}
+
+pub(super) async fn delete_key(core: &Core, table: Table, key: &str) -> Result<(), BrokerError> {
+    let mut headers = tries();
+    if is_passing(table) {
+        headers.insert(HeaderName::from_static(OPERATION), "PURGE");
+        headers.insert(HeaderName::from_static("Nats-Rollup"), "sub");
+        headers.insert(HeaderName::from_static("Nats-TTL"), HeaderValue::from(REMOVED_REMEMBERED.as_secs()));
+    } else {
+        headers.insert(HeaderName::from_static(OPERATION), "DEL");
+    }
+    core.publish("delete a key from a table", &key_subject(table, key)?, &headers, Bytes::new()).await.map(|_| ())
+}
+
+/// The key's last entry, whether that is its deletion, and the revision.
+async fn last(core: &Core, table: Table, key: &str) -> Result<Option<(Entry, bool, u64)>, BrokerError> {
+    let found = core.last_on(bucket(table).stream, &key_subject(table, key)?).await?;
+    Ok(found.map(|found| {
+        let deleted = found.headers.get(OPERATION).is_some_and(|operation| is_deletion(operation.as_str()));
+        let revision = found.sequence;
+        (Entry { key: key.to_owned(), value: found.body, revision, at: found.at }, deleted, revision)
+    }))
+}
+
+/// Makes a put that was interrupted safe to send again.
+fn tries() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static(MESSAGE_ID), format!("{:032x}", rand::random::<u128>()));
+    headers
+}
+
+fn key_subject(table: Table, key: &str) -> Result<String, BrokerError> {
+    let fits = !key.is_empty()
+        && !key.starts_with('.')
+        && !key.ends_with('.')
+        && !key.contains("..")
+        && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'=' | b'/'));
+    if fits {
+        return Ok(format!("{}{key}", bucket(table).prefix));
+    }
+    Err(BrokerError::refused("name a key of a table", format!("`{key}` cannot be one")))
+}
