@@ -22,6 +22,7 @@ mod ack_subject;
 mod blobs;
 mod core;
 mod dead_letters;
+mod delayed;
 mod deliveries;
 mod direct;
 mod error;
@@ -83,7 +84,14 @@ impl Broker for NatsBroker {
     }
 
     async fn provision(&self, pools: &[PoolName]) -> Result<(), BrokerError> {
-        provision::provision(&self.core, pools).await
+        provision::provision(&self.core, pools).await?;
+        for pool in pools {
+            if self.core.moving.lock().insert(pool.clone()) {
+                let moving = delayed::move_due(Arc::clone(&self.core), pool.clone());
+                self.core.tasks.spawn("nats delayed invocations", moving);
+            }
+        }
+        Ok(())
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {

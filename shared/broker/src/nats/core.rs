@@ -1,7 +1,11 @@
 //! What every part of the engine stands on: requests that survive a lost connection, publishes that are
 //! acknowledged, and what is known of the streams.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::{Client, HeaderMap, HeaderName, HeaderValue, Message, Request, Subject, client::RequestErrorKind};
 use bytes::Bytes;
@@ -37,6 +41,10 @@ pub(super) struct Core {
     epochs: RwLock<HashMap<(Lane, PoolName), Epoch>>,
     /// When a queue without a consumer was last told to gateways.
     pub(super) said_missing: Mutex<HashMap<QueueName, Instant>>,
+    /// What waits for its time, and when that was looked at.
+    pub(super) delayed_bytes: Mutex<HashMap<PoolName, (u64, Instant)>>,
+    /// Pools whose due messages this process helps to move.
+    pub(super) moving: Mutex<HashSet<PoolName>>,
 }
 
 /// When a stream was made, as seen over the connection of that number.
@@ -68,6 +76,8 @@ pub(super) struct StreamInfo {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct StreamState {
+    #[serde(default)]
+    pub(super) bytes: u64,
     #[serde(default)]
     pub(super) subjects: Option<HashMap<String, u64>>,
 }
@@ -115,6 +125,8 @@ impl Core {
             publish_room: Semaphore::new(limits::PUBLISH_IN_FLIGHT),
             epochs: RwLock::default(),
             said_missing: Mutex::default(),
+            delayed_bytes: Mutex::default(),
+            moving: Mutex::default(),
         }
     }
 
@@ -375,12 +387,18 @@ pub(super) fn read_answer<T: DeserializeOwned>(attempted: &'static str, body: &[
     struct Failed {
         error: ApiError,
     }
-    // Success is by far more frequent; a failure lacks its fields.
-    serde_json::from_slice(body).or_else(|unread| match serde_json::from_slice::<Failed>(body) {
-        Ok(failed) => Err(ApiFailure::Api(failed.error)),
-        Err(_) => Err(ApiFailure::Broker(BrokerError::refused(attempted, unread))),
-    })
+    // An error stands at the beginning, and beside what a success would have. Looking for the word is much cheaper
+    // than reading each answer twice.
+    let beginning = &body[..body.len().min(256)];
+    if beginning.windows(ERROR.len()).any(|window| window == ERROR)
+        && let Ok(failed) = serde_json::from_slice::<Failed>(body)
+    {
+        return Err(ApiFailure::Api(failed.error));
+    }
+    serde_json::from_slice(body).map_err(|error| ApiFailure::Broker(BrokerError::refused(attempted, error)))
 }
+
+const ERROR: &[u8] = b"\"error\"";
 
 /// Headers for the wire.
 ///

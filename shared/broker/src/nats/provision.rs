@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::{
     core::{ApiFailure, Core},
     dead_letters::SAME_WITHIN,
+    delayed,
     tables::{bucket, is_passing},
 };
 use crate::{BrokerError, Table};
@@ -31,6 +32,7 @@ pub(super) async fn provision(core: &Core, pools: &[PoolName]) -> Result<(), Bro
         lanes.map(|(lane, pool)| (Some((lane, pool.clone())), queues(lane, &pool))).collect();
     let tables = [Table::Functions, Table::Versions, Table::Agents, Table::Hot].map(table);
     let objects = [CODE_BUCKET, BLOB_BUCKET].map(object_store);
+    wanted.extend(pools.iter().map(|pool| (None, delayed::config(pool))));
     wanted.extend([statuses(), dead_letters()].into_iter().chain(tables).chain(objects).map(|config| (None, config)));
 
     stream::iter(wanted)
@@ -77,7 +79,7 @@ async fn make(core: &Core, config: &Config) -> Result<Timestamp, BrokerError> {
 }
 
 /// What all have in common: nothing is lost silently, nothing is unbounded but by its own limit.
-fn base(name: impl Into<String>, subjects: Vec<String>) -> Config {
+pub(super) fn base(name: impl Into<String>, subjects: Vec<String>) -> Config {
     Config {
         name: name.into(),
         subjects,

@@ -6,9 +6,9 @@ use async_nats::{HeaderMap, HeaderName};
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{
-    ExecutionId, PoolName, Timestamp,
+    PoolName, Timestamp,
     execution::QueuePosition,
-    invocation::{Lane, header},
+    invocation::Lane,
     subject::{self, QueueName},
 };
 use futures::{StreamExt as _, stream::BoxStream};
@@ -18,6 +18,7 @@ use serde_json::json;
 use super::{
     NatsBroker,
     core::{ApiFailure, Core, StreamInfo, header_map},
+    delayed,
     deliveries::{QueuePull, Wait, request},
     heat::{self, MISSING},
 };
@@ -46,12 +47,14 @@ impl Queue for NatsBroker {
     }
 
     async fn publish_at(&self, queue: &QueueName, message: Message, due: Timestamp) -> Result<Stored, BrokerError> {
-        let mut headers = wire_headers(&message)?;
-        let execution = message.headers.iter().find(|(name, _)| *name == header::EXECUTION_ID);
-        let execution = execution.and_then(|(_, id)| id.parse().ok()).unwrap_or_else(ExecutionId::new);
-        headers.insert(HeaderName::from_static("Nats-Schedule"), format!("@at {due}"));
-        headers.insert(HeaderName::from_static("Nats-Schedule-Target"), queue.subject());
-        self.store(queue, &subject::delayed(&queue.pool, execution), headers, message.body).await
+        let headers = wire_headers(&message)?;
+        let ack = delayed::store(&self.core, queue, headers, message.body, due).await?;
+        // Where it waits, not where it will be: that it is gone from there says that it was due.
+        let epoch = self.core.epoch(queue.lane, &queue.pool).await?;
+        Ok(Stored {
+            position: QueuePosition { stream: ack.stream, sequence: ack.sequence, epoch },
+            duplicate: ack.duplicate,
+        })
     }
 
     async fn heat(&self, queue: &QueueName) -> Result<(), BrokerError> {
@@ -69,6 +72,10 @@ impl Queue for NatsBroker {
     async fn was_delivered(&self, queue: &QueueName, position: &QueuePosition) -> Result<Option<bool>, BrokerError> {
         if self.core.fresh_epoch(queue.lane, &queue.pool).await? != position.epoch {
             return Ok(None);
+        }
+        if position.stream != queue.stream() {
+            // It waits for its time, or was due.
+            return Ok(Some(self.core.stored_at(&position.stream, position.sequence).await?.is_none()));
         }
         Ok(Some(match self.core.consumer(queue).await? {
             Some(consumer) => consumer.delivered.stream_seq >= position.sequence,
@@ -93,6 +100,9 @@ impl Queue for NatsBroker {
                 Err(ApiFailure::Api(error)) if error.is_message_gone() => false,
                 Err(failure) => return Err(failure.into_broker(attempted, &position.stream)),
             };
+        if position.stream != queue.stream() {
+            return Ok(if removed { TakenBack::NeverDelivered } else { TakenBack::Delivered });
+        }
         // Deleting succeeds for what was delivered too; and what is gone was acked, or taken back before.
         Ok(match self.core.consumer(queue).await? {
             Some(consumer) if consumer.delivered.stream_seq < position.sequence => TakenBack::NeverDelivered,
