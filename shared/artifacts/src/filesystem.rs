@@ -52,8 +52,7 @@ impl ArtifactStore for Filesystem {
                 _ => ArtifactError::unavailable("store a code archive", source),
             };
             // Made with mode 0600, and removed again if anything fails.
-            let mut file =
-                tempfile::Builder::new().prefix(".put-").tempfile_in(&directory).map_err(failed)?;
+            let mut file = tempfile::Builder::new().prefix(".put-").tempfile_in(&directory).map_err(failed)?;
             file.write_all(&content).map_err(failed)?;
             file.as_file().sync_all().map_err(failed)?;
             file.persist(&path).map_err(|error| failed(error.error))?;

@@ -19,7 +19,7 @@ mod cache;
 mod filesystem;
 mod tiered;
 
-pub use archive::{ArchiveError, ArchiveSummary};
+pub use archive::{ArchiveError, ArchiveSummary, pack_dir};
 pub use blobs::BlobArtifacts;
 pub use cache::{CacheError, CodeCache, CodeDir};
 pub use filesystem::Filesystem;

@@ -46,9 +46,7 @@ impl Tiered {
 impl ArtifactStore for Tiered {
     async fn put(&self, content: Bytes) -> Result<Digest, ArtifactError> {
         let digest = self.origin.put(content.clone()).await?;
-        if !self.distribution.has(digest).await? {
-            self.distribution.put(content).await?;
-        }
+        self.distribution.put(content).await?;
         Ok(digest)
     }
 
