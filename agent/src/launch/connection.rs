@@ -52,6 +52,11 @@ pub(super) fn async_fd(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 pub(super) async fn send(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    // There is nearly always room: asking the event loop first would only cost a turn of it.
+    match socket::send(socket.get_ref().as_fd(), bytes, fds) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        done => return done,
+    }
     loop {
         let mut ready = socket.writable().await?;
         match ready.try_io(|s| socket::send(s.as_fd(), bytes, fds)) {
@@ -65,6 +70,8 @@ pub(super) async fn recv(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Re
     loop {
         let mut ready = socket.readable().await?;
         match ready.try_io(|s| socket::recv(s.as_fd(), buffer)) {
+            // A launcher that died with unread requests; said once, before what it had written, which still counts.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
             Ok(result) => return result,
             Err(_would_block) => {}
         }
@@ -153,6 +160,10 @@ impl Connection {
             // Hundreds of unread kills: the launcher's control thread is stuck, and pings will say so.
             tracing::error!(id, signal, "the launcher does not read its control socket");
         }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
     }
 
     pub(super) async fn closed(&self) {

@@ -132,6 +132,11 @@ impl Launcher {
         self.connection.closed().await;
     }
 
+    /// Whether the launcher is gone.
+    pub fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
     /// A round trip to the launcher's control thread: proof that kills are heard.
     pub async fn ping(&self) -> Result<Duration, LaunchError> {
         self.connection.ping().await

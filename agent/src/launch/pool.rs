@@ -51,7 +51,8 @@ impl LauncherPool {
     /// The live launcher, waiting for the next one while there is none.
     pub async fn launcher(&self) -> Result<Launcher, LaunchError> {
         let mut current = self.current.clone();
-        let waiting = current.wait_for(Option::is_some);
+        // One that just died is still there until its driver has noticed.
+        let waiting = current.wait_for(|launcher| launcher.as_ref().is_some_and(|l| !l.is_closed()));
         match tokio::time::timeout(WAIT_FOR_LAUNCHER, waiting).await {
             Ok(Ok(launcher)) => launcher.clone().ok_or(LaunchError::LauncherLost),
             Ok(Err(_)) => Err(LaunchError::LauncherLost),

@@ -37,7 +37,7 @@ impl Fake {
         self.say(&Reply::Started { id, pid: 42, started_at_us: 7 });
     }
 
-    /// The next request's id; blocks the test's thread, so it must have been sent already.
+    /// The next request's id. It is sent in the first poll of `spawn`, so it is there.
     fn requested(&self) -> u64 {
         let mut buffer = vec![0; MAX_REPLY];
         let packet = socket::recv(self.spawn.as_fd(), &mut buffer).unwrap();
@@ -45,10 +45,16 @@ impl Fake {
         SpawnRequest::decode(&buffer[..packet.len]).unwrap().id
     }
 
-    fn controlled(&self) -> Control {
+    /// The next control packet, as soon as there is one.
+    async fn controlled(&self) -> Control {
+        socket::set_nonblocking(self.control.as_fd()).unwrap();
         let mut buffer = vec![0; MAX_REPLY];
-        let packet = socket::recv(self.control.as_fd(), &mut buffer).unwrap();
-        Control::decode(&buffer[..packet.len]).unwrap()
+        loop {
+            match socket::recv(self.control.as_fd(), &mut buffer) {
+                Ok(packet) => return Control::decode(&buffer[..packet.len]).unwrap(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
     }
 }
 
@@ -96,7 +102,7 @@ async fn a_process_is_started_and_waited_for() {
     let (mut run, id) = running(&fake, &launcher, &mut driver).await;
     assert_eq!((run.pid(), run.started_at_us()), (42, 7));
     run.kill(nix::libc::SIGTERM);
-    assert_eq!(fake.controlled(), Control::Kill { id, signal: nix::libc::SIGTERM });
+    assert_eq!(fake.controlled().await, Control::Kill { id, signal: nix::libc::SIGTERM });
     fake.say(&Reply::Ended(report(id)));
     assert_eq!(beside(&mut driver, run.wait()).await, Ended::Finished(report(id)));
     assert_eq!(run.wait().await, Ended::Finished(report(id)));
@@ -120,7 +126,7 @@ async fn what_is_dropped_is_killed() {
     let (fake, launcher, mut driver) = Fake::connected().await;
     let (run, id) = running(&fake, &launcher, &mut driver).await;
     drop(run);
-    assert_eq!(fake.controlled(), Control::Kill { id, signal: nix::libc::SIGKILL });
+    assert_eq!(fake.controlled().await, Control::Kill { id, signal: nix::libc::SIGKILL });
     // Given up before it started: killed as soon as it did.
     {
         let spawning = launcher.spawn(SpawnRequest::default(), stdio());
@@ -129,8 +135,8 @@ async fn what_is_dropped_is_killed() {
     }
     let id = fake.requested();
     fake.started(id);
-    assert!(futures::poll!(&mut driver).is_pending());
-    assert_eq!(fake.controlled(), Control::Kill { id, signal: nix::libc::SIGKILL });
+    let killed = beside(&mut driver, fake.controlled()).await;
+    assert_eq!(killed, Control::Kill { id, signal: nix::libc::SIGKILL });
 }
 
 #[tokio::test]
