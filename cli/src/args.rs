@@ -1,0 +1,72 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    commands::{agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, ps, rollback, top},
+    up,
+};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "flux",
+    version,
+    about = "A self-hosted serverless platform in one binary",
+    after_help = "Start one here:   flux up\nFirst function:   flux init python hello && flux deploy hello && flux invoke hello\n\
+                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), NO_COLOR",
+    disable_help_subcommand = true,
+    max_term_width = 110
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// Print JSON instead of tables: one document per line where there are several
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The gateway [env FLUX_URL; default http://127.0.0.1:7227]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// The API key [env FLUX_KEY; default: what `flux up` wrote for that address]
+    #[arg(long, global = true, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run Flux on this machine: gateway, agent and queue, until Ctrl-C
+    Up(up::Args),
+    #[command(name = up::SERVE, hide = true)]
+    Serve(up::ServeArgs),
+    /// Register and deploy a function from a directory or a zip
+    Deploy(deploy::Args),
+    /// Run a function and print what it returned
+    Invoke(invoke::Args),
+    /// Print an execution's output
+    Logs(logs::Args),
+    /// List executions, newest first
+    Ps(ps::Args),
+    /// Cancel executions, queued or running
+    Cancel(cancel::Args),
+    /// List functions, or show one with its versions
+    Functions(functions::Args),
+    /// Make an old version of a function current again
+    Rollback(rollback::Args),
+    /// Remove a function; its executions stay
+    Delete(delete::Args),
+    /// List agents
+    Agents(agents::Args),
+    /// Watch agents and functions
+    Top(top::Args),
+    /// Look after executions that were given up on
+    Dlq(dlq::Args),
+    /// Write a small working function
+    Init(init::Args),
+    /// Say which release this is
+    Version,
+}

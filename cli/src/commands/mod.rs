@@ -1,0 +1,54 @@
+//! One file for each command.
+
+use crate::{args::Command, client::Client, error::CliError, output::Output};
+
+pub(crate) mod agents;
+pub(crate) mod cancel;
+pub(crate) mod delete;
+pub(crate) mod deploy;
+pub(crate) mod dlq;
+pub(crate) mod follow;
+pub(crate) mod functions;
+pub(crate) mod init;
+pub(crate) mod invoke;
+pub(crate) mod logs;
+pub(crate) mod ps;
+pub(crate) mod rollback;
+pub(crate) mod shown;
+pub(crate) mod top;
+pub(crate) mod version;
+
+/// What every command of the API gets.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) out: Output,
+}
+
+pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> {
+    match command {
+        Command::Deploy(args) => deploy::run(args, cx).await,
+        Command::Invoke(args) => invoke::run(args, cx).await,
+        Command::Logs(args) => logs::run(args, cx).await,
+        Command::Ps(args) => ps::run(args, cx).await,
+        Command::Cancel(args) => cancel::run(args, cx).await,
+        Command::Functions(args) => functions::run(args, cx).await,
+        Command::Rollback(args) => rollback::run(args, cx).await,
+        Command::Delete(args) => delete::run(args, cx).await,
+        Command::Agents(args) => agents::run(args, cx).await,
+        Command::Top(args) => top::run(args, cx).await,
+        Command::Dlq(args) => dlq::run(args, cx).await,
+        // These need no gateway: `main` has taken them.
+        Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Version => Ok(()),
+    }
+}
+
+/// A function's name on the command line.
+pub(crate) fn function_name(text: &str) -> Result<flux_protocol::FunctionName, String> {
+    flux_protocol::FunctionName::parse(text).map_err(|error| error.rule.to_owned())
+}
+
+/// A duration on the command line.
+pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
+    flux_protocol::function::parse_duration(text)
+}

@@ -1,0 +1,130 @@
+//! A function on disk: a directory with a `flux.yaml`, or a zip that has one.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use flux_protocol::{FunctionName, FunctionSpec, function::parse_yaml, limits};
+
+use crate::error::CliError;
+
+pub(crate) const CONFIGURATION: &str = "flux.yaml";
+
+/// What a deployment sends.
+#[derive(Debug)]
+pub(crate) struct Project {
+    pub(crate) name: FunctionName,
+    /// Body of `PUT /functions`; a zip without `flux.yaml` has none.
+    pub(crate) configuration: Option<String>,
+    pub(crate) archive: Bytes,
+}
+
+/// Reads and checks everything that can be checked before the gateway is asked.
+pub(crate) fn read(path: &Path, name: Option<&FunctionName>) -> Result<Project, CliError> {
+    let meta = std::fs::metadata(path)
+        .map_err(|source| CliError::local(format!("{} cannot be read", path.display()), source))?;
+    if meta.is_dir() { read_dir(path, name) } else { read_zip(path, name) }
+}
+
+fn read_dir(dir: &Path, name: Option<&FunctionName>) -> Result<Project, CliError> {
+    let file = dir.join(CONFIGURATION);
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CliError::problem(
+                format!("{} has no {CONFIGURATION}", dir.display()),
+                "`flux init python|node|bash|rust NAME` writes a function that works; or write one: name and handler are enough",
+            ));
+        }
+        Err(source) => return Err(CliError::local(format!("{} cannot be read", file.display()), source)),
+    };
+    let (spec, configuration) = configuration(&file, text, name)?;
+    check_handler(dir, &spec)?;
+    let archive = flux_artifacts::pack_dir(dir)
+        .map_err(|error| CliError::problem(format!("{} cannot be packed: {error}", dir.display()), PACK_REMEDY))?;
+    Ok(Project { name: spec.name, configuration: Some(configuration), archive })
+}
+
+const PACK_REMEDY: &str = "deploy a directory that holds what the function needs, and nothing else";
+
+fn configuration(file: &Path, text: String, name: Option<&FunctionName>) -> Result<(FunctionSpec, String), CliError> {
+    let wrong = |source| CliError::Configuration { path: file.to_owned(), source };
+    let mut spec = parse_yaml(&text).map_err(wrong)?;
+    match name {
+        Some(name) if *name != spec.name => {
+            spec.name = name.clone();
+            let json = serde_json::to_string(&spec)
+                .map_err(|error| CliError::local("the configuration cannot be written", error.into()))?;
+            Ok((spec, json))
+        }
+        _ => Ok((spec, text)),
+    }
+}
+
+/// The two mistakes that everyone makes once.
+fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
+    let handler = dir.join(&spec.handler);
+    let built = ["build.sh", "Makefile"].into_iter().find(|script| dir.join(script).exists());
+    let meta = match std::fs::metadata(&handler) {
+        Ok(meta) if meta.is_file() => meta,
+        _ => {
+            let remedy = match built {
+                Some("build.sh") => format!("build it first: (cd {} && ./build.sh)", dir.display()),
+                Some(_) => format!("build it first: make -C {}", dir.display()),
+                None => "write it, or correct `handler`".to_owned(),
+            };
+            return Err(CliError::problem(
+                format!("the handler `{}` of {} is not there", spec.handler, dir.join(CONFIGURATION).display()),
+                remedy,
+            ));
+        }
+    };
+    if meta.permissions().mode() & 0o111 == 0 {
+        return Err(CliError::problem(
+            format!("the handler {} cannot be run", handler.display()),
+            format!("chmod +x {}", handler.display()),
+        ));
+    }
+    Ok(())
+}
+
+fn read_zip(path: &Path, name: Option<&FunctionName>) -> Result<Project, CliError> {
+    let unreadable = |source| CliError::local(format!("{} cannot be read", path.display()), source);
+    let size = std::fs::metadata(path).map_err(unreadable)?.len();
+    if size > limits::ARCHIVE as u64 {
+        let most = limits::ARCHIVE / limits::MIB;
+        return Err(CliError::problem(format!("{} is larger than {most} MiB", path.display()), PACK_REMEDY));
+    }
+    let archive = Bytes::from(std::fs::read(path).map_err(unreadable)?);
+    let inside = path.join(CONFIGURATION);
+    let found =
+        flux_artifacts::archive::read_entry(&archive, CONFIGURATION, limits::FUNCTION_YAML).map_err(|problem| {
+            CliError::problem(
+                format!("{} is not a zip: {problem}", path.display()),
+                "give a directory, or a zip of one",
+            )
+        })?;
+    match (found, name) {
+        (Some(text), name) => {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let (spec, configuration) = configuration(&inside, text, name)?;
+            Ok(Project { name: spec.name, configuration: Some(configuration), archive })
+        }
+        (None, Some(name)) => Ok(Project { name: name.clone(), configuration: None, archive }),
+        (None, None) => Err(CliError::problem(
+            format!("{} has no {CONFIGURATION}", path.display()),
+            "put one in, or say which registered function it is for: --name",
+        )),
+    }
+}
+
+/// The directory to watch, for `--watch`.
+pub(crate) fn watched(path: &Path) -> PathBuf {
+    if path.is_dir() {
+        path.to_owned()
+    } else {
+        path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")).to_owned()
+    }
+}

@@ -1,0 +1,199 @@
+//! `flux up`: a gateway, an agent, a launcher and a `nats-server` on one machine, as one process tree.
+//!
+//! ```text
+//!  flux up            checks everything, writes the configuration, then is the tree: one thread, restarts what dies
+//!   ├── nats-server   the queue, on loopback, JetStream in the data directory
+//!   ├── flux __serve  the worker: gateway and agent in one runtime, unprivileged
+//!   └── flux __launcher   when the worker asks for one; starts functions
+//! ```
+//!
+//! What can be wrong is found out here, before anything starts: a port in use, a directory that the user `flux` cannot
+//! enter, a `nats-server` that is missing or too old, another `flux up` on the same data. Each is one error with a
+//! remedy.
+//!
+//! **Architecture Invariant:** no thread exists before the tree does: it is root's process where Flux was started as
+//! root, and starts the launcher.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use flux_launcher::{
+    LauncherConfig,
+    tree::{self, ChildEnv, ChildSpec, TreeEnd, TreeEvent},
+};
+use flux_runtime::{Settings, config::env, telemetry};
+
+use crate::{error::CliError, output::Output};
+
+mod api_key;
+mod data_dir;
+mod identity;
+mod nats_server;
+mod ports;
+mod serve;
+
+use data_dir::DataDir;
+use identity::Identity;
+
+pub(crate) use serve::{ServeArgs, serve};
+
+/// The hidden command that the worker is started with.
+pub(crate) const SERVE: &str = "__serve";
+/// Executions at once, for each core, unless the configuration says.
+const TASKS_PER_CORE: usize = 16;
+/// Above the worker's own drain deadline: it says itself what it could not wait for.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// What the platform's own processes see of the environment.
+const PASSED_ON: &[&str] = &["PATH", "HOME", "LANG", "TZ", "TERM", "NO_COLOR", "RUST_BACKTRACE"];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where everything is kept [default: ~/.local/share/flux; as root /var/lib/flux]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the HTTP API listens [default: 127.0.0.1:7227]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// The admin key [default: made once, and kept in the data directory]
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// A configuration file; see docs/operating.md
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Executions at once [default: 16 for each core]
+    #[arg(long, value_name = "N")]
+    tasks: Option<u32>,
+    /// Where the queue listens, for remote agents and producers [default: 127.0.0.1:4222, or a free port]
+    #[arg(long, value_name = "HOST:PORT")]
+    queue_listen: Option<String>,
+}
+
+/// Runs until it is told to stop; the process exits with what became of it.
+pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
+    let mut settings = settings(args)?;
+    telemetry::init(settings.log.format, &settings.log.level).map_err(CliError::usage)?;
+    let identity = Identity::find(&settings)?;
+    let data = DataDir::open(settings.data_dir.take(), &identity)?;
+    let listen = ports::http(&settings.gateway.listen)?;
+    let queue = ports::queue(&settings, args.queue_listen.as_deref(), &data)?;
+    let nats = nats_server::find(settings.queue.nats_server.as_deref(), &identity)?;
+    let key = api_key::resolve(settings.gateway.api_key.take(), &data)?;
+    if queue.is_public() {
+        out.note(format!(
+            "the queue listens on {}: whoever reaches it can run and read everything. It has no TLS in this release, so \
+             keep it on a private network",
+            queue.listen
+        ));
+    }
+    api_key::remember(&key, &listen.to_string())?;
+    let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
+    let nats_config = nats_server::configure(&data, &queue)?;
+    data.give_to(&identity)?;
+    if let Some(note) = &queue.note {
+        out.note(note);
+    }
+
+    let worker = worker(&data, &file, &identity, listen)?;
+    let mut queue_child = ChildSpec::new("nats-server", nats);
+    queue_child.args = vec!["--config".into(), nats_config.into()];
+    queue_child.env = ChildEnv::Only(environment());
+    queue_child.user = identity.platform;
+    queue_child.stop_order = 1;
+    end(tree::run(vec![queue_child, worker], &mut log))
+}
+
+/// The file, then the environment, then the command line.
+fn settings(args: &Args) -> Result<Settings, CliError> {
+    let mut given = serde_json::Map::new();
+    let mut set = |section: &str, field: &str, value: Option<serde_json::Value>| {
+        let Some(value) = value else { return };
+        let fields = given.entry(section).or_insert_with(|| serde_json::json!({}));
+        if let Some(fields) = fields.as_object_mut() {
+            fields.insert(field.to_owned(), value);
+        }
+    };
+    set("gateway", "listen", args.listen.clone().map(Into::into));
+    set("gateway", "api_key", args.api_key.clone().map(Into::into));
+    set("agent", "tasks", args.tasks.map(Into::into));
+    if let Some(dir) = &args.data_dir {
+        given.insert("data_dir".to_owned(), serde_json::json!(dir));
+    }
+    flux_runtime::config::load(args.config.as_deref(), given.into()).map_err(|error| {
+        let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+        CliError::problem(format!("{error}{cause}"), "docs/operating.md lists every field and its default")
+    })
+}
+
+/// The settings with nothing left to be guessed.
+fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: String) -> Settings {
+    let mut settings = settings;
+    settings.data_dir = Some(data.path().to_owned());
+    settings.queue.url = queue.url();
+    settings.gateway.api_key = Some(key);
+    settings.agent.tasks.get_or_insert_with(default_tasks);
+    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", data.path().join("flux.db").display()));
+    settings.artifacts.dir.get_or_insert_with(|| data.path().join("artifacts"));
+    settings.agent.work_dir.get_or_insert_with(|| data.path().join("agent"));
+    settings
+}
+
+fn default_tasks() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores * TASKS_PER_CORE).unwrap_or(u32::MAX)
+}
+
+fn worker(
+    data: &DataDir,
+    file: &data_dir::WrittenSettings,
+    identity: &Identity,
+    listen: std::net::SocketAddr,
+) -> Result<ChildSpec, CliError> {
+    let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
+    launcher.runner = identity.runner;
+    let mut worker = ChildSpec::new("flux", "/proc/self/exe");
+    worker.args =
+        vec![SERVE.into(), "--settings".into(), file.path.clone().into(), "--listen".into(), listen.to_string().into()];
+    worker.env = ChildEnv::Only(environment());
+    worker.user = identity.platform;
+    worker.launcher = Some(launcher);
+    let drain = file.settings.gateway.drain_timeout.max(file.settings.agent.drain_timeout);
+    worker.stop_timeout = Duration::from_secs(drain) + STOP_MARGIN;
+    Ok(worker)
+}
+
+fn environment() -> Vec<(OsString, OsString)> {
+    PASSED_ON.iter().filter_map(|name| Some(((*name).into(), env(name)?.into()))).collect()
+}
+
+fn log(event: &TreeEvent) {
+    match event {
+        TreeEvent::Started { .. }
+        | TreeEvent::Launcher { .. }
+        | TreeEvent::Stopping { .. }
+        | TreeEvent::Ended { .. } => {
+            tracing::info!("{event}");
+        }
+        TreeEvent::Restarting { .. }
+        | TreeEvent::NoLauncher { .. }
+        | TreeEvent::TooSlow { .. }
+        | TreeEvent::KillingAll => {
+            tracing::warn!("{event}");
+        }
+    }
+}
+
+fn end(ended: Result<TreeEnd, tree::TreeError>) -> Result<(), CliError> {
+    match ended {
+        Ok(TreeEnd::Stopped) => Ok(()),
+        Ok(TreeEnd::Killed) => Err(CliError::problem(
+            "not everything ended in time, and was killed",
+            "what ran then runs again after the next start",
+        )),
+        Ok(TreeEnd::ChildEnded { name, code }) => {
+            Err(CliError::problem(format!("{name} ended with status {code}"), "its last lines above say why"))
+        }
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+            Err(CliError::Problem { what: format!("{error}{cause}"), remedy: None })
+        }
+    }
+}
