@@ -1,153 +1,250 @@
-//! What a gateway does, apart from HTTP: each row of the API is one method here.
+//! What a gateway does, apart from HTTP: each row of the API is one method of [`Gateway`].
+//!
+//! ```text
+//!   call ──► admission ──► in_flight ──► FLUX_CALL ──► agent ──► flux.reply.<gateway>.<nonce> ──► the caller
+//!   invoke ──► FLUX_INVOKE, then the store, then 202
+//!   FLUX_STATUS ──► recorder ──► store ──► next attempt │ dead letter
+//!   rings ──► hot        reconciler (one of all gateways) ──► whatever was lost, is late, or is cold
+//! ```
+//!
+//! What can be decided without the queue or the store is in files of its own and pure: `admission`, `verdict`
+//! (what a reply is worth), `reconcile_plan`, `why`.
+//!
+//! **Architecture Invariant:** the path of a sync call ([`Gateway::call`]) opens no store and takes no lock that grows with
+//! the number of functions or agents.
 
-use std::{sync::Arc, time::Duration};
-
-use bytes::Bytes;
-use flux_broker::{Broker, DeadLetter};
-use flux_protocol::{
-    AgentId, Chunk, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, GatewayId, Outcome, Timestamp,
-    agent::{AgentStatus, Heartbeat, NodeStatus},
-    trace::TraceParent,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use flux_store::{ExecutionFilter, Function, Store};
-use futures::stream::BoxStream;
+
+use flux_artifacts::Tiered;
+use flux_broker::Broker;
+use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
+use flux_runtime::{Tasks, settings::GatewaySettings};
+use flux_store::SharedStore;
 
 use crate::refusal::Refusal;
+
+mod admission;
+mod call;
+mod cancel;
+mod dead_letters;
+mod executions;
+mod fleet;
+mod function_cache;
+mod functions;
+mod hot;
+mod idempotency;
+mod in_flight;
+mod invoke;
+mod lost_calls;
+mod node;
+mod payloads;
+mod provision;
+mod publish_again;
+mod reconcile_plan;
+mod reconciler;
+mod recorder;
+mod request;
+mod rings;
+mod unknown;
+mod verdict;
+mod waiters;
+mod watch;
+mod why;
+
+pub use request::{
+    Accepted, AgentView, Called, InvokeRequest, Published, Readiness, Redriven, WatchEvent, WatchFrom, Why,
+};
+
+use fleet::Fleet;
+use function_cache::FunctionCache;
+use hot::HotQueues;
+use in_flight::InFlight;
+
+/// What a gateway is made of.
+pub struct GatewayParts {
+    pub broker: Arc<dyn Broker>,
+    pub store: SharedStore,
+    /// Code archives: where they are kept, and where agents fetch them.
+    pub artifacts: Arc<Tiered>,
+    pub settings: GatewaySettings,
+    /// How long terminal executions are kept.
+    pub history: Duration,
+    /// Pools that agents may join; `default` is always one of them.
+    pub pools: Vec<PoolName>,
+    pub tasks: Tasks,
+}
+
+/// A gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway cannot start: it failed to {attempted}")]
+pub struct StartError {
+    attempted: &'static str,
+    #[source]
+    source: flux_broker::BrokerError,
+}
 
 /// A gateway's handle. Clones share one.
 #[derive(Clone)]
 pub struct Gateway {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-/// An invocation as it was asked for.
-#[derive(Debug, Clone, Default)]
-pub struct InvokeRequest {
-    pub payload: Bytes,
-    pub args: Vec<String>,
-    /// `?timeout=`: the caller's own deadline, from now.
-    pub timeout: Option<Duration>,
-    pub idempotency_key: Option<String>,
-    /// A version other than the current one (redrive).
-    pub version: Option<u32>,
-    pub trace: Option<TraceParent>,
+/// What all of the files below work on.
+struct Inner {
+    id: GatewayId,
+    broker: Arc<dyn Broker>,
+    store: SharedStore,
+    artifacts: Arc<Tiered>,
+    pools: Vec<PoolName>,
+    cool_after: Duration,
+    history: Duration,
+    tasks: Tasks,
+    functions: Arc<FunctionCache>,
+    fleet: Fleet,
+    hot: Arc<HotQueues>,
+    in_flight: InFlight,
+    /// Waiters and watchers held now.
+    waiting: Arc<tokio::sync::Semaphore>,
+    /// Payloads in the blob seam of asynchronous executions that this gateway accepted.
+    payloads: payloads::Payloads,
+    recorder_health: recorder::Health,
+    reconcile_now: tokio::sync::Notify,
+    node: node::Node,
+    draining: AtomicBool,
 }
 
-/// A call's end.
-#[derive(Debug, Clone)]
-pub struct Called {
-    pub execution_id: ExecutionId,
-    pub agent_id: Option<AgentId>,
-    pub attempt: u32,
-    pub version: u32,
-    /// With the whole output: fetched from the blob seam where it lay there.
-    pub outcome: Outcome,
-    /// It was answered from an earlier call with the same `Idempotency-Key`.
-    pub replayed: bool,
-}
+/// Longest wait for the table of agents at the start: a gateway is ready at once, with or without agents.
+const SETTLE: Duration = Duration::from_millis(150);
 
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    pub execution_id: ExecutionId,
-    pub replayed: bool,
-}
-
-/// Answer to a registration or deployment.
-#[derive(Debug, Clone)]
-pub struct Published {
-    pub version: FunctionVersion,
-    pub changed: bool,
-    /// Agents online now, all of which sync it.
-    pub agents: Vec<AgentId>,
-}
-
-/// An agent as this gateway last heard of it.
-#[derive(Debug, Clone)]
-pub struct AgentView {
-    pub heartbeat: Heartbeat,
-    /// As the agent said, or `offline` when it stopped saying anything.
-    pub status: AgentStatus,
-    pub last_heartbeat: Timestamp,
-}
-
-/// What a watcher of an execution gets.
-#[derive(Debug, Clone)]
-pub enum WatchEvent {
-    Output { attempt: u32, chunk: Chunk },
-    /// The execution is terminal; nothing follows.
-    End(Box<ExecutionRecord>),
-}
-
-/// Where a watcher had got to: `Last-Event-ID: <attempt>.<chunk>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WatchFrom {
-    pub attempt: u32,
-    pub chunk: u64,
-}
-
-#[derive(Debug, Clone)]
-pub struct Why {
-    pub record: ExecutionRecord,
-    /// Such as `at_concurrency`, `no_resources`, `no_agents`, `no_capability`, `waiting_for_retry`, `queued_behind_others`, `running`, `ended`.
-    pub reason: &'static str,
-    /// A sentence with numbers and the remedy.
-    pub explanation: String,
-    /// Messages of its function that are queued, itself included.
-    pub queued: Option<u64>,
-}
-
-#[derive(Debug, Clone)]
-pub struct Redriven {
-    pub letter: u64,
-    /// `None` in a dry run.
-    pub execution_id: Option<ExecutionId>,
-    pub of: ExecutionId,
-}
-
-/// Which of the parts a gateway needs answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Readiness {
-    pub queue: bool,
-    pub store: bool,
-    pub draining: bool,
-}
-
-#[allow(unused_variables, clippy::unused_async, clippy::unimplemented)] // signatures first; bodies follow
 impl Gateway {
-    pub fn id(&self) -> &GatewayId { unimplemented!() }
-    pub async fn readiness(&self) -> Readiness { unimplemented!() }
-    pub fn agents(&self) -> Vec<AgentView> { unimplemented!() }
+    /// Makes what the queue needs, starts this gateway's tasks, and is ready.
+    ///
+    /// # Errors
+    /// The queue is out of reach or refuses.
+    pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
+        let GatewayParts { broker, store, artifacts, settings, history, mut pools, tasks } = parts;
+        pools.push(PoolName::default());
+        pools.sort();
+        pools.dedup();
+        let id = GatewayId::random();
+        broker
+            .provision(&pools)
+            .await
+            .map_err(|source| StartError { attempted: "make its streams and buckets", source })?;
+        let replies = broker
+            .listen(&subject::replies(&id))
+            .await
+            .map_err(|source| StartError { attempted: "listen for replies", source })?;
+        let inner = Arc::new(Inner {
+            functions: FunctionCache::start(Arc::clone(&store), Arc::clone(&broker), &tasks),
+            fleet: Fleet::start(Arc::clone(&broker), &tasks),
+            hot: HotQueues::start(Arc::clone(&broker), &tasks),
+            in_flight: InFlight::new(settings.max_in_flight),
+            waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
+            payloads: payloads::Payloads::default(),
+            recorder_health: recorder::Health::default(),
+            reconcile_now: tokio::sync::Notify::new(),
+            node: node::Node::new(),
+            draining: AtomicBool::new(false),
+            cool_after: Duration::from_secs(settings.cool_after.max(1)),
+            id,
+            broker,
+            store,
+            artifacts,
+            pools,
+            history,
+            tasks,
+        });
+        inner.start_tasks(replies);
+        inner.fleet.settle(SETTLE).await;
+        tracing::info!(gateway_id = %inner.id, pools = inner.pools.len(), "the gateway is ready");
+        Ok(Self { inner })
+    }
+
+    pub fn id(&self) -> &GatewayId {
+        &self.inner.id
+    }
+
+    /// Whether the queue and the store answer now.
+    pub async fn readiness(&self) -> Readiness {
+        const PATIENCE: Duration = Duration::from_millis(800);
+        let inner = &self.inner;
+        let (queue, store) = tokio::join!(
+            tokio::time::timeout(PATIENCE, inner.broker.ping()),
+            tokio::time::timeout(PATIENCE, inner.store.ping()),
+        );
+        Readiness {
+            queue: matches!(queue, Ok(Ok(()))),
+            store: matches!(store, Ok(Ok(()))),
+            draining: inner.is_draining(),
+        }
+    }
+
+    /// Every agent heard of lately, by id.
+    pub fn agents(&self) -> Vec<AgentView> {
+        self.inner.fleet.list()
+    }
+
     /// This gateway's own node.
-    pub fn node(&self) -> NodeStatus { unimplemented!() }
+    pub fn node(&self) -> NodeStatus {
+        self.inner.node.status(self.inner.in_flight.len())
+    }
 
-    pub async fn register(&self, spec: FunctionSpec) -> Result<Published, Refusal> { unimplemented!() }
-    /// `archive` is a zip. A function that is not registered yet takes the `flux.yaml` in it.
-    pub async fn deploy(&self, name: &FunctionName, archive: Bytes) -> Result<Published, Refusal> { unimplemented!() }
-    pub async fn rollback(&self, name: &FunctionName, version: u32) -> Result<Published, Refusal> { unimplemented!() }
-    pub async fn function(&self, name: &FunctionName) -> Result<Function, Refusal> { unimplemented!() }
-    pub async fn functions(&self, prefix: &str, cursor: Option<&FunctionName>, limit: usize) -> Result<Vec<FunctionVersion>, Refusal> { unimplemented!() }
-    pub async fn delete_function(&self, name: &FunctionName) -> Result<(), Refusal> { unimplemented!() }
+    /// Refuses new work from now on, and ends when the calls in flight have ended.
+    pub async fn drain(&self) {
+        self.inner.draining.store(true, Ordering::Release);
+        self.inner.in_flight.empty().await;
+    }
+}
 
-    /// Runs a function and waits for its outcome. Dropping the future cancels the execution.
-    pub async fn call(&self, name: &FunctionName, request: InvokeRequest) -> Result<Called, Refusal> { unimplemented!() }
-    pub async fn invoke(&self, name: &FunctionName, request: InvokeRequest) -> Result<Accepted, Refusal> { unimplemented!() }
+impl Inner {
+    fn start_tasks(self: &Arc<Self>, replies: flux_broker::Subscription) {
+        self.essential("replies", {
+            let in_flight = self.in_flight.clone();
+            async move { in_flight.deliver(replies).await }
+        });
+        self.essential("recorder", recorder::run(Arc::clone(self)));
+        self.essential("reconciler", reconciler::run(Arc::clone(self)));
+        self.essential("rings", rings::run(Arc::clone(self)));
+        self.essential("connection", provision::run(Arc::clone(self)));
+    }
 
-    /// The record; `output_so_far` of a running execution comes from its agent.
-    pub async fn execution(&self, id: ExecutionId) -> Result<ExecutionRecord, Refusal> { unimplemented!() }
-    /// As [`Self::execution`], held until it is terminal or `wait` passed.
-    pub async fn wait(&self, id: ExecutionId, wait: Duration) -> Result<ExecutionRecord, Refusal> { unimplemented!() }
-    pub async fn executions(&self, filter: ExecutionFilter) -> Result<Vec<ExecutionRecord>, Refusal> { unimplemented!() }
-    pub async fn watch(&self, id: ExecutionId, from: WatchFrom) -> Result<BoxStream<'static, WatchEvent>, Refusal> { unimplemented!() }
-    pub async fn cancel(&self, id: ExecutionId) -> Result<(), Refusal> { unimplemented!() }
-    pub async fn why(&self, id: ExecutionId) -> Result<Why, Refusal> { unimplemented!() }
-    /// The whole output of a record, fetched where it lies in the blob seam.
-    pub async fn output(&self, record: &ExecutionRecord) -> Result<flux_protocol::OutputLog, Refusal> { unimplemented!() }
+    /// A task that ends when the process is told to end now, and that the process cannot do without.
+    fn essential(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let killed = self.tasks.shutdown().kill_token();
+        self.tasks.spawn_essential(name, async move {
+            tokio::select! {
+                () = work => {}
+                () = killed.cancelled() => {}
+            }
+        });
+    }
 
-    pub async fn dead_letter_counts(&self) -> Result<Vec<(FunctionName, u64)>, Refusal> { unimplemented!() }
-    pub async fn dead_letters(&self, name: &FunctionName, after: u64, limit: usize) -> Result<Vec<DeadLetter>, Refusal> { unimplemented!() }
-    pub async fn dead_letter(&self, name: &FunctionName, sequence: u64) -> Result<DeadLetter, Refusal> { unimplemented!() }
-    /// `sequence`: one letter, or all. Each becomes a new execution that names the old one.
-    pub async fn redrive(&self, name: &FunctionName, sequence: Option<u64>, version: Option<u32>, dry_run: bool) -> Result<Vec<Redriven>, Refusal> { unimplemented!() }
-    /// One letter, or all; how many.
-    pub async fn purge(&self, name: &FunctionName, sequence: Option<u64>) -> Result<u64, Refusal> { unimplemented!() }
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn require_open(&self) -> Result<(), Refusal> {
+        if !self.is_draining() {
+            return Ok(());
+        }
+        Err(Refusal::new(ErrorCode::ShuttingDown, "this gateway is going away; ask again, another one answers"))
+    }
+
+    fn agents_online(&self) -> Vec<AgentId> {
+        self.fleet.online()
+    }
+
+    fn execution_not_found(id: ExecutionId) -> Refusal {
+        Refusal::new(
+            ErrorCode::ExecutionNotFound,
+            format!("there is no execution `{id}`: it was never accepted, or its history has expired"),
+        )
+    }
 }

@@ -1,0 +1,284 @@
+//! Ending an execution that is queued or running.
+//!
+//! What is queued is taken back: a removed message that no consumer ever delivered never ran. Otherwise every agent is told,
+//! and remembers it for a minute, since the delivery may be under way to one of them. The cancel is confirmed when the
+//! agent that held it answers (its processes are gone then), or when its lease has ended and nobody answered: the message
+//! is removed by then, so nobody will start it again.
+
+use std::{sync::Arc, time::Duration};
+
+use flux_broker::{BrokerError, TakenBack};
+use flux_protocol::{
+    AgentId, ErrorCode, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Lane, Outcome, OutcomeStatus, Phase,
+    StatusMessage,
+    agent::{CancelReply, CancelRequest},
+    subject::{self, QueueName},
+    time::now,
+};
+use tokio::time::Instant;
+
+use super::{Gateway, Inner, waiters::next_terminal};
+use crate::refusal::Refusal;
+
+/// One question to all agents; the one that holds the execution answers once its processes are gone.
+const ASK: Duration = Duration::from_secs(2);
+/// After its last sign of life an agent's lease has surely ended.
+const LEASE: Duration = Duration::from_secs(3);
+/// Longest wait for an agent that lives and does not confirm: `stop_grace` may take its time.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A confirmed cancel is answered once the record says so too, or after this.
+const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the agents said to a cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CancelAnswer {
+    Cancelled,
+    /// It ended by itself before the cancel reached it.
+    EndedItself,
+    /// Nobody holds it any more.
+    NobodyHolds,
+    /// Its agent lives and has not confirmed.
+    Unconfirmed,
+}
+
+pub(super) fn cancelled(reason: &str) -> Outcome {
+    Outcome::without_process(OutcomeStatus::Cancelled, ExecutionError::new(ErrorKind::Cancelled, reason))
+}
+
+impl Gateway {
+    /// Cancels a queued or running execution; done when it is.
+    ///
+    /// # Errors
+    /// It is unknown, or has its outcome already.
+    pub async fn cancel(&self, id: ExecutionId) -> Result<(), Refusal> {
+        const REASON: &str = "cancelled by DELETE /executions";
+        let inner = &self.inner;
+        // Before the record is read, so that an end between the two is not missed.
+        let mut statuses = inner.broker.listen(&subject::statuses_of(id)).await?;
+        let record = match inner.store.execution(id).await? {
+            Some(record) => record,
+            None => inner.record_in_flight(id).ok_or_else(|| Inner::execution_not_found(id))?,
+        };
+        if record.is_terminal() {
+            return Err(already_terminal(&record));
+        }
+        let outcome = cancelled(REASON);
+        if inner.take_back(&record).await? == Some(TakenBack::NeverDelivered) || inner.nobody_holds(&record).await {
+            inner.end(&record, outcome).await?;
+            inner.settled(id).await;
+            return Ok(());
+        }
+        let answer = tokio::select! {
+            answer = inner.cancel_on_agents(id, REASON, record.agent_id.as_ref()) => answer?,
+            status = next_terminal(&mut statuses) => match status.outcome.map(|outcome| outcome.status) {
+                Some(OutcomeStatus::Cancelled) => CancelAnswer::Cancelled,
+                _ => CancelAnswer::EndedItself,
+            },
+        };
+        match answer {
+            CancelAnswer::Cancelled => {
+                inner.settled(id).await;
+                Ok(())
+            }
+            CancelAnswer::NobodyHolds => {
+                inner.end(&record, outcome).await?;
+                inner.settled(id).await;
+                Ok(())
+            }
+            CancelAnswer::EndedItself => Err(match inner.settled(id).await {
+                Some(record) => already_terminal(&record),
+                None => Refusal::new(ErrorCode::AlreadyTerminal, format!("`{id}` ended before the cancel reached it")),
+            }),
+            CancelAnswer::Unconfirmed => Err(Refusal::new(
+                ErrorCode::DeadlineExceeded,
+                format!(
+                    "the agent that runs `{id}` was told to cancel it and has not confirmed within {} s; GET /executions/{id} tells when it has",
+                    PATIENCE.as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+fn already_terminal(record: &ExecutionRecord) -> Refusal {
+    Refusal::new(
+        ErrorCode::AlreadyTerminal,
+        format!("`{}` has ended already: {}", record.execution_id, record.status_text()),
+    )
+    .with_details(serde_json::json!({ "status": record.status_text() }))
+}
+
+pub(super) fn queue_of(record: &ExecutionRecord) -> QueueName {
+    QueueName::new(record.lane, record.pool.clone(), record.function.clone())
+}
+
+impl Inner {
+    /// Ends a call that nobody waits for any more: out of the queue, or off its agent.
+    pub(super) async fn withdraw(self: &Arc<Self>, record: &ExecutionRecord, outcome: Outcome, recorded: bool) {
+        let ended = match self.take_back(record).await {
+            Ok(Some(TakenBack::NeverDelivered)) if !recorded => return,
+            Ok(Some(TakenBack::NeverDelivered)) => true,
+            Ok(_) | Err(_) => false,
+        };
+        if !ended {
+            let reason = outcome.error.as_ref().map_or("cancelled", |error| error.message.as_str());
+            match self.cancel_on_agents(record.execution_id, reason, record.agent_id.as_ref()).await {
+                Ok(CancelAnswer::NobodyHolds) if recorded || record.agent_id.is_some() => {}
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(
+                        execution_id = %record.execution_id,
+                        error = &error as &dyn std::error::Error,
+                        "cannot cancel an abandoned call; its deadline ends it"
+                    );
+                    return;
+                }
+            }
+        }
+        if let Err(error) = self.end(record, outcome).await {
+            tracing::warn!(
+                execution_id = %record.execution_id,
+                error = &error as &dyn std::error::Error,
+                "an abandoned call's record could not be ended; the reconciler will"
+            );
+        }
+    }
+
+    /// Removes the record's message, where its place is known and the queue can. `None`: it cannot be told whether
+    /// it ran.
+    pub(super) async fn take_back(&self, record: &ExecutionRecord) -> Result<Option<TakenBack>, BrokerError> {
+        let Some(position) = record.position.as_ref().filter(|_| self.broker.capabilities().take_back) else {
+            return Ok(None);
+        };
+        match self.broker.take_back(&queue_of(record), position).await {
+            Ok(taken) => Ok(Some(taken)),
+            Err(BrokerError::NotFound { .. } | BrokerError::Unsupported { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Publishes a terminal status for an execution that no agent has, and tells whoever waits for a reply.
+    pub(super) async fn end(&self, record: &ExecutionRecord, outcome: Outcome) -> Result<(), BrokerError> {
+        let buried = record.lane == Lane::Invoke && outcome.status == OutcomeStatus::Failed;
+        let status = StatusMessage {
+            execution_id: record.execution_id,
+            function: record.function.clone(),
+            version: record.version,
+            attempt: record.attempt,
+            lane: record.lane,
+            pool: record.pool.clone(),
+            phase: Phase::Ended,
+            agent_id: None,
+            queued_at: record.queued_at,
+            started_at: record.started_at,
+            at: now(),
+            deadline: record.deadline,
+            traceparent: record.traceparent.clone(),
+            outcome: Some(outcome),
+            invocation: record.invocation.clone().filter(|_| buried).map(Box::new),
+            notes: Vec::new(),
+        };
+        let reply_to = record.invocation.as_ref().and_then(|invocation| invocation.reply_to.clone());
+        self.end_with(status, reply_to).await
+    }
+
+    /// In the order that agents keep too: the reply, then the status.
+    pub(super) async fn end_with(&self, status: StatusMessage, reply_to: Option<String>) -> Result<(), BrokerError> {
+        let encoded = bytes::Bytes::from(
+            serde_json::to_vec(&status).map_err(|error| BrokerError::refused("encode a status", error))?,
+        );
+        if let Some(reply_to) = reply_to.filter(|reply_to| subject::may_reply_to(reply_to)) {
+            self.broker.signal(reply_to, encoded.clone()).await?;
+        }
+        self.broker.publish_status_bytes(self.id.as_str(), &status, encoded).await?;
+        if let Some(call) = self.in_flight.find_execution(status.execution_id) {
+            call.tell(super::in_flight::CallEvent::Ended(Box::new(status)));
+        }
+        Ok(())
+    }
+
+    /// Tells every agent until one answers, or the lease of whoever had it has ended.
+    pub(super) async fn cancel_on_agents(
+        &self,
+        id: ExecutionId,
+        reason: &str,
+        holder: Option<&AgentId>,
+    ) -> Result<CancelAnswer, BrokerError> {
+        let request = serde_json::to_vec(&CancelRequest { reason: reason.to_owned() })
+            .map_err(|error| BrokerError::refused("encode a cancel", error))?;
+        let request = bytes::Bytes::from(request);
+        let began = Instant::now();
+        loop {
+            let asked = self.broker.ask(subject::cancel(id), request.clone(), ASK).await?;
+            let reply = asked.and_then(|signal| serde_json::from_slice::<CancelReply>(&signal.body).ok());
+            if let Some(reply) = reply {
+                return Ok(if reply.cancelled { CancelAnswer::Cancelled } else { CancelAnswer::EndedItself });
+            }
+            let waited = began.elapsed();
+            let lives = holder.is_some_and(|agent| self.fleet.is_online(agent));
+            if waited >= PATIENCE {
+                return Ok(if lives { CancelAnswer::Unconfirmed } else { CancelAnswer::NobodyHolds });
+            }
+            if waited >= LEASE && !lives {
+                return Ok(CancelAnswer::NobodyHolds);
+            }
+            // Answers "nobody listens" at once.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Whether every agent that is online has said that it does not hold an execution that was not seen running.
+    /// Its message is removed by now, so none of them can get it later.
+    async fn nobody_holds(&self, record: &ExecutionRecord) -> bool {
+        if record.position.is_none() || record.phase == Phase::Running {
+            return false;
+        }
+        match self.ask_holds(&[record.execution_id]).await {
+            Ok(held) => held.by_nobody(record.execution_id, &self.agents_online()),
+            Err(_) => false,
+        }
+    }
+
+    /// A call that this gateway waits for and that has no record yet.
+    fn record_in_flight(&self, id: ExecutionId) -> Option<ExecutionRecord> {
+        let call = self.in_flight.find_execution(id)?;
+        let known = call.known();
+        Some(ExecutionRecord {
+            execution_id: id,
+            function: call.queue.function.clone(),
+            version: 0,
+            attempt: known.attempt,
+            lane: call.queue.lane,
+            pool: call.queue.pool.clone(),
+            phase: if known.holder.is_some() { Phase::Running } else { Phase::Queued },
+            agent_id: known.holder,
+            queued_at: id.created_at(),
+            started_at: None,
+            status_at: now(),
+            deadline: None,
+            traceparent: None,
+            outcome: None,
+            terminal_seq: None,
+            position: known.position,
+            invocation: None,
+            redrive_of: None,
+            notes: Vec::new(),
+        })
+    }
+
+    /// Waits shortly until the store has the end of an execution too.
+    async fn settled(&self, id: ExecutionId) -> Option<ExecutionRecord> {
+        let until = Instant::now() + RECORDED_WITHIN;
+        let mut pause = Duration::from_millis(2);
+        while Instant::now() < until {
+            if let Ok(Some(record)) = self.store.execution(id).await
+                && record.is_terminal()
+            {
+                return Some(record);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        None
+    }
+}

@@ -1,0 +1,261 @@
+//! The agents, as this gateway last heard of them. One task owns the view; everyone else reads it.
+//!
+//! Heartbeats come twice: as signals, at once, and as last values of the agents' table, which tells a gateway that
+//! starts late what is there. Liveness goes by when *this* process heard a beat, never by the agent's clock.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use flux_broker::{Broker, Change, Table};
+use flux_protocol::{
+    AgentId, FunctionName, FunctionSpec, Timestamp,
+    agent::{AgentStatus, Heartbeat},
+    limits, subject,
+    time::now,
+};
+use flux_runtime::Tasks;
+use futures::StreamExt as _;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{
+    AgentView,
+    admission::{AgentRoom, Summary, summarize},
+};
+
+/// An offline agent is listed this long, so that a person can see what went.
+const LISTED_OFFLINE: Duration = Duration::from_secs(300);
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Clone)]
+struct Known {
+    heartbeat: Arc<Heartbeat>,
+    heard: Instant,
+    last_heartbeat: Timestamp,
+    all_invokes: u32,
+    offline: bool,
+    /// So long silent that nothing of ours can still run there.
+    forgotten: bool,
+}
+
+impl Known {
+    fn status(&self) -> AgentStatus {
+        if self.offline { AgentStatus::Offline } else { self.heartbeat.status }
+    }
+}
+
+#[derive(Debug, Default)]
+struct View {
+    agents: BTreeMap<AgentId, Known>,
+    generation: u64,
+    /// The agents' table was read once: from then on "no agents" means it.
+    synced: bool,
+}
+
+/// A handle on the view. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Fleet {
+    view: watch::Receiver<View>,
+    started: Instant,
+}
+
+impl Fleet {
+    pub(super) fn start(broker: Arc<dyn Broker>, tasks: &Tasks) -> Self {
+        let (sender, view) = watch::channel(View::default());
+        let drained = tasks.shutdown().kill_token();
+        tasks.spawn("fleet", async move {
+            tokio::select! {
+                () = follow(broker, sender) => {}
+                () = drained.cancelled() => {}
+            }
+        });
+        Self { view, started: Instant::now() }
+    }
+
+    /// Waits until the table was read, at most `most`.
+    pub(super) async fn settle(&self, most: Duration) {
+        let mut view = self.view.clone();
+        let _ = tokio::time::timeout(most, view.wait_for(|view| view.synced)).await;
+    }
+
+    /// Whether agents that are there may not have been heard of yet.
+    pub(super) fn is_young(&self) -> bool {
+        self.started.elapsed() < 2 * limits::HEARTBEAT_EVERY
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.view.borrow().generation
+    }
+
+    /// The fleet as one function sees it, and the generation of the view that it was read from.
+    pub(super) fn summary(&self, spec: &FunctionSpec) -> (u64, Summary) {
+        let view = self.view.borrow();
+        let rooms = view.agents.values().map(|known| {
+            let beat = &known.heartbeat;
+            let running = beat.running.iter().find(|running| running.function == spec.name);
+            AgentRoom {
+                pool: &beat.pool,
+                status: known.status(),
+                tiers: &beat.capabilities.tiers,
+                total: beat.total,
+                free: beat.free,
+                calls: running.map_or(0, |running| running.calls),
+                invokes: running.map_or(0, |running| running.invokes),
+                all_invokes: known.all_invokes,
+                may_hold: !known.forgotten,
+            }
+        });
+        (view.generation, summarize(spec, rooms))
+    }
+
+    pub(super) fn list(&self) -> Vec<AgentView> {
+        self.view
+            .borrow()
+            .agents
+            .values()
+            .map(|known| AgentView {
+                heartbeat: (*known.heartbeat).clone(),
+                status: known.status(),
+                last_heartbeat: known.last_heartbeat,
+            })
+            .collect()
+    }
+
+    /// Agents that were heard of lately.
+    pub(super) fn online(&self) -> Vec<AgentId> {
+        self.view.borrow().agents.iter().filter(|(_, known)| !known.offline).map(|(id, _)| id.clone()).collect()
+    }
+
+    pub(super) fn is_online(&self, agent: &AgentId) -> bool {
+        self.view.borrow().agents.get(agent).is_some_and(|known| !known.offline)
+    }
+
+    /// Whether an agent runs the function now, as far as heartbeats say.
+    pub(super) fn runs(&self, function: &FunctionName) -> bool {
+        self.view.borrow().agents.values().any(|known| {
+            !known.offline
+                && known
+                    .heartbeat
+                    .running
+                    .iter()
+                    .any(|running| running.function == *function && (running.calls > 0 || running.invokes > 0))
+        })
+    }
+}
+
+async fn follow(broker: Arc<dyn Broker>, view: watch::Sender<View>) {
+    let mut backoff = Duration::from_millis(100);
+    loop {
+        let started = Instant::now();
+        if let Err(error) = follow_once(&*broker, &view).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot follow the agents' heartbeats; trying again"
+            );
+        }
+        if started.elapsed() > Duration::from_secs(10) {
+            backoff = Duration::from_millis(100);
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(Duration::from_secs(2));
+    }
+}
+
+async fn follow_once(broker: &dyn Broker, view: &watch::Sender<View>) -> Result<(), flux_broker::BrokerError> {
+    let mut beats = broker.listen(subject::heartbeats()).await?;
+    let mut table = broker.watch(Table::Agents, false).await?;
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            beat = beats.next() => match beat {
+                Some(signal) => match serde_json::from_slice::<Heartbeat>(&signal.body) {
+                    // The broker holds an agent to its own subject, not to what it writes into the body.
+                    Ok(beat) if signal.subject == subject::heartbeat(&beat.agent_id) => {
+                        view.send_modify(|view| view.heard(beat, Duration::ZERO));
+                    }
+                    _ => metrics::counter!("flux_signals_dropped_total", "kind" => "heartbeat").increment(1),
+                },
+                None => return Ok(()),
+            },
+            change = table.next() => match change {
+                Some(Ok(Change::Put(entry))) => match serde_json::from_slice::<Heartbeat>(&entry.value) {
+                    Ok(beat) if entry.key == beat.agent_id.as_str() => {
+                        let age = now().since(entry.at).min(limits::AGENT_FORGOTTEN_AFTER);
+                        view.send_modify(|view| view.heard(beat, age));
+                    }
+                    _ => metrics::counter!("flux_signals_dropped_total", "kind" => "heartbeat").increment(1),
+                },
+                Some(Ok(Change::Deleted { key, .. })) => view.send_modify(|view| view.left(&key)),
+                Some(Ok(Change::Synced)) => view.send_modify(|view| view.synced = true),
+                Some(Err(error)) => return Err(error),
+                None => return Ok(()),
+            },
+            _ = sweep.tick() => {
+                view.send_if_modified(View::sweep);
+            }
+        }
+    }
+}
+
+impl View {
+    fn heard(&mut self, beat: Heartbeat, age: Duration) {
+        let at = Instant::now();
+        let heard = at.checked_sub(age).unwrap_or(at);
+        if let Some(known) = self.agents.get(&beat.agent_id) {
+            // The table says a little later what the signal said; a beat from before is no news.
+            if known.heartbeat.started_at == beat.started_at && known.heartbeat.at >= beat.at {
+                return;
+            }
+        }
+        let all_invokes = beat.running.iter().map(|running| running.invokes).sum();
+        let known = Known {
+            last_heartbeat: beat.at,
+            all_invokes,
+            offline: at.duration_since(heard) >= limits::AGENT_OFFLINE_AFTER,
+            forgotten: at.duration_since(heard) >= limits::AGENT_FORGOTTEN_AFTER,
+            heard,
+            heartbeat: Arc::new(beat),
+        };
+        let id = known.heartbeat.agent_id.clone();
+        if self.agents.insert(id.clone(), known).is_none() {
+            tracing::info!(agent_id = %id, "an agent joined");
+        }
+        self.generation += 1;
+    }
+
+    /// Its entry went: an agent that leaves in order takes it away, one that died lets it expire.
+    fn left(&mut self, key: &str) {
+        let Ok(id) = AgentId::parse(key) else { return };
+        let Some(known) = self.agents.get_mut(&id) else { return };
+        if known.heard.elapsed() < limits::AGENT_OFFLINE_AFTER {
+            self.agents.remove(&id);
+            tracing::info!(agent_id = %id, "an agent left");
+        } else {
+            known.offline = true;
+        }
+        self.generation += 1;
+    }
+
+    fn sweep(&mut self) -> bool {
+        let before = self.agents.len();
+        self.agents.retain(|_, known| known.heard.elapsed() < LISTED_OFFLINE);
+        let mut changed = self.agents.len() != before;
+        for (id, known) in &mut self.agents {
+            if !known.offline && known.heard.elapsed() >= limits::AGENT_OFFLINE_AFTER {
+                known.offline = true;
+                changed = true;
+                tracing::warn!(agent_id = %id, "an agent went silent");
+            }
+            if !known.forgotten && known.heard.elapsed() >= limits::AGENT_FORGOTTEN_AFTER {
+                known.forgotten = true;
+                changed = true;
+            }
+        }
+        if changed {
+            self.generation += 1;
+        }
+        changed
+    }
+}

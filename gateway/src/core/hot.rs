@@ -1,0 +1,165 @@
+//! Which queues are hot, as this gateway knows it from the table of hot queues, and making them so.
+//!
+//! Knowing saves a round trip for each invocation. The knowledge may be a few milliseconds old: a queue that was cooled
+//! just now looks hot. What is published into it then is found by a ring, by the grace of a sync call, or by the
+//! reconciler's counts.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use flux_broker::{Broker, BrokerError, Change, Table};
+use flux_protocol::subject::QueueName;
+use flux_runtime::Tasks;
+use futures::StreamExt as _;
+use parking_lot::{Mutex, RwLock};
+use tokio::{sync::OnceCell, time::Instant};
+
+/// Shared by everything that publishes, and the reconciler.
+pub(super) struct HotQueues {
+    broker: Arc<dyn Broker>,
+    started: Instant,
+    known: RwLock<HashMap<QueueName, LastUsed>>,
+    /// Queues being made hot now: a burst on a cold function asks the broker once.
+    heating: Mutex<HashMap<QueueName, Arc<OnceCell<()>>>>,
+}
+
+/// Milliseconds since the start of the gateway.
+struct LastUsed(AtomicU64);
+
+impl HotQueues {
+    pub(super) fn start(broker: Arc<dyn Broker>, tasks: &Tasks) -> Arc<Self> {
+        let queues =
+            Arc::new(Self { broker, started: Instant::now(), known: RwLock::default(), heating: Mutex::default() });
+        let watching = Arc::clone(&queues);
+        let killed = tasks.shutdown().kill_token();
+        tasks.spawn("hot-queues", async move {
+            tokio::select! {
+                () = watching.follow() => {}
+                () = killed.cancelled() => {}
+            }
+        });
+        queues
+    }
+
+    /// Makes the queue hot unless it is known to be.
+    pub(super) async fn heat(&self, queue: &QueueName) -> Result<(), BrokerError> {
+        if self.touch(queue) {
+            return Ok(());
+        }
+        let cell = Arc::clone(self.heating.lock().entry(queue.clone()).or_default());
+        let heated = cell.get_or_try_init(|| self.broker.heat(queue)).await.copied();
+        let mut heating = self.heating.lock();
+        if heating.get(queue).is_some_and(|current| Arc::ptr_eq(current, &cell)) {
+            heating.remove(queue);
+        }
+        drop(heating);
+        if heated.is_ok() {
+            self.insert(queue.clone());
+        }
+        heated
+    }
+
+    /// Asks the broker whatever is known: for a queue whose messages do not move.
+    pub(super) async fn heat_again(&self, queue: &QueueName) -> Result<(), BrokerError> {
+        self.broker.heat(queue).await?;
+        self.insert(queue.clone());
+        Ok(())
+    }
+
+    pub(super) fn is_hot(&self, queue: &QueueName) -> bool {
+        self.known.read().contains_key(queue)
+    }
+
+    /// Marks it used; whether it is known to be hot.
+    pub(super) fn touch(&self, queue: &QueueName) -> bool {
+        let now = self.millis();
+        self.known.read().get(queue).is_some_and(|used| {
+            used.0.store(now, Ordering::Relaxed);
+            true
+        })
+    }
+
+    /// Hot queues that nothing used for `idle`.
+    pub(super) fn idle_for(&self, idle: Duration) -> Vec<QueueName> {
+        let before = self.millis().saturating_sub(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+        self.known
+            .read()
+            .iter()
+            .filter(|(_, used)| used.0.load(Ordering::Relaxed) < before)
+            .map(|(queue, _)| queue.clone())
+            .collect()
+    }
+
+    pub(super) async fn cool(&self, queue: &QueueName) -> Result<bool, BrokerError> {
+        let cooled = self.broker.cool(queue).await?;
+        if cooled {
+            self.known.write().remove(queue);
+        } else {
+            self.touch(queue);
+        }
+        Ok(cooled)
+    }
+
+    /// Forgets everything: the broker's storage may have been made anew. Every queue is then made hot again
+    /// when it is used, which costs one idempotent request each.
+    pub(super) fn forget(&self) {
+        self.known.write().clear();
+    }
+
+    fn insert(&self, queue: QueueName) {
+        let used = LastUsed(AtomicU64::new(self.millis()));
+        self.known.write().insert(queue, used);
+    }
+
+    fn millis(&self) -> u64 {
+        // From 1, so that "used before the start" exists.
+        1 + u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    async fn follow(&self) {
+        loop {
+            match self.broker.watch(Table::Hot, false).await {
+                Ok(mut changes) => {
+                    while let Some(change) = changes.next().await {
+                        match change {
+                            Ok(Change::Put(entry)) => {
+                                if let Some(queue) = QueueName::from_key(&entry.key) {
+                                    self.known
+                                        .write()
+                                        .entry(queue)
+                                        .or_insert_with(|| LastUsed(AtomicU64::new(self.millis())));
+                                }
+                            }
+                            Ok(Change::Deleted { key, .. }) => {
+                                if let Some(queue) = QueueName::from_key(&key) {
+                                    self.known.write().remove(&queue);
+                                }
+                            }
+                            Ok(Change::Synced) => {}
+                            Err(error) => {
+                                tracing::warn!(
+                                    error = &error as &dyn std::error::Error,
+                                    "the watch on hot queues broke; starting it again"
+                                );
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot watch the hot queues; trying again"
+                    );
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}

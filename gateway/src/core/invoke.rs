@@ -1,0 +1,152 @@
+//! An asynchronous invocation: accepted once the queue *and* the store hold it.
+//!
+//! Publish, then commit the record with the message's place in its stream, then answer. Where the store refuses, the message
+//! is taken back, and the answer is 503: nothing runs that nobody accepted.
+
+use std::sync::Arc;
+
+use flux_broker::{BrokerError, TakenBack};
+use flux_protocol::{
+    ExecutionId, FunctionName, Invocation, Lane, Payload, execution::QueuePosition, subject::QueueName, time::now,
+};
+
+use super::{
+    Accepted, Gateway, Inner, InvokeRequest, call::message_of, function_cache::Runnable, idempotency::Standing,
+    payloads::NOTE, publish_again::queued_record,
+};
+use crate::refusal::Refusal;
+
+impl Gateway {
+    /// Accepts an invocation that runs on its own.
+    ///
+    /// # Errors
+    /// It was not accepted, and does not run.
+    pub async fn invoke(&self, name: &FunctionName, request: InvokeRequest) -> Result<Accepted, Refusal> {
+        let inner = &self.inner;
+        inner.require_open()?;
+        request.check()?;
+        let function = inner.functions.require_version(name, request.version).await?;
+        function.require_code()?;
+        let accepted = inner.accept(&function, request, None).await;
+        let outcome = accepted.as_ref().map_or_else(|refusal| refusal.code.as_str(), |_| "accepted");
+        metrics::counter!("flux_invokes_total", "outcome" => outcome).increment(1);
+        accepted
+    }
+}
+
+impl Inner {
+    pub(super) async fn accept(
+        self: &Arc<Self>,
+        function: &Arc<Runnable>,
+        request: InvokeRequest,
+        redrive_of: Option<ExecutionId>,
+    ) -> Result<Accepted, Refusal> {
+        let id = ExecutionId::new();
+        let Some(key) = request.idempotency_key.clone() else {
+            self.publish_accepted(function, id, request, redrive_of).await?;
+            return Ok(Accepted { execution_id: id, replayed: false });
+        };
+        let name = &function.spec().name;
+        let body = request.digest();
+        loop {
+            match self.claim(name, &key, body, id).await? {
+                Standing::Ours => break,
+                Standing::Theirs { execution_id, at } => {
+                    if self.store.execution(execution_id).await?.is_some() || !self.is_orphaned(at) {
+                        return Ok(Accepted { execution_id, replayed: true });
+                    }
+                    self.store.release_idempotency(name, &key, execution_id).await?;
+                }
+            }
+        }
+        match self.publish_accepted(function, id, request, redrive_of).await {
+            Ok(()) => Ok(Accepted { execution_id: id, replayed: false }),
+            Err(refusal) => {
+                self.release(name, &key, id).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn publish_accepted(
+        self: &Arc<Self>,
+        function: &Arc<Runnable>,
+        id: ExecutionId,
+        request: InvokeRequest,
+        redrive_of: Option<ExecutionId>,
+    ) -> Result<(), Refusal> {
+        let queue = function.queue(Lane::Invoke);
+        let queued_at = now();
+        let traceparent = request.traceparent();
+        let invocation = Invocation {
+            execution_id: Some(id),
+            attempt: 1,
+            failures: 0,
+            args: request.args,
+            reply_to: None,
+            deadline: request.timeout.map(|timeout| queued_at.plus(timeout)),
+            version: Some(function.version.version),
+            traceparent: Some(traceparent),
+            redrive_of,
+            payload: self.place_payload(id, request.payload).await?,
+        };
+        let large = matches!(invocation.payload, Payload::Blob(_));
+        let message = message_of(&invocation);
+        // A queue that is known to be hot costs nothing here; for one that is not, agents come while it is published.
+        let (heated, stored) = tokio::join!(self.hot.heat(queue), self.publish_patiently(queue, message));
+        if let Err(error) = heated {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "cannot make a queue hot; a ring or the reconciler will"
+            );
+        }
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.give_up(id, queue, &invocation, None).await;
+                return Err(error.into());
+            }
+        };
+        let position = stored.position;
+        let mut record =
+            queued_record(id, queue, function.version.version, invocation.clone(), Some(position.clone()), queued_at);
+        if large {
+            self.payloads.remember(id);
+            record.notes.push(NOTE.to_owned());
+        }
+        if let Err(error) = self.store.insert_queued(record).await {
+            self.give_up(id, queue, &invocation, Some(position)).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Takes a message out of the queue that was not accepted after all.
+    async fn give_up(
+        self: &Arc<Self>,
+        id: ExecutionId,
+        queue: &QueueName,
+        invocation: &Invocation,
+        position: Option<QueuePosition>,
+    ) {
+        self.discard_payload(invocation);
+        if let Some(position) = position {
+            match self.broker.take_back(queue, &position).await {
+                Ok(TakenBack::NeverDelivered) => return,
+                Ok(TakenBack::Delivered) | Err(BrokerError::Unsupported { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        execution_id = %id,
+                        error = &error as &dyn std::error::Error,
+                        "an invocation that was refused could not be taken back"
+                    );
+                }
+            }
+        }
+        // It may be on its way to an agent: they remember a cancel. Behind the answer, since it takes a while.
+        let inner = Arc::clone(self);
+        self.tasks.spawn("give-up", async move {
+            let _ = inner.cancel_on_agents(id, "it was not accepted: the store or the queue refused", None).await;
+        });
+    }
+}

@@ -1,0 +1,233 @@
+//! Publishing the next attempt of an execution: after a failure that is retried, after a loss, or again because the
+//! broker did not answer.
+
+use std::{sync::Arc, time::Duration};
+
+use flux_broker::{AckHandle, BrokerError, Message, Stored};
+use flux_protocol::{
+    ExecutionId, ExecutionRecord, Invocation, Phase, StatusMessage, Timestamp, execution::QueuePosition,
+    subject::QueueName, time::now,
+};
+use tokio::time::Instant;
+
+use super::{Inner, call::message_of};
+
+/// Accepting resumes within ten seconds of a broker's failure at the worst; a request is not held that long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Inner {
+    /// Publishes, and tries again while the broker does not answer: a message with an id is stored once.
+    pub(super) async fn publish_patiently(&self, queue: &QueueName, message: Message) -> Result<Stored, BrokerError> {
+        let until = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.broker.publish(queue, message.clone()).await {
+                Err(error @ (BrokerError::Unavailable { .. } | BrokerError::NotFound { .. }))
+                    if Instant::now() + pause < until =>
+                {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "a publish was not answered; trying again"
+                    );
+                }
+                other => return other,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Publishes the attempt after one that failed, once its backoff has passed. The status is acked only when the
+    /// next attempt is in the queue: dying in between is seeing the status again.
+    pub(super) async fn retry(self: &Arc<Self>, status: &StatusMessage, ack: AckHandle) -> Result<(), BrokerError> {
+        let Some(failed) = status.invocation.as_deref() else {
+            tracing::error!(
+                execution_id = %status.execution_id,
+                function = %status.function,
+                "a failed attempt that is to be tried again came without its invocation; the reconciler will end it"
+            );
+            return ack.ack().await;
+        };
+        let next = next_attempt(status, failed);
+        let retry = match self.functions.current(&status.function).await {
+            Ok(Some(function)) => function.spec().retry,
+            Ok(None) | Err(_) => flux_protocol::function::Retry::default(),
+        };
+        let delay = retry.delay_before(next.failures + 1, rand::random::<f64>());
+        let due = now().plus(delay);
+        let queue = QueueName::new(status.lane, status.pool.clone(), status.function.clone());
+        metrics::counter!("flux_retries_total").increment(1);
+        if delay.is_zero() {
+            let stored = self.publish_patiently(&queue, message_of(&next)).await?;
+            self.heat_for(&queue).await;
+            self.insert_next(status, next, stored.position, due).await;
+            return ack.ack().await;
+        }
+        if self.broker.capabilities().delayed_publish {
+            // The queue may have cooled by then; nothing rings for a delayed message.
+            let stored = self.broker.publish_at(&queue, message_of(&next), due).await?;
+            self.heat_when_due(queue, delay);
+            self.insert_next(status, next, stored.position, due).await;
+            return ack.ack().await;
+        }
+        let inner = Arc::clone(self);
+        let status = status.clone();
+        self.tasks.spawn("hold-retry", async move { inner.hold_retry(status, next, queue, due, ack).await });
+        Ok(())
+    }
+
+    /// Where the broker cannot delay, the status is kept in progress for as long.
+    async fn hold_retry(
+        self: Arc<Self>,
+        status: StatusMessage,
+        next: Invocation,
+        queue: QueueName,
+        due: Timestamp,
+        ack: AckHandle,
+    ) {
+        while now() < due {
+            let left = due.since(now());
+            tokio::time::sleep(left.min(flux_protocol::limits::IN_PROGRESS_EVERY)).await;
+            if ack.progress().await.is_err() {
+                return; // Delivered again, to whoever is there.
+            }
+        }
+        match self.publish_patiently(&queue, message_of(&next)).await {
+            Ok(stored) => {
+                self.heat_for(&queue).await;
+                self.insert_next(&status, next, stored.position, due).await;
+                let _ = ack.ack().await;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    execution_id = %status.execution_id,
+                    error = &error as &dyn std::error::Error,
+                    "cannot publish the next attempt; its status comes again"
+                );
+            }
+        }
+    }
+
+    async fn insert_next(&self, status: &StatusMessage, next: Invocation, position: QueuePosition, due: Timestamp) {
+        let record = ExecutionRecord {
+            execution_id: status.execution_id,
+            function: status.function.clone(),
+            version: status.version,
+            attempt: next.attempt,
+            lane: status.lane,
+            pool: status.pool.clone(),
+            phase: Phase::Queued,
+            agent_id: None,
+            queued_at: status.queued_at,
+            started_at: None,
+            status_at: due.max(now()),
+            deadline: status.deadline,
+            traceparent: status.traceparent.clone(),
+            outcome: None,
+            terminal_seq: None,
+            position: Some(position),
+            redrive_of: next.redrive_of,
+            invocation: Some(next),
+            notes: Vec::new(),
+        };
+        let id = record.execution_id;
+        if let Err(error) = self.store.insert_queued(record).await {
+            // The attempt is in the queue and its own status will tell.
+            tracing::warn!(
+                execution_id = %id,
+                error = &error as &dyn std::error::Error,
+                "the next attempt is queued, and its record does not say so yet"
+            );
+        }
+    }
+
+    async fn heat_for(&self, queue: &QueueName) {
+        if let Err(error) = self.hot.heat(queue).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot; the reconciler will");
+        }
+    }
+
+    fn heat_when_due(self: &Arc<Self>, queue: QueueName, delay: Duration) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn("heat-when-due", async move {
+            let killed = inner.tasks.shutdown().kill_token();
+            tokio::select! {
+                () = tokio::time::sleep(delay) => inner.heat_for(&queue).await,
+                () = killed.cancelled() => {}
+            }
+        });
+    }
+
+    /// Publishes an execution again that the queue lost: the same execution, the next attempt.
+    pub(super) async fn republish(&self, record: &ExecutionRecord) -> Result<(), BrokerError> {
+        let Some(kept) = &record.invocation else {
+            return Err(BrokerError::NotFound { what: format!("the invocation of {}", record.execution_id) });
+        };
+        let queue = QueueName::new(record.lane, record.pool.clone(), record.function.clone());
+        let next = Invocation {
+            execution_id: Some(record.execution_id),
+            attempt: record.attempt.max(kept.attempt) + 1,
+            ..kept.clone()
+        };
+        self.hot.heat(&queue).await?;
+        let stored = self.publish_patiently(&queue, message_of(&next)).await?;
+        metrics::counter!("flux_republished_total", "lane" => "invoke").increment(1);
+        tracing::warn!(
+            execution_id = %record.execution_id,
+            function = %record.function,
+            attempt = next.attempt,
+            "the queue lost an invocation; published again"
+        );
+        if let Err(error) = self.store.requeued(record.execution_id, next.attempt, stored.position, now()).await {
+            tracing::warn!(
+                execution_id = %record.execution_id,
+                error = &error as &dyn std::error::Error,
+                "an invocation was published again, and its record does not say so yet"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What comes after an attempt in which the function itself failed.
+fn next_attempt(status: &StatusMessage, failed: &Invocation) -> Invocation {
+    Invocation {
+        execution_id: Some(status.execution_id),
+        attempt: status.attempt + 1,
+        failures: failed.failures + 1,
+        traceparent: failed.traceparent.clone().or_else(|| status.traceparent.clone()),
+        ..failed.clone()
+    }
+}
+
+/// The record of an invocation that was just published.
+pub(super) fn queued_record(
+    id: ExecutionId,
+    queue: &QueueName,
+    version: u32,
+    invocation: Invocation,
+    position: Option<QueuePosition>,
+    queued_at: Timestamp,
+) -> ExecutionRecord {
+    ExecutionRecord {
+        execution_id: id,
+        function: queue.function.clone(),
+        version,
+        attempt: invocation.attempt,
+        lane: queue.lane,
+        pool: queue.pool.clone(),
+        phase: Phase::Queued,
+        agent_id: None,
+        queued_at,
+        started_at: None,
+        status_at: queued_at,
+        deadline: invocation.deadline,
+        traceparent: invocation.traceparent.clone(),
+        outcome: None,
+        terminal_seq: None,
+        position,
+        redrive_of: invocation.redrive_of,
+        invocation: Some(invocation),
+        notes: Vec::new(),
+    }
+}

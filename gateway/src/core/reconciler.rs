@@ -1,0 +1,337 @@
+//! What stands behind every hint and every signal: one gateway at a time (a lease in the store) compares what should be with
+//! what is, and puts right the difference. It takes no input, keeps nothing that matters, and may stop anywhere.
+//!
+//! Each round:
+//! 1. queues with messages that are cold, or do not move, are made hot; messages for unknown functions are taken;
+//! 2. open executions that were silent for a while are looked after ([`reconcile_plan`](super::reconcile_plan));
+//! 3. hot queues without work for long are cooled;
+//! 4. now and then: history that is old enough goes, with its blobs.
+//!
+//! It does not touch what agents do by themselves: redelivery, deadlines and retries are theirs and the recorder's.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use flux_broker::{BrokerError, QueueDepth, TakenBack};
+use flux_protocol::{
+    AgentId, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Lane, Outcome, OutcomeStatus, Phase, PoolName,
+    Timestamp, limits, subject::QueueName, time::now,
+};
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use super::{
+    Inner,
+    cancel::queue_of,
+    lost_calls::Held,
+    reconcile_plan::{Action, Facts, is_overdue, is_suspect, plan},
+};
+use crate::refusal::Refusal;
+
+const LEASE: &str = "reconciler";
+/// Survives two missed rounds.
+const LEASE_TTL: Duration = Duration::from_secs(6);
+/// Executions looked at in one round; the next goes on where it ended.
+const LOOKED_AT: usize = 5_000;
+/// Round trips to the broker at once.
+const AT_ONCE: usize = 64;
+const COOLED_AT_ONCE: usize = 50;
+const EXPIRE_EVERY: Duration = Duration::from_secs(30);
+const EXPIRED_AT_ONCE: usize = 500;
+
+/// Runs for as long as the gateway does.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let mut reconciler = Reconciler::default();
+    let mut ticks = tokio::time::interval(limits::RECONCILE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = inner.reconcile_now.notified() => {}
+        }
+        if *inner.broker.connection().borrow() == 0 {
+            continue;
+        }
+        inner.search_orphaned_calls().await;
+        metrics::gauge!("flux_calls_in_flight")
+            .set(f64::from(u32::try_from(inner.in_flight.len()).unwrap_or(u32::MAX)));
+        match inner.store.lease(LEASE, inner.id.as_str(), now(), LEASE_TTL).await {
+            Ok(Some(_)) => {}
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the reconciler cannot get its lease");
+                continue;
+            }
+        }
+        if let Err(refusal) = reconciler.round(&inner).await {
+            metrics::counter!("flux_reconciler_errors_total").increment(1);
+            tracing::warn!(
+                error = &refusal as &dyn std::error::Error,
+                "a round of the reconciler did not end; the next begins anew"
+            );
+        }
+    }
+}
+
+/// What one round leaves to the next: only so as not to do the same again.
+#[derive(Default)]
+struct Reconciler {
+    /// Queues that had messages in the last round, and how many.
+    last: HashMap<QueueName, u64>,
+    /// Where in the open executions the next round goes on.
+    cursor: Option<ExecutionId>,
+    epochs: HashMap<(Lane, PoolName), Timestamp>,
+    /// A stream was made anew: all open executions are looked at, however lately they were heard of.
+    sweeping: bool,
+    expired_at: Option<Instant>,
+}
+
+/// What is the same for all executions of a round.
+struct Round {
+    now: Timestamp,
+    epochs: HashMap<(Lane, PoolName), Timestamp>,
+    depths: HashMap<QueueName, u64>,
+}
+
+impl Round {
+    fn stream_lost(&self, record: &ExecutionRecord) -> bool {
+        let epoch = self.epochs.get(&(record.lane, record.pool.clone()));
+        match (&record.position, epoch) {
+            (Some(position), Some(epoch)) => position.epoch != *epoch,
+            _ => false,
+        }
+    }
+}
+
+impl Reconciler {
+    async fn round(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {
+        let mut round = Round { now: now(), epochs: HashMap::new(), depths: HashMap::new() };
+        for pool in &inner.pools {
+            for lane in Lane::ALL {
+                round.epochs.insert((lane, pool.clone()), inner.broker.epoch(lane, pool).await?);
+                for QueueDepth { queue, messages } in inner.broker.depths(lane, pool).await? {
+                    round.depths.insert(queue, messages);
+                }
+            }
+        }
+        let lost = self.epochs.iter().any(|(stream, epoch)| round.epochs.get(stream).is_some_and(|now| now != epoch));
+        if lost {
+            tracing::warn!("the queue's storage was made anew; looking after every open execution");
+            self.sweeping = true;
+            self.cursor = None;
+        }
+        self.epochs.clone_from(&round.epochs);
+        self.look_after_queues(inner, &round).await;
+        if inner.recorder_health.is_behind() {
+            tracing::debug!("statuses wait to be recorded; nothing is judged lost meanwhile");
+        } else {
+            self.look_after_executions(inner, &round).await?;
+        }
+        self.cool(inner, &round).await;
+        self.expire(inner).await?;
+        Ok(())
+    }
+
+    async fn look_after_queues(&mut self, inner: &Arc<Inner>, round: &Round) {
+        let last = &self.last;
+        futures::stream::iter(&round.depths)
+            .for_each_concurrent(AT_ONCE, |(queue, messages)| async move {
+                if !inner.hot.touch(queue) {
+                    return inner.answer_ring(queue).await;
+                }
+                // It looks hot and does not move: perhaps it only looks it.
+                let stuck = last.get(queue).is_some_and(|before| before == messages);
+                if stuck {
+                    match inner.functions.current(&queue.function).await {
+                        Ok(None) => inner.take_unknown(queue).await,
+                        Ok(Some(_)) if !inner.fleet.runs(&queue.function) => {
+                            if let Err(error) = inner.hot.heat_again(queue).await {
+                                tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot");
+                            }
+                        }
+                        Ok(Some(_)) | Err(_) => {}
+                    }
+                }
+            })
+            .await;
+        self.last.clone_from(&round.depths);
+    }
+
+    async fn look_after_executions(&mut self, inner: &Arc<Inner>, round: &Round) -> Result<(), Refusal> {
+        let before = if self.sweeping { round.now } else { before(round.now, limits::LOST_AFTER) };
+        let mut looked_at = 0;
+        while looked_at < LOOKED_AT {
+            let page = inner.store.open_executions(before, self.cursor, limits::PAGE).await?;
+            looked_at += page.len();
+            let full = page.len() >= limits::PAGE;
+            self.cursor = page.last().map(|record| record.execution_id).filter(|_| full);
+            look_after(inner, round, page).await?;
+            if !full {
+                self.sweeping = false;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn cool(&self, inner: &Arc<Inner>, round: &Round) {
+        let idle = inner.hot.idle_for(inner.cool_after);
+        let idle = idle.into_iter().filter(|queue| !round.depths.contains_key(queue));
+        for queue in idle.take(COOLED_AT_ONCE) {
+            if inner.fleet.runs(&queue.function) {
+                inner.hot.touch(&queue);
+                continue;
+            }
+            match inner.hot.cool(&queue).await {
+                Ok(true) => tracing::debug!(queue = %queue.key(), "cooled"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(queue = %queue.key(), error = &error as &dyn std::error::Error, "cannot cool a queue");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn expire(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {
+        if self.expired_at.is_some_and(|at| at.elapsed() < EXPIRE_EVERY) {
+            return Ok(());
+        }
+        let expired = inner.store.expire(before(now(), inner.history), EXPIRED_AT_ONCE).await?;
+        for record in &expired {
+            inner.delete_blobs_of(record).await;
+        }
+        // A full hand means that there is more.
+        self.expired_at = (expired.len() < EXPIRED_AT_ONCE).then(Instant::now);
+        Ok(())
+    }
+}
+
+fn before(now: Timestamp, ago: Duration) -> Timestamp {
+    Timestamp::from_micros(now.as_micros().saturating_sub(i64::try_from(ago.as_micros()).unwrap_or(i64::MAX)))
+}
+
+async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord>) -> Result<(), Refusal> {
+    // What can be told without asking anyone: most are queued, in a stream that is there.
+    let suspects: Vec<_> =
+        page.into_iter().filter(|record| is_suspect(record, round.now, round.stream_lost(record))).collect();
+    let found: Vec<(ExecutionRecord, Option<bool>)> = futures::stream::iter(suspects)
+        .map(|record| async move {
+            let stored = is_stored(inner, round, &record).await;
+            (record, stored)
+        })
+        .buffer_unordered(AT_ONCE)
+        .filter_map(|(record, stored)| std::future::ready(stored.ok().map(|stored| (record, stored))))
+        .collect()
+        .await;
+    let questionable: Vec<_> = found
+        .into_iter()
+        .filter(|(record, stored)| *stored != Some(true) || is_overdue(record, round.now) || record.lane == Lane::Call)
+        .collect();
+    if questionable.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = questionable.iter().map(|(record, _)| record.execution_id).collect();
+    let held = inner.ask_holds(&ids).await?;
+    let online = inner.agents_online();
+    futures::stream::iter(questionable)
+        .for_each_concurrent(AT_ONCE, |(record, stored)| {
+            let (held, online) = (&held, &online);
+            async move {
+                let action = plan_for(inner, round, &record, stored, held, online).await;
+                let id = record.execution_id;
+                if let Err(error) = act(inner, record, action).await {
+                    tracing::warn!(
+                        execution_id = %id,
+                        error = &error as &dyn std::error::Error,
+                        "an execution could not be put right; the next round tries again"
+                    );
+                }
+            }
+        })
+        .await;
+    Ok(())
+}
+
+async fn plan_for(
+    inner: &Inner,
+    round: &Round,
+    record: &ExecutionRecord,
+    stored: Option<bool>,
+    held: &Held,
+    online: &[AgentId],
+) -> Action {
+    let queue = queue_of(record);
+    let delivered = match &record.position {
+        Some(position) if is_overdue(record, round.now) => {
+            inner.broker.was_delivered(&queue, position).await.ok().flatten()
+        }
+        _ => None,
+    };
+    let is_held = held.holds(record.execution_id);
+    let facts = Facts {
+        now: round.now,
+        stream_lost: round.stream_lost(record),
+        stored,
+        delivered,
+        queue_empty: !round.depths.contains_key(&queue),
+        held: is_held,
+        all_answered: is_held || held.by_nobody(record.execution_id, online),
+        agent_online: record.agent_id.as_ref().is_some_and(|agent| inner.fleet.is_online(agent)),
+    };
+    plan(record, &facts)
+}
+
+/// Whether the message is where it was put; `None` where its place is not known.
+async fn is_stored(inner: &Inner, round: &Round, record: &ExecutionRecord) -> Result<Option<bool>, BrokerError> {
+    if round.stream_lost(record) {
+        return Ok(Some(false));
+    }
+    match &record.position {
+        Some(position) if inner.broker.capabilities().positions => {
+            inner.broker.is_stored(&queue_of(record), position).await.map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn act(inner: &Arc<Inner>, record: ExecutionRecord, action: Action) -> Result<(), BrokerError> {
+    match action {
+        Action::Keep => Ok(()),
+        Action::Republish => inner.republish(&record).await,
+        Action::Expire => {
+            if inner.take_back(&record).await? == Some(TakenBack::Delivered) {
+                // An agent got it meanwhile: it checks the deadline itself. Were it lost, the next round finds it gone.
+                return Ok(());
+            }
+            tracing::info!(execution_id = %record.execution_id, function = %record.function, "expired in the queue");
+            inner.end(&record, expired(&record)).await
+        }
+        Action::EndAsLost => {
+            tracing::warn!(
+                execution_id = %record.execution_id,
+                function = %record.function,
+                attempt = record.attempt,
+                "lost with its agent, and nothing to start it again from"
+            );
+            let running = record.phase == Phase::Running;
+            inner.end(&record, lost(running)).await
+        }
+    }
+}
+
+fn expired(record: &ExecutionRecord) -> Outcome {
+    let message = match record.deadline {
+        Some(deadline) if deadline < now() => format!("it was not started before its deadline, {deadline}"),
+        _ => format!("it was not started within {} hours", limits::EVENT_AGE.as_secs() / 3600),
+    };
+    Outcome::without_process(OutcomeStatus::Failed, ExecutionError::new(ErrorKind::Expired, message))
+}
+
+fn lost(running: bool) -> Outcome {
+    let message = if running {
+        "the agent that ran it is gone, and so is its message; invoke it again"
+    } else {
+        "the queue lost its message; invoke it again"
+    };
+    Outcome::without_process(OutcomeStatus::Failed, ExecutionError::new(ErrorKind::AgentLost, message))
+}

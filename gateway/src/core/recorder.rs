@@ -1,0 +1,250 @@
+//! From the status log into the store.
+//!
+//! ```text
+//!   take a batch ─► one store transaction ─► for each: next attempt │ dead letter │ nothing ─► ack
+//! ```
+//!
+//! A status is acked when the store has it *and* what follows from it is done; dying in between is seeing it again, and
+//! every step may be done twice. While the store is away nothing is acked: statuses wait in the log, which is on disk.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use flux_broker::{StatusBatch, StatusDelivery};
+use flux_protocol::{FunctionName, Lane, OutcomeStatus, Payload, StatusMessage, limits, subject, time::now};
+use flux_store::{Recorded, StatusUpdate, StoreError};
+use parking_lot::Mutex;
+
+use super::Inner;
+
+/// Functions that get a label of their own in the metrics; further ones share `other`.
+const LABELLED: usize = 500;
+
+/// How the recorder is doing; the reconciler judges nothing lost while statuses wait to be recorded.
+#[derive(Default)]
+pub(super) struct Health {
+    /// Microseconds since the epoch of when the batch in hand was taken; 0 with none.
+    since: AtomicU64,
+    labelled: Mutex<HashSet<FunctionName>>,
+}
+
+impl Health {
+    pub(super) fn is_behind(&self) -> bool {
+        let since = self.since.load(Ordering::Relaxed);
+        let at = u64::try_from(now().as_micros()).unwrap_or(0);
+        since != 0 && at.saturating_sub(since) > 1_000_000
+    }
+
+    fn took(&self) {
+        self.since.store(u64::try_from(now().as_micros()).unwrap_or(1), Ordering::Relaxed);
+    }
+
+    fn done(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// The function as a label, which stays among a bounded number.
+    fn label(&self, function: &FunctionName) -> String {
+        let mut labelled = self.labelled.lock();
+        if labelled.contains(function) {
+            return function.to_string();
+        }
+        if labelled.len() < LABELLED {
+            labelled.insert(function.clone());
+            return function.to_string();
+        }
+        "other".to_owned()
+    }
+}
+
+/// Runs for as long as the gateway does.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let mut backoff = Duration::from_millis(50);
+    loop {
+        match inner.broker.statuses(limits::STATUS_BATCH).await {
+            Ok(mut statuses) => {
+                backoff = Duration::from_millis(50);
+                take_all(&inner, &mut *statuses).await;
+                if inner.tasks.shutdown().is_killed() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot take statuses; trying again");
+            }
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(Duration::from_secs(2));
+    }
+}
+
+async fn take_all(inner: &Arc<Inner>, statuses: &mut dyn StatusBatch) {
+    while let Some(batch) = statuses.next().await {
+        inner.recorder_health.took();
+        let batch = genuine(batch).await;
+        if !batch.is_empty() {
+            record(inner, batch).await;
+        }
+        inner.recorder_health.done();
+    }
+}
+
+/// Statuses whose sender is who they speak of. The broker holds each agent to its own subject, not to what it writes.
+async fn genuine(batch: Vec<StatusDelivery>) -> Vec<StatusDelivery> {
+    let mut kept = Vec::with_capacity(batch.len());
+    for delivery in batch {
+        let honest = delivery.status.agent_id.as_ref().is_none_or(|agent| agent.as_str() == delivery.sender);
+        if honest {
+            kept.push(delivery);
+            continue;
+        }
+        metrics::counter!("flux_signals_dropped_total", "kind" => "status_sender").increment(1);
+        tracing::warn!(
+            sender = %delivery.sender,
+            execution_id = %delivery.status.execution_id,
+            "dropped a status that speaks for another agent"
+        );
+        let _ = delivery.ack.ack().await;
+    }
+    kept
+}
+
+async fn record(inner: &Arc<Inner>, batch: Vec<StatusDelivery>) {
+    let updates: Vec<_> = batch
+        .iter()
+        .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.sequence })
+        .collect();
+    let Some(recorded) = store_patiently(inner, &batch, updates).await else { return };
+    metrics::counter!("flux_statuses_recorded_total").increment(batch.len() as u64);
+    for (delivery, recorded) in batch.into_iter().zip(recorded) {
+        follow_up(inner, delivery, &recorded).await;
+    }
+}
+
+/// Records, however long the store is away. `None`: the store was closed.
+async fn store_patiently(
+    inner: &Arc<Inner>,
+    batch: &[StatusDelivery],
+    updates: Vec<StatusUpdate>,
+) -> Option<Vec<Recorded>> {
+    let mut backoff = Duration::from_millis(20);
+    loop {
+        match inner.store.record(updates.clone()).await {
+            Ok(recorded) => return Some(recorded),
+            Err(StoreError::Closed) => return None,
+            Err(error) => {
+                metrics::counter!("flux_store_errors_total", "while" => "record").increment(1);
+                tracing::warn!(
+                    statuses = updates.len(),
+                    error = &error as &dyn std::error::Error,
+                    "cannot record statuses; they wait in the log"
+                );
+            }
+        }
+        for delivery in batch {
+            // Otherwise another gateway takes them too, which costs and changes nothing.
+            let _ = delivery.ack.progress().await;
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(limits::IN_PROGRESS_EVERY);
+    }
+}
+
+async fn follow_up(inner: &Arc<Inner>, delivery: StatusDelivery, recorded: &Recorded) {
+    let StatusDelivery { sequence, status, ack, .. } = delivery;
+    if recorded.became_terminal {
+        count_end(inner, &status);
+        if !is_buried(&status) && inner.payloads.take(status.execution_id) {
+            inner.discard_blob(subject::payload_blob(status.execution_id));
+        }
+    }
+    let done = if recorded.retry_wanted {
+        inner.retry(&status, ack).await
+    } else if is_buried(&status) {
+        match bury(inner, &status, sequence, recorded.became_terminal).await {
+            Ok(()) => ack.ack().await,
+            Err(error) => Err(error),
+        }
+    } else {
+        ack.ack().await
+    };
+    if let Err(error) = done {
+        tracing::warn!(
+            execution_id = %status.execution_id,
+            function = %status.function,
+            attempt = status.attempt,
+            error = &error as &dyn std::error::Error,
+            "what follows from a status could not be done; it comes again"
+        );
+    }
+}
+
+/// What becomes a dead letter: an asynchronous execution that failed for good.
+fn is_buried(status: &StatusMessage) -> bool {
+    status.lane == Lane::Invoke
+        && status.is_terminal()
+        && status.outcome.as_ref().is_some_and(|outcome| outcome.status == OutcomeStatus::Failed)
+}
+
+async fn bury(
+    inner: &Arc<Inner>,
+    status: &StatusMessage,
+    sequence: u64,
+    became_terminal: bool,
+) -> Result<(), flux_broker::BrokerError> {
+    let Some(invocation) = status.invocation.as_deref() else {
+        if became_terminal {
+            tracing::warn!(
+                execution_id = %status.execution_id,
+                function = %status.function,
+                "an execution failed for good and its status lacks the invocation: there is no dead letter of it"
+            );
+        }
+        return Ok(());
+    };
+    if !became_terminal {
+        // Seen before: either this gateway died before it buried it, or another outcome came first.
+        let record = inner.store.execution(status.execution_id).await.ok().flatten();
+        if record.is_none_or(|record| record.terminal_seq != Some(sequence)) {
+            return Ok(());
+        }
+    }
+    let mut invocation = invocation.clone();
+    invocation.execution_id = Some(status.execution_id);
+    if let Payload::Blob(_) = &invocation.payload {
+        // The letter keeps it; it goes when the letter does.
+        inner.payloads.take(status.execution_id);
+    }
+    inner.broker.bury(status, &invocation).await?;
+    metrics::counter!("flux_dead_letters_total").increment(1);
+    Ok(())
+}
+
+fn count_end(inner: &Arc<Inner>, status: &StatusMessage) {
+    let Some(outcome) = &status.outcome else { return };
+    let labels = [
+        ("function", inner.recorder_health.label(&status.function)),
+        ("lane", status.lane.as_str().to_owned()),
+        ("outcome", outcome.status.as_str().to_owned()),
+    ];
+    metrics::counter!("flux_executions_total", &labels).increment(1);
+    metrics::histogram!("flux_execution_seconds", "lane" => status.lane.as_str())
+        .record(outcome.duration_ms.as_f64() / 1_000.0);
+    if let Some(started_at) = status.started_at {
+        metrics::histogram!("flux_queued_seconds", "lane" => status.lane.as_str())
+            .record(started_at.since(status.queued_at).as_secs_f64());
+    }
+    tracing::debug!(
+        execution_id = %status.execution_id,
+        function = %status.function,
+        attempt = status.attempt,
+        outcome = outcome.status.as_str(),
+        "execution ended"
+    );
+}

@@ -1,0 +1,107 @@
+//! Waiting for an execution's end, on any gateway.
+//!
+//! First subscribe to its statuses, then read the store, then wait: whatever happens between is heard. The signal is
+//! enough to answer with, merged as the store will merge it; no gateway relies on having recorded a status itself. Signals may be
+//! lost, so the store is read again now and then.
+
+use std::time::Duration;
+
+use flux_broker::{Signal, Subscription};
+use flux_protocol::{ErrorCode, ExecutionId, ExecutionRecord, StatusMessage, limits, subject};
+use flux_store::merge_status;
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use super::{Gateway, Inner};
+use crate::refusal::Refusal;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+impl Gateway {
+    /// As [`Gateway::execution`], held until it is terminal or `wait` passed.
+    ///
+    /// # Errors
+    /// It is unknown, or this gateway holds as many waiters as it may.
+    pub async fn wait(&self, id: ExecutionId, wait: Duration) -> Result<ExecutionRecord, Refusal> {
+        self.inner.wait_for(id, wait.min(limits::POLL_WAIT)).await?.ok_or_else(|| Inner::execution_not_found(id))
+    }
+}
+
+impl Inner {
+    /// A permit to hold one more waiter.
+    pub(super) fn waiting_place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
+        std::sync::Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| {
+            Refusal::new(
+                ErrorCode::TooManyRequests,
+                format!("this gateway holds {} waiters, its limit; try again", limits::GATEWAY_IN_FLIGHT),
+            )
+        })
+    }
+
+    /// The record when it is terminal, or as it is after `most`. `None`: there is none.
+    pub(super) async fn wait_for(&self, id: ExecutionId, most: Duration) -> Result<Option<ExecutionRecord>, Refusal> {
+        let until = Instant::now() + most;
+        let Some(record) = self.store.execution(id).await? else { return Ok(None) };
+        if record.is_terminal() || most.is_zero() {
+            return Ok(Some(record));
+        }
+        let _place = self.waiting_place()?;
+        let mut statuses = self.broker.listen(&subject::statuses_of(id)).await?;
+        loop {
+            let Some(record) = self.store.execution(id).await? else { return Ok(None) };
+            if record.is_terminal() || Instant::now() >= until {
+                return Ok(Some(record));
+            }
+            let look = (Instant::now() + LOOK_EVERY).min(until);
+            tokio::select! {
+                status = next_terminal(&mut statuses) => return Ok(Some(merged(record, &status))),
+                () = tokio::time::sleep_until(look) => {}
+            }
+        }
+    }
+}
+
+/// The record as the store will have it. Where the status lies in the log is not known here, which only matters
+/// between two outcomes.
+pub(super) fn merged(record: ExecutionRecord, status: &StatusMessage) -> ExecutionRecord {
+    merge_status(Some(record), status, u64::MAX).0
+}
+
+/// The execution's next status, whatever it says. Pending for ever when the subscription ended.
+pub(super) async fn next_status(statuses: &mut Subscription) -> StatusMessage {
+    loop {
+        match statuses.next().await {
+            Some(signal) => {
+                if let Some(status) = status_in(&signal) {
+                    return status;
+                }
+            }
+            None => std::future::pending::<()>().await,
+        }
+    }
+}
+
+/// The execution's end.
+pub(super) async fn next_terminal(statuses: &mut Subscription) -> StatusMessage {
+    loop {
+        let status = next_status(statuses).await;
+        if status.is_terminal() {
+            return status;
+        }
+    }
+}
+
+/// A status as it was heard; one published under another agent's name does not count.
+fn status_in(signal: &Signal) -> Option<StatusMessage> {
+    let status: StatusMessage = serde_json::from_slice(&signal.body).ok()?;
+    let said_by = |sender: &str| signal.subject == subject::status(sender, status.execution_id);
+    let genuine = match &status.agent_id {
+        Some(agent) => said_by(agent.as_str()),
+        None => true,
+    };
+    if genuine {
+        return Some(status);
+    }
+    metrics::counter!("flux_signals_dropped_total", "kind" => "status_sender").increment(1);
+    None
+}
