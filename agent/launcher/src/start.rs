@@ -32,6 +32,8 @@ pub fn start_launcher(program: &Path, config: &LauncherConfig) -> io::Result<Sta
         .arg(its_control.as_raw_fd().to_string())
         .arg(json)
         .env_clear()
+        // Not quite empty: an empty environment is how a process in the midst of `execve` looks (see `server::plain`).
+        .env("LANG", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let kept = vec![its_spawn.as_raw_fd(), its_control.as_raw_fd()];

@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use super::registry::Registry;
 use crate::cgroup::{CgroupError, Cgroups, SlotCgroup};
@@ -22,6 +23,9 @@ use crate::wire::Limits;
 
 /// The environment variable that marks a process as a launcher's.
 pub(crate) const MARKER: &str = "FLUX_LAUNCHER";
+
+/// How long an empty environment is taken for one that is just being set up.
+const EXEC_PATIENCE: Duration = Duration::from_millis(10);
 
 /// The place for executions without slots.
 #[derive(Debug)]
@@ -134,7 +138,7 @@ impl Plain {
                 }
                 continue;
             }
-            let owner = marker_of(process.pid).and_then(|m| owner_id(&m, &prefix));
+            let owner = marker_of(&process).and_then(|m| owner_id(&m, &prefix));
             let stray = match owner {
                 Some(id) => id == ended || (orphan && !registry.is_running(id)),
                 None => orphan && registry.is_empty(),
@@ -196,15 +200,18 @@ impl Plain {
 /// Kills every process whose marker starts with `prefix`.
 fn kill_marked(prefix: &[u8]) {
     let own_pid = std::process::id().cast_signed();
+    let mut quiet = 0;
     for _ in 0..50 {
         let mut found = false;
         for process in processes() {
-            let marked = || marker_of(process.pid).is_some_and(|m| m.starts_with(prefix));
+            let marked = || marker_of(&process).is_some_and(|m| m.starts_with(prefix));
             if !process.zombie && process.pid != own_pid && marked() {
                 found |= process::kill(process.pid, libc::SIGKILL).is_ok();
             }
         }
-        if !found {
+        // A process can be born behind the listing's back; its parent is dead by the second empty look.
+        quiet = if found { 0 } else { quiet + 1 };
+        if quiet == 2 {
             return;
         }
         std::thread::yield_now();
@@ -247,8 +254,17 @@ fn parse_stat(stat: &[u8]) -> Option<(u8, i32)> {
 }
 
 /// The marker in a process's first environment, as `FLUX_LAUNCHER=…`.
-fn marker_of(pid: i32) -> Option<Vec<u8>> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+///
+/// In the midst of an `execve` the environment reads as empty for a moment; a process that looks so may be ours, so it
+/// is looked at again, for up to [`EXEC_PATIENCE`]: after that it really has none.
+fn marker_of(process: &ProcessEntry) -> Option<Vec<u8>> {
+    let kernel_thread = process.pid == 2 || process.parent == 2;
+    let mut environ = fs::read(format!("/proc/{}/environ", process.pid)).ok()?;
+    let until = Instant::now() + EXEC_PATIENCE;
+    while environ.is_empty() && !kernel_thread && Instant::now() < until {
+        std::thread::sleep(Duration::from_micros(500));
+        environ = fs::read(format!("/proc/{}/environ", process.pid)).ok()?;
+    }
     environ
         .split(|&b| b == 0)
         .find(|entry| entry.strip_prefix(MARKER.as_bytes()).is_some_and(|r| r.starts_with(b"=")))
