@@ -25,7 +25,7 @@ CREATE TABLE executions (
     status_at  INTEGER NOT NULL,
     record     TEXT NOT NULL,
     output     BLOB,
-    invocation BLOB
+    invocation TEXT
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX executions_of_function ON executions (function, id);
