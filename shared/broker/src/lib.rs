@@ -18,7 +18,9 @@
 
 use async_trait::async_trait;
 
+pub mod conformance;
 mod error;
+pub mod memory;
 pub mod nats;
 mod seam;
 

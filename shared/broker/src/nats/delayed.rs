@@ -12,7 +12,7 @@ use async_nats::{
     jetstream::stream::{Config, DiscardPolicy, RetentionPolicy},
 };
 use bytes::Bytes;
-use flux_protocol::{ExecutionId, PoolName, Timestamp, invocation::header, limits, subject, subject::QueueName};
+use flux_protocol::{PoolName, Timestamp, invocation::header, limits, subject, subject::QueueName};
 use serde_json::json;
 use tokio::time::Instant;
 

@@ -1,0 +1,85 @@
+//! The status log.
+
+use futures::StreamExt as _;
+
+use super::{Subject, function, status, within};
+use crate::StatusDelivery;
+
+pub async fn statuses_come_in_batches(on: &Subject) {
+    const COUNT: usize = 100;
+    let function = function();
+    let mut sent = Vec::new();
+    for _ in 0..COUNT {
+        let status = status(&function);
+        on.broker.publish_status("agent-7", &status).await.expect("publish");
+        sent.push(status);
+    }
+    let mut log = on.other.statuses(32).await.expect("statuses");
+    let mut got: Vec<StatusDelivery> = Vec::new();
+    while got.len() < COUNT {
+        let batch = within("a batch", log.next()).await.expect("it goes on");
+        assert!((1..=32).contains(&batch.len()), "{} in a batch", batch.len());
+        got.extend(batch);
+    }
+    assert!(got.windows(2).all(|pair| pair[0].sequence < pair[1].sequence), "sequences grow");
+    assert!(got.iter().all(|delivery| delivery.sender == "agent-7"));
+    for (delivery, sent) in got.into_iter().zip(sent) {
+        assert_eq!(delivery.status, sent);
+        delivery.ack.ack().await.expect("ack");
+    }
+    // One that waits for more gets the next at once, alone.
+    let alone = status(&function);
+    let (batch, published) = tokio::join!(within("a batch", log.next()), on.broker.publish_status("gw-1", &alone));
+    published.expect("publish");
+    let batch = batch.expect("it goes on");
+    assert_eq!(batch.len(), 1);
+    for delivery in batch {
+        assert_eq!((delivery.sender.as_str(), &delivery.status), ("gw-1", &alone));
+        delivery.ack.ack().await.expect("ack");
+    }
+}
+
+pub async fn an_unacked_status_comes_again(on: &Subject) {
+    let status = status(&function());
+    on.broker.publish_status("agent-7", &status).await.expect("publish");
+    let first = {
+        let mut log = on.broker.statuses(8).await.expect("statuses");
+        within("a batch", log.next()).await.expect("it goes on")
+    };
+    assert_eq!(first.len(), 1);
+    let sequence = first[0].sequence;
+    drop(first);
+    let mut log = on.other.statuses(8).await.expect("statuses");
+    let second = within("the batch again", log.next()).await.expect("it goes on");
+    assert_eq!(second.iter().map(|delivery| delivery.sequence).collect::<Vec<_>>(), [sequence]);
+    for delivery in second {
+        delivery.ack.ack().await.expect("ack");
+    }
+}
+
+pub async fn the_same_status_is_stored_once(on: &Subject) {
+    let (status, marker) = (status(&function()), status(&function()));
+    for broker in [&on.broker, &on.other, &on.broker] {
+        broker.publish_status("agent-7", &status).await.expect("publish");
+    }
+    on.broker.publish_status("agent-7", &marker).await.expect("publish");
+    let mut log = on.other.statuses(8).await.expect("statuses");
+    let mut got = Vec::new();
+    while got.last() != Some(&marker) {
+        for delivery in within("a batch", log.next()).await.expect("it goes on") {
+            got.push(delivery.status.clone());
+            delivery.ack.ack().await.expect("ack");
+        }
+    }
+    assert_eq!(got, [status, marker]);
+}
+
+pub async fn watchers_hear_statuses(on: &Subject) {
+    let status = status(&function());
+    let mut heard = on.other.listen(&flux_protocol::subject::statuses_of(status.execution_id)).await.expect("listen");
+    let encoded = serde_json::to_vec(&status).expect("encode");
+    on.broker.publish_status_bytes("agent-7", &status, encoded.clone().into()).await.expect("publish");
+    let signal = within("the status", heard.next()).await.expect("it goes on");
+    assert_eq!(signal.subject, flux_protocol::subject::status("agent-7", status.execution_id));
+    assert_eq!(&*signal.body, encoded.as_slice());
+}
