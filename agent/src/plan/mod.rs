@@ -112,6 +112,21 @@ pub(crate) struct Slot {
     cost: Amount,
 }
 
+/// The execution runs a version that needs another amount than the current one.
+#[derive(Debug)]
+pub(crate) struct Recost {
+    from: Amount,
+    to: Amount,
+}
+
+impl Slot {
+    /// `None` when nothing changes. The planner is to be told by [`Planner::recosted`].
+    pub(crate) fn recost(&mut self, to: Amount) -> Option<Recost> {
+        let from = std::mem::replace(&mut self.cost, to);
+        (from != to).then_some(Recost { from, to })
+    }
+}
+
 /// How a pull ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PullEnd {
@@ -231,11 +246,6 @@ impl Planner {
         self.total.minus(self.running)
     }
 
-    /// No credit is outstanding and nothing runs.
-    pub(crate) fn is_still(&self) -> bool {
-        self.used.tasks == 0
-    }
-
     /// From now on nothing is granted, until [`Self::resume`].
     pub(crate) fn pause(&mut self) {
         self.paused = true;
@@ -309,6 +319,11 @@ impl Planner {
         self.by_function.contains_key(function)
     }
 
+    /// Functions that have a queue here.
+    pub(crate) fn functions(&self) -> Vec<FunctionName> {
+        self.by_function.keys().cloned().collect()
+    }
+
     /// The function's need changed; `None` when this agent cannot run it.
     pub(crate) fn set_need(&mut self, function: &FunctionName, need: Option<Need>) {
         let Some(&index) = self.by_function.get(function) else { return };
@@ -378,11 +393,9 @@ impl Planner {
         self.forget_if_done(index);
     }
 
-    /// The execution runs a version that needs another amount than the current one.
-    pub(crate) fn recost(&mut self, slot: &mut Slot, cost: Amount) {
-        self.used = self.used.minus(slot.cost).plus(cost);
-        self.running = self.running.minus(slot.cost).plus(cost);
-        slot.cost = cost;
+    pub(crate) fn recosted(&mut self, change: &Recost) {
+        self.used = self.used.minus(change.from).plus(change.to);
+        self.running = self.running.minus(change.from).plus(change.to);
     }
 
     fn unreserve(&mut self, kind: Kind, each: Amount, count: u64) {

@@ -357,7 +357,7 @@ fn two_lanes_share_a_concurrency_of_one() {
     for queue in [&call, &invoke] {
         let asked_at = world.now_ms;
         world.arrive(queue, 1);
-        while world.delivered.get(queue).is_none() {
+        while !world.delivered.contains_key(queue) {
             world.advance(5);
             assert!(world.now_ms - asked_at < 400, "{queue:?} waits");
         }
@@ -372,7 +372,7 @@ fn a_cold_queue_is_left_alone_and_forgotten() {
     world.planner.cool(&queue);
     world.run(40_000, 50, |_| ());
     assert_eq!(world.credit_of(&queue), 0);
-    assert!(world.planner.is_still());
+    assert!(world.planner.used.tasks == 0);
     assert!(!world.planner.knows(&queue.function));
     assert!(world.planner.by_name.is_empty());
 }
@@ -384,7 +384,7 @@ fn paused_grants_nothing_and_resumes() {
     world.planner.pause();
     world.add(&queue, need(100, 128, u64::MAX), 20);
     world.arrive(&queue, 5);
-    assert!(world.planner.is_still());
+    assert!(world.planner.used.tasks == 0);
     world.planner.resume();
     world.settle();
     assert_eq!(world.delivered[&queue], 5);
@@ -397,7 +397,7 @@ fn a_function_that_cannot_run_here_is_not_pulled() {
     world.add(&huge, need(100, 100_000, u64::MAX), 20);
     world.planner.heat(&unknown, None);
     world.settle();
-    assert!(world.planner.is_still());
+    assert!(world.planner.used.tasks == 0);
     let known = need(100, 128, u64::MAX);
     world.needs.insert(unknown.function.clone(), known);
     world.duration_ms.insert(unknown.clone(), 20);

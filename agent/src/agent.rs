@@ -1,0 +1,217 @@
+//! An agent: its parts, its start and its way out.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
+use flux_broker::Broker;
+use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
+use flux_runtime::{Tasks, settings::AgentSettings};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    budget,
+    code::{Code, CodeError, CodeFolder},
+    control,
+    executor::{Executor, LauncherExecutor},
+    functions::Functions,
+    heartbeat::{self, Heart},
+    held::Held,
+    hot, identity,
+    launch::LauncherPool,
+    ledger::Ledger,
+    machine::Machine,
+    node::{Addresses, Node},
+    puller::{Event, Puller, PullerState},
+};
+
+/// Finished executions per slot whose outcome may be on its way to the record before slots are held back.
+const FINISHING_PER_TASK: usize = 4;
+const FINISHING_AT_LEAST: usize = 64;
+/// After executions were killed at a drain's deadline, for their processes to go.
+const KILLED_WITHIN: Duration = Duration::from_secs(3);
+/// Events between tasks: the hot table's and the functions'.
+const EVENTS: usize = flux_protocol::limits::CHANNEL;
+
+/// What an agent is made of.
+pub struct AgentParts {
+    pub broker: Arc<dyn Broker>,
+    pub settings: AgentSettings,
+    /// The agent's id and unpacked code.
+    pub work_dir: PathBuf,
+    /// The agent's addresses, where they are not to be found out.
+    pub private_ip: Option<String>,
+    pub public_ip: Option<String>,
+    pub tasks: Tasks,
+}
+
+/// An agent that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("`agent.{field}` cannot be used")]
+    Setting {
+        field: &'static str,
+        #[source]
+        source: InvalidId,
+    },
+    #[error("the agent's id cannot be kept in {path}")]
+    Identity {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the code cache cannot be opened")]
+    Code(#[from] CacheError),
+    #[error("the queue cannot be reached")]
+    Queue(#[from] flux_broker::BrokerError),
+    #[error("no launcher can be started")]
+    Launcher(#[from] crate::launch::LaunchError),
+    #[error("the link to the process tree cannot be used")]
+    Tree(#[source] std::io::Error),
+    #[error("signals cannot be listened to")]
+    Signals(#[source] std::io::Error),
+}
+
+/// A running agent.
+pub struct Agent {
+    node: Arc<Node>,
+    total: Budget,
+    events: mpsc::Sender<Event>,
+    state: watch::Receiver<PullerState>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Starts with a launcher and the usual code cache.
+    pub fn start(parts: AgentParts, launchers: LauncherPool) -> Result<Self, StartError> {
+        let (executor, follow) = LauncherExecutor::new(launchers);
+        parts.tasks.spawn("launcher's capabilities", follow);
+        let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
+        let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
+        let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
+        Self::start_with(parts, Arc::new(executor), Arc::new(CachedCode(cache)))
+    }
+
+    /// Starts with whatever runs processes and finds code.
+    pub fn start_with(parts: AgentParts, executor: Arc<dyn Executor>, code: Arc<dyn Code>) -> Result<Self, StartError> {
+        let AgentParts { broker, settings, work_dir, private_ip, public_ip, tasks } = parts;
+        let id = identity::agent_id(&settings, &work_dir)?;
+        let pool = PoolName::parse(&settings.pool).map_err(|source| StartError::Setting { field: "pool", source })?;
+        let machine = Machine::new();
+        let total = budget::of(&settings, Machine::cores(), machine.memory_total_mb());
+        let (ledger, keep) = Ledger::new();
+        tasks.spawn_essential("ledger", keep);
+        let finishing = (total.tasks as usize).saturating_mul(FINISHING_PER_TASK).max(FINISHING_AT_LEAST);
+        let node = Arc::new(Node {
+            id,
+            pool,
+            functions: Functions::new(Arc::clone(&broker)),
+            broker,
+            executor,
+            code,
+            held: Held::default(),
+            ledger,
+            tasks,
+            max_losses: settings.max_losses,
+            addresses: Addresses::find(private_ip, public_ip),
+            finishing: Semaphore::new(finishing.min(Semaphore::MAX_PERMITS)),
+            abandoned: CancellationToken::new(),
+        });
+        tracing::info!(
+            agent_id = %node.id, pool = %node.pool,
+            tasks = total.tasks, cpu_millicores = total.cpu_millicores, memory_mb = total.memory_mb,
+            "the agent starts"
+        );
+        Ok(Self::spawn(node, machine, total))
+    }
+
+    fn spawn(node: Arc<Node>, machine: Machine, total: Budget) -> Self {
+        let stop = CancellationToken::new();
+        let (events, received) = mpsc::channel(EVENTS);
+        let (puller, state) = Puller::new(Arc::clone(&node), total, received);
+        let agent = Self { node, total, events, state, stop };
+        agent.essential("puller", puller.run());
+        let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
+        agent.essential("functions", async move {
+            let tell = |event| {
+                let events = events.clone();
+                async move {
+                    // Nobody pulls any more: nobody needs to know.
+                    let _ = events.send(Event::Functions(event)).await;
+                }
+            };
+            node.functions.follow(tell).await;
+        });
+        let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
+        agent.essential("hot queues", async move { hot::follow(&*node.broker, &node.pool, events).await });
+        agent.essential("control", control::answer(Arc::clone(&agent.node), agent.events.clone()));
+        agent.essential("cancels", control::cancels(Arc::clone(&agent.node)));
+        let heart = Heart::new(Arc::clone(&agent.node), machine, total, agent.state.clone());
+        agent.node.tasks.spawn_essential("heartbeat", heart.beat(agent.stop.clone()));
+        agent.essential("isolation report", heartbeat::say_what_is_missing(agent.node.executor.capabilities()));
+        agent
+    }
+
+    /// A task that the agent cannot do without, until it is stopped.
+    fn essential(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.node.tasks.spawn_essential(name, async move {
+            tokio::select! {
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    pub fn id(&self) -> &AgentId {
+        &self.node.id
+    }
+
+    /// What it takes on at most.
+    pub fn total(&self) -> Budget {
+        self.total
+    }
+
+    /// Goes away: pulls no more, lets what runs finish, and at the deadline ends it without an outcome, so that
+    /// another agent starts its next attempt. The process is told to drain with it. The broker stays open.
+    ///
+    /// What comes on credit that is out already is given back once, for another agent; what comes again is run: there
+    /// is room for it, and giving it back time after time would count as losses.
+    pub async fn drain(&self, deadline: Duration) {
+        self.node.tasks.shutdown().start_drain();
+        let _ = self.events.send(Event::Drain).await;
+        if tokio::time::timeout(deadline, self.node.held.until_empty()).await.is_err() {
+            tracing::warn!("the drain deadline passed: what runs is ended, and begins again elsewhere");
+            self.kill().await;
+        }
+        self.stop.cancel();
+    }
+
+    /// Ends what runs, without outcomes.
+    async fn kill(&self) {
+        self.node.abandoned.cancel();
+        self.node.held.abandon_all();
+        let _ = tokio::time::timeout(KILLED_WITHIN, self.node.held.until_empty()).await;
+    }
+}
+
+/// The code cache as the agent asks it.
+struct CachedCode(CodeCache);
+
+#[async_trait::async_trait]
+impl Code for CachedCode {
+    async fn ensure(&self, digest: &Digest) -> Result<CodeFolder, CodeError> {
+        match self.0.ensure(*digest).await {
+            Ok(code) => Ok(CodeFolder { path: code.path().to_owned(), hold: code }),
+            Err(error) => {
+                let message = crate::error_chain(&error);
+                let unusable = !error.is_retryable();
+                Err(if unusable { CodeError::Unusable { message } } else { CodeError::Unavailable { message } })
+            }
+        }
+    }
+
+    fn cached(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,174 @@
+//! What a native function sees around it: DESIGN §6, and nothing of the agent's own environment.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flux_launcher::wire::{Limits, Network, SpawnRequest};
+use flux_protocol::{ExecutionId, FunctionVersion, Timestamp, function, limits, trace::TraceParent};
+
+use crate::{code::CodeFolder, node::Addresses};
+
+/// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
+const PIDS: u32 = 1_024;
+/// As many as a login shell gets on most distributions.
+const OPEN_FILES: u64 = 4_096;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// All that an attempt tells its function.
+pub(super) struct Seen<'a> {
+    pub(super) execution_id: ExecutionId,
+    pub(super) attempt: u32,
+    pub(super) args: &'a [String],
+    pub(super) payload: &'a Bytes,
+    /// The earlier of the caller's deadline and the function's timeout.
+    pub(super) deadline: Option<Timestamp>,
+    pub(super) trace: TraceParent,
+    pub(super) addresses: &'a Addresses,
+}
+
+pub(super) fn request(version: &FunctionVersion, code: &CodeFolder, seen: &Seen<'_>) -> SpawnRequest {
+    let spec = &version.spec;
+    SpawnRequest {
+        id: 0,
+        slot_key: format!("{}@{}", spec.name, version.version),
+        program: spec.handler.clone(),
+        args: seen.args.to_vec(),
+        env: environment(version, seen),
+        code_dir: code.path.clone(),
+        limits: Limits {
+            memory_bytes: spec.resources.memory_bytes(),
+            cpu_millicores: spec.resources.cpu,
+            pids_max: PIDS,
+            open_files: OPEN_FILES,
+            file_size_bytes: 0,
+        },
+        network: match spec.network {
+            function::Network::Host => Network::Host,
+            function::Network::None => Network::None,
+        },
+    }
+}
+
+fn environment(version: &FunctionVersion, seen: &Seen<'_>) -> Vec<(String, String)> {
+    let spec = &version.spec;
+    let mut env = Vec::with_capacity(spec.env.len() + 16);
+    // Defaults that a function's own `env` may replace.
+    for (name, value) in [("PATH", PATH), ("HOME", "/tmp"), ("TMPDIR", "/tmp"), ("LANG", "C.UTF-8")] {
+        if !spec.env.contains_key(name) {
+            env.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    let mut own = vec![
+        ("FLUX_EXECUTION_ID", seen.execution_id.to_string()),
+        ("FLUX_FUNCTION", spec.name.to_string()),
+        ("FLUX_VERSION", version.version.to_string()),
+        ("FLUX_ATTEMPT", seen.attempt.to_string()),
+        ("FLUX_NODE_PRIVATE_IP", seen.addresses.private.clone()),
+        ("FLUX_NODE_PUBLIC_IP", seen.addresses.public.clone()),
+        ("traceparent", seen.trace.to_string()),
+    ];
+    if let Some(deadline) = seen.deadline {
+        own.push(("FLUX_DEADLINE", deadline.to_string()));
+    }
+    if let Some(payload) = payload_text(seen.payload) {
+        own.push(("FLUX_PAYLOAD", payload.to_owned()));
+        own.push(("PAYLOAD", payload.to_owned()));
+    }
+    let taken = |name: &str| own.iter().any(|(own, _)| *own == name);
+    env.extend(spec.env.iter().filter(|(name, _)| !taken(name)).map(|(name, value)| (name.clone(), value.clone())));
+    env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    env
+}
+
+/// The payload where it can be an environment variable: no larger than the limit, text, and without NUL.
+fn payload_text(payload: &Bytes) -> Option<&str> {
+    let small = payload.len() <= limits::ENV_PAYLOAD;
+    small.then(|| std::str::from_utf8(payload).ok())?.filter(|text| !text.contains('\0'))
+}
+
+/// The earlier of a function's timeout, counted from now, and the caller's deadline.
+pub(super) fn earlier(timeout: Option<Duration>, deadline: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    let by_timeout = timeout.map(|timeout| now.plus(timeout));
+    match (by_timeout, deadline) {
+        (Some(timeout), Some(deadline)) => Some(timeout.min(deadline)),
+        (either, None) | (None, either) => either,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen<'a>(payload: &'a Bytes, addresses: &'a Addresses) -> Seen<'a> {
+        Seen {
+            execution_id: ExecutionId::new(),
+            attempt: 2,
+            args: &[],
+            payload,
+            deadline: Some(Timestamp::from_millis(0)),
+            trace: TraceParent::new(),
+            addresses,
+        }
+    }
+
+    fn version(yaml: &str) -> FunctionVersion {
+        FunctionVersion {
+            version: 3,
+            digest: None,
+            spec: function::parse_yaml(yaml).expect("a function"),
+            created_at: Timestamp::default(),
+        }
+    }
+
+    #[test]
+    fn a_function_sees_what_the_design_lists_and_nothing_else() {
+        let version = version("name: f\nhandler: f\nenv: { LEVEL: info, PATH: /opt, FLUX_ATTEMPT: mine }");
+        let (payload, addresses) = (Bytes::from_static(b"{\"n\":1}"), Addresses::default());
+        let env = environment(&version, &seen(&payload, &addresses));
+        let mut names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let expected = [
+            "FLUX_ATTEMPT",
+            "FLUX_DEADLINE",
+            "FLUX_EXECUTION_ID",
+            "FLUX_FUNCTION",
+            "FLUX_NODE_PRIVATE_IP",
+            "FLUX_NODE_PUBLIC_IP",
+            "FLUX_PAYLOAD",
+            "FLUX_VERSION",
+            "HOME",
+            "LANG",
+            "LEVEL",
+            "PATH",
+            "PAYLOAD",
+            "TMPDIR",
+            "traceparent",
+        ];
+        assert_eq!(names, expected);
+        let value = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        assert_eq!(value("FLUX_ATTEMPT"), Some("2"));
+        assert_eq!(value("PATH"), Some("/opt"));
+        assert_eq!(value("FLUX_PAYLOAD"), Some("{\"n\":1}"));
+        assert_eq!(value("FLUX_DEADLINE"), Some("1970-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_payload_that_cannot_be_a_variable_is_left_to_stdin() {
+        let large = Bytes::from(vec![b'x'; limits::ENV_PAYLOAD + 1]);
+        for payload in [Bytes::from_static(b"a\0b"), Bytes::from_static(b"\xff\xfe"), large] {
+            assert_eq!(payload_text(&payload), None);
+        }
+        assert!(payload_text(&Bytes::from(vec![b'x'; limits::ENV_PAYLOAD])).is_some());
+    }
+
+    #[test]
+    fn the_earlier_limit_counts() {
+        let (now, second) = (Timestamp::from_millis(1_000), Duration::from_secs(1));
+        let late = Timestamp::from_millis(9_000);
+        assert_eq!(earlier(None, None, now), None);
+        assert_eq!(earlier(Some(second), Some(late), now), Some(Timestamp::from_millis(2_000)));
+        assert_eq!(earlier(None, Some(late), now), Some(late));
+        assert_eq!(earlier(Some(second), Some(now), now), Some(now));
+    }
+}

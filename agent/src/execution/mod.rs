@@ -1,0 +1,162 @@
+//! One delivery's way from the queue to its recorded outcome.
+//!
+//! ```text
+//!  delivery ─► here already? ── yes ─► its ack handle replaces the old one, nothing starts
+//!                  │ no
+//!                  ▼
+//!             prepare ── cancelled, expired, too many losses, nothing to run ──┐
+//!                  │                                                           │
+//!                  ▼                                                           ▼
+//!        ┌──►    run   ── ended, refused ─────────────────────────────────► finish: reply, status,
+//!        │         │                                                        its ack, ack of the delivery
+//!        └─────────┘ launcher lost: the next attempt
+//! ```
+//!
+//! A function's failure is an outcome, and so is everything that keeps a function from starting. The one way that
+//! has no outcome is an agent that goes away: the delivery is let go, and another agent starts the next attempt.
+
+mod coalesce;
+mod environment;
+mod finish;
+mod outcome;
+mod output;
+mod prepare;
+mod run;
+mod stdin;
+
+use std::sync::Arc;
+
+use flux_broker::Delivery;
+use flux_protocol::{
+    ErrorKind, ExecutionError, ExecutionId, FunctionVersion, Invocation, Outcome, OutcomeStatus, Phase, StatusMessage,
+    Timestamp, time, trace::TraceParent,
+};
+use tracing::Instrument as _;
+
+use crate::{
+    held::{Begin, Execution, Stop},
+    node::Node,
+    room::Room,
+};
+use prepare::Prepared;
+use run::Ran;
+
+/// What is known of the attempt under way; each status is made from it.
+pub(crate) struct Attempt {
+    node: Arc<Node>,
+    execution: Arc<Execution>,
+    invocation: Invocation,
+    notes: Vec<String>,
+    stored_at: Timestamp,
+    /// Attempts lost with an agent or a launcher before this one.
+    losses: u32,
+    /// Once it is known.
+    version: Option<Arc<FunctionVersion>>,
+    started_at: Option<Timestamp>,
+    trace: TraceParent,
+}
+
+/// Sees a delivery through to its end.
+pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
+    let Delivery { queue, headers, body, position, stored_at, redeliveries, pending: _, ack } = delivery;
+    let find =
+        |name: &str| headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+    let (mut invocation, notes) = Invocation::from_message(find, body);
+    let id = *invocation
+        .execution_id
+        .get_or_insert_with(|| ExecutionId::derived(&position.stream, position.sequence, stored_at));
+    let number = invocation.attempt.saturating_add(redeliveries);
+    let execution = match node.held.begin(id, &queue, number, &position) {
+        Begin::Start(execution) => execution,
+        Begin::AlreadyHere => {
+            tracing::info!(execution_id = %id, redeliveries, "delivered again while it runs here");
+            return node.ledger.hold(id, ack).await;
+        }
+    };
+    node.ledger.hold(id, ack).await;
+    let trace = invocation.traceparent.as_deref().and_then(TraceParent::parse).unwrap_or_default();
+    let span = tracing::info_span!(
+        "execution",
+        execution_id = %id,
+        function = %queue.function,
+        attempt = number,
+        trace_id = %trace.trace_id_hex(),
+    );
+    let attempt = Attempt {
+        node,
+        execution,
+        invocation,
+        notes,
+        stored_at,
+        losses: redeliveries,
+        version: None,
+        started_at: None,
+        trace,
+    };
+    attempt.see_through(room).instrument(span).await;
+}
+
+impl Attempt {
+    async fn see_through(mut self, mut room: Room) {
+        let (outcome, by_cancel) = loop {
+            let ready = match self.prepare(&mut room).await {
+                Prepared::Ready(ready) => ready,
+                Prepared::Over(outcome) => break (outcome, false),
+                Prepared::Stopped(Stop::Cancelled(reason)) => break (cancelled(&reason), true),
+                Prepared::Stopped(Stop::Abandoned) => return self.abandon().await,
+            };
+            match self.run(&ready).await {
+                Ran::Ended { outcome, by_cancel } => break (*outcome, by_cancel),
+                Ran::Abandoned => return self.abandon().await,
+                Ran::Lost => {
+                    self.losses = self.losses.saturating_add(1);
+                    self.started_at = None;
+                    self.execution.next_attempt();
+                    tracing::warn!(losses = self.losses, "its launcher was lost; beginning the next attempt");
+                }
+            }
+        };
+        self.execution.processes_gone(by_cancel);
+        self.finish(outcome, room).await;
+    }
+
+    /// No outcome: another agent starts the next attempt once the broker misses our marks.
+    async fn abandon(self) {
+        tracing::info!("given up: this agent goes away");
+        self.node.ledger.release(self.execution.id).await;
+        self.execution.processes_gone(false);
+        self.node.held.end(self.execution.id);
+    }
+
+    /// A transition of this execution, by all that is known now.
+    fn status(&self, phase: Phase, outcome: Option<Outcome>) -> StatusMessage {
+        let queue = &self.execution.queue;
+        StatusMessage {
+            execution_id: self.execution.id,
+            function: queue.function.clone(),
+            version: self.version.as_ref().map_or(0, |version| version.version),
+            attempt: self.execution.attempt(),
+            lane: queue.lane,
+            pool: queue.pool.clone(),
+            phase,
+            agent_id: Some(self.node.id.clone()),
+            queued_at: self.stored_at,
+            started_at: self.started_at,
+            at: time::now(),
+            deadline: self.invocation.deadline,
+            traceparent: Some(self.invocation.traceparent.clone().unwrap_or_else(|| self.trace.to_string())),
+            outcome,
+            invocation: None,
+            notes: self.notes.clone(),
+        }
+    }
+}
+
+fn failed(kind: ErrorKind, message: impl Into<String>) -> Outcome {
+    Outcome::without_process(OutcomeStatus::Failed, ExecutionError::new(kind, message))
+}
+
+/// Cancelled before it started.
+fn cancelled(reason: &str) -> Outcome {
+    Outcome::without_process(OutcomeStatus::Cancelled, ExecutionError::new(ErrorKind::Cancelled, reason))
+}

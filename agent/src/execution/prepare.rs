@@ -1,0 +1,175 @@
+//! Everything before a process: is there still a point, which version, its code, its payload.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flux_broker::BrokerError;
+use flux_protocol::{Digest, ErrorKind, FunctionVersion, Lane, Outcome, Payload, Timestamp, limits, subject, time};
+
+use flux_protocol::execution::BlobRef;
+
+use super::{Attempt, failed};
+use crate::{
+    code::{CodeError, CodeFolder},
+    functions::Unresolved,
+    held::Stop,
+    plan::Amount,
+    retry,
+    room::Room,
+};
+
+/// Fetching code that is there but cannot be had for now is tried this often before the attempt fails.
+const CODE_TRIES: u32 = 5;
+
+/// All that a process is started from.
+pub(super) struct Ready {
+    pub(super) version: Arc<FunctionVersion>,
+    pub(super) code: CodeFolder,
+    pub(super) payload: Bytes,
+}
+
+pub(super) enum Prepared {
+    Ready(Ready),
+    /// It ends here.
+    Over(Outcome),
+    Stopped(Stop),
+}
+
+impl Attempt {
+    pub(super) async fn prepare(&mut self, room: &mut Room) -> Prepared {
+        let execution = Arc::clone(&self.execution);
+        tokio::select! {
+            biased;
+            stop = execution.until_stopped() => Prepared::Stopped(stop.clone()),
+            prepared = self.gather(room) => match prepared {
+                Ok(ready) => Prepared::Ready(ready),
+                Err(outcome) => Prepared::Over(*outcome),
+            },
+        }
+    }
+
+    async fn gather(&mut self, room: &mut Room) -> Result<Ready, Box<Outcome>> {
+        self.check_losses()?;
+        self.check_age()?;
+        let version = self.resolve().await?;
+        self.version = Some(Arc::clone(&version));
+        room.recost(Amount::of_one(version.spec.resources));
+        let Some(digest) = version.digest else {
+            return over(ErrorKind::InvalidFunction, format!("`{}` has no code yet: deploy it", version.name()));
+        };
+        let code = self.code(&digest).await?;
+        let payload = self.payload().await?;
+        // Fetching may have taken a while.
+        self.check_age()?;
+        Ok(Ready { version, code, payload })
+    }
+
+    fn check_losses(&self) -> Result<(), Box<Outcome>> {
+        let allowed = self.node.max_losses;
+        if self.losses <= allowed {
+            return Ok(());
+        }
+        over(
+            ErrorKind::AgentLost,
+            format!(
+                "{} attempts were lost with the agent or launcher that ran them, and {allowed} may be (`agent.max_losses`); \
+                 look for what ends them: memory of the node, or the function itself",
+                self.losses
+            ),
+        )
+    }
+
+    fn check_age(&self) -> Result<(), Box<Outcome>> {
+        let now = time::now();
+        if let Some(deadline) = self.invocation.deadline.filter(|deadline| *deadline <= now) {
+            return over(ErrorKind::Expired, format!("it was not started before its deadline, {deadline}"));
+        }
+        let age = now.since(self.accepted_at());
+        if self.execution.queue.lane == Lane::Invoke && age > limits::EVENT_AGE {
+            let (hours, limit) = (age.as_secs() / 3600, limits::EVENT_AGE.as_secs() / 3600);
+            return over(ErrorKind::Expired, format!("it waited for {hours} hours; after {limit} it is not started"));
+        }
+        Ok(())
+    }
+
+    /// When it was accepted first: by its id, where that is one of Flux's (a UUIDv7), so that a retry or a message
+    /// that was published again does not begin its age anew.
+    fn accepted_at(&self) -> Timestamp {
+        let is_v7 = self.execution.id.as_bytes()[6] >> 4 == 7;
+        if is_v7 { self.execution.id.created_at().min(self.stored_at) } else { self.stored_at }
+    }
+
+    async fn resolve(&self) -> Result<Arc<FunctionVersion>, Box<Outcome>> {
+        let function = &self.execution.queue.function;
+        let mut tries = 0;
+        loop {
+            match self.node.functions.resolve(function, self.invocation.version, self.stored_at).await {
+                Ok(version) => return Ok(version),
+                Err(Unresolved::Broker(error)) => {
+                    tries += 1;
+                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "the function cannot be looked up");
+                    tokio::time::sleep(retry::pause(tries)).await;
+                }
+                Err(unresolved) => return over(ErrorKind::InvalidFunction, unresolved.to_string()),
+            }
+        }
+    }
+
+    async fn code(&self, digest: &Digest) -> Result<CodeFolder, Box<Outcome>> {
+        let mut tries = 0;
+        loop {
+            match self.node.code.ensure(digest).await {
+                Ok(code) => return Ok(code),
+                Err(CodeError::Unavailable { message }) if tries < CODE_TRIES => {
+                    tries += 1;
+                    tracing::warn!(message, tries, "the code cannot be had for now");
+                    tokio::time::sleep(retry::pause(tries)).await;
+                }
+                Err(CodeError::Unavailable { message }) => {
+                    return over(ErrorKind::Sandbox, format!("the function's code could not be made ready: {message}"));
+                }
+                Err(CodeError::Unusable { message }) => return over(ErrorKind::InvalidFunction, message),
+            }
+        }
+    }
+
+    async fn payload(&self) -> Result<Bytes, Box<Outcome>> {
+        let blob = match &self.invocation.payload {
+            Payload::Inline(bytes) => return Ok(bytes.clone()),
+            Payload::Blob(blob) => blob,
+        };
+        let mut tries = 0;
+        loop {
+            let fetched = self.node.broker.get_blob(subject::BLOB_BUCKET, &blob.key, limits::PAYLOAD).await;
+            match fetched {
+                Ok(Some(bytes)) if Digest::of(&bytes) == blob.digest => return Ok(bytes),
+                Ok(Some(_)) => {
+                    return over(ErrorKind::Expired, missing(blob, "is not what was sent (its digest differs)"));
+                }
+                Ok(None) => {
+                    return over(
+                        ErrorKind::Expired,
+                        missing(blob, "is gone: it goes with the outcome of its execution"),
+                    );
+                }
+                Err(BrokerError::TooLarge { size, limit }) => {
+                    let message = format!("has {size} bytes, and a payload at most {limit}");
+                    return over(ErrorKind::Expired, missing(blob, &message));
+                }
+                Err(error) => {
+                    tries += 1;
+                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "the payload cannot be fetched");
+                    tokio::time::sleep(retry::pause(tries)).await;
+                }
+            }
+        }
+    }
+}
+
+fn missing(blob: &BlobRef, what: &str) -> String {
+    format!("its payload, `{}` in the queue's blob store, {what}", blob.key)
+}
+
+fn over<T>(kind: ErrorKind, message: impl Into<String>) -> Result<T, Box<Outcome>> {
+    Err(Box::new(failed(kind, message)))
+}

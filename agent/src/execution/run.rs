@@ -1,0 +1,280 @@
+//! One process from its start to its end: its limits in time, its output, and what may end it early.
+//!
+//! One timer serves all that has to happen at a time: first `running` is said (most executions are over before), then the
+//! limit ends it, then SIGKILL follows a SIGTERM that was not heeded.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flux_launcher::wire::EndedReport;
+use flux_protocol::{FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, limits, subject, time};
+use nix::libc::{SIGKILL, SIGTERM};
+
+use super::{
+    Attempt, environment,
+    outcome::{self, Ending},
+    output::Capture,
+    prepare::Ready,
+    stdin,
+};
+use crate::{
+    executor::Process,
+    held::Stop,
+    launch::{Ended, ExitStatus, LaunchError},
+    retry,
+};
+
+/// A process that does not end at SIGKILL sleeps in the kernel; after this long its outcome is told without it.
+const KILL_TAKES_AT_MOST: Duration = Duration::from_secs(10);
+
+pub(super) enum Ran {
+    /// `by_cancel`: a cancel is what ended it.
+    Ended { outcome: Box<Outcome>, by_cancel: bool },
+    /// With its launcher; nobody knows how far it came.
+    Lost,
+    /// The agent goes away.
+    Abandoned,
+}
+
+/// What the one timer is for, next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alarm {
+    SayRunning,
+    Limit,
+    Kill,
+    GiveUp,
+    None,
+}
+
+struct Clock {
+    started: Instant,
+    limit: Option<Instant>,
+    /// When SIGTERM was sent, or SIGKILL.
+    asked_to_end: Option<Instant>,
+    killed: Option<Instant>,
+    said_running: bool,
+}
+
+impl Clock {
+    fn next(&self, grace: Duration) -> (Alarm, Option<Instant>) {
+        if let Some(killed) = self.killed {
+            return (Alarm::GiveUp, Some(killed + KILL_TAKES_AT_MOST));
+        }
+        if let Some(asked) = self.asked_to_end {
+            return (Alarm::Kill, Some(asked + grace));
+        }
+        let running = (!self.said_running).then(|| self.started + limits::RUNNING_STATUS_AFTER);
+        match (running, self.limit) {
+            (Some(running), Some(limit)) if limit <= running => (Alarm::Limit, Some(limit)),
+            (Some(running), _) => (Alarm::SayRunning, Some(running)),
+            (None, Some(limit)) => (Alarm::Limit, Some(limit)),
+            (None, None) => (Alarm::None, None),
+        }
+    }
+}
+
+impl Attempt {
+    pub(super) async fn run(&mut self, ready: &Ready) -> Ran {
+        let spec = &ready.version.spec;
+        let (process, mut capture) = match self.start(ready).await {
+            Ok(started) => started,
+            Err(Started::Stopped(Stop::Abandoned)) => return Ran::Abandoned,
+            Err(Started::Stopped(Stop::Cancelled(reason))) => {
+                return Ran::Ended { outcome: Box::new(super::cancelled(&reason)), by_cancel: true };
+            }
+            Err(Started::Refused(error)) => return refused(&error),
+        };
+        let started_at_us = process.started_at_us();
+        self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
+        tracing::debug!(pid = process.pid(), version = ready.version.version, "started");
+        let mut ending = None;
+        let ended = self.watch(process, &mut capture, spec, &mut ending).await;
+        // What it wrote last is still in the pipes, unless someone it left behind holds them open.
+        let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
+        capture.finish().await;
+        if matches!(ended, Watched::Undying) {
+            self.notes.push("its process did not end at SIGKILL; its usage is not known".to_owned());
+        }
+        let report = match ended {
+            Watched::Abandoned => return Ran::Abandoned,
+            // An attempt that was to end anyway has its outcome; one more would be cancelled or late as well.
+            Watched::Ended(Ended::LauncherLost) if ending.is_none() => return Ran::Lost,
+            Watched::Ended(Ended::LauncherLost) | Watched::Undying => nobody_saw(),
+            Watched::Ended(Ended::Finished(report)) => report,
+        };
+        let output = std::mem::take(&mut *self.execution.output.lock()).finish();
+        let outcome = outcome::of_process(&report, ending.as_ref(), spec, started_at_us, output, &mut self.notes);
+        let by_cancel = outcome.status == OutcomeStatus::Cancelled;
+        Ran::Ended { outcome: Box::new(outcome), by_cancel }
+    }
+
+    async fn start(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+        let refused = |error: std::io::Error| Started::Refused(LaunchError::Socket(error));
+        let stdin = stdin::stdin(&ready.payload).map_err(refused)?;
+        let (stdout, read_stdout) = stdin::output_pipe().map_err(refused)?;
+        let (stderr, read_stderr) = stdin::output_pipe().map_err(refused)?;
+        let attempt = self.execution.attempt();
+        let spec = &ready.version.spec;
+        let request = environment::request(
+            &ready.version,
+            &ready.code,
+            &environment::Seen {
+                execution_id: self.execution.id,
+                attempt,
+                args: &self.invocation.args,
+                payload: &ready.payload,
+                deadline: environment::earlier(spec.timeout, self.invocation.deadline, time::now()),
+                trace: self.trace.child(),
+                addresses: &self.node.addresses,
+            },
+        );
+        let process = tokio::select! {
+            biased;
+            stop = self.execution.until_stopped() => return Err(Started::Stopped(stop.clone())),
+            process = self.node.executor.spawn(request, [stdin, stdout, stderr]) => process.map_err(Started::Refused)?,
+        };
+        let capture =
+            Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, read_stdout, read_stderr);
+        Ok((process, capture))
+    }
+
+    /// Reads, waits, and ends it when its time is up or it is asked to.
+    async fn watch(
+        &self,
+        mut process: Box<dyn Process>,
+        capture: &mut Capture,
+        spec: &FunctionSpec,
+        ending: &mut Option<Ending>,
+    ) -> Watched {
+        let grace = spec.stop_grace;
+        let started = Instant::now();
+        let (limit, at_limit) = self.limit(spec, started);
+        let mut clock = Clock { started, limit, asked_to_end: None, killed: None, said_running: false };
+        let pump = capture.pump();
+        tokio::pin!(pump);
+        let mut pumping = true;
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        loop {
+            let (alarm, at) = clock.next(grace);
+            if let Some(at) = at.map(tokio::time::Instant::from_std)
+                && timer.deadline() != at
+            {
+                timer.as_mut().reset(at);
+            }
+            let end = tokio::select! {
+                ended = process.wait() => return Watched::Ended(ended),
+                () = &mut pump, if pumping => {
+                    pumping = false;
+                    continue;
+                }
+                stop = self.execution.until_stopped(), if clock.asked_to_end.is_none() => match stop {
+                    Stop::Abandoned => return Watched::Abandoned,
+                    Stop::Cancelled(reason) => Some(Ending::Cancelled(reason.clone())),
+                },
+                () = &mut timer, if at.is_some() => match alarm {
+                    Alarm::SayRunning => {
+                        clock.said_running = true;
+                        self.say_running();
+                        None
+                    }
+                    Alarm::Limit => at_limit.clone(),
+                    Alarm::Kill => {
+                        process.kill(SIGKILL);
+                        clock.killed = Some(Instant::now());
+                        None
+                    }
+                    Alarm::GiveUp => return Watched::Undying,
+                    Alarm::None => None,
+                },
+            };
+            if let Some(why) = end {
+                *ending = Some(why);
+                let now = Instant::now();
+                clock.asked_to_end = Some(now);
+                if grace.is_zero() {
+                    process.kill(SIGKILL);
+                    clock.killed = Some(now);
+                } else {
+                    process.kill(SIGTERM);
+                }
+            }
+        }
+    }
+
+    /// The earlier of the function's timeout and the caller's deadline.
+    fn limit(&self, spec: &FunctionSpec, started: Instant) -> (Option<Instant>, Option<Ending>) {
+        let timeout = spec.timeout.map(|timeout| (started + timeout, Ending::Timeout(timeout)));
+        let deadline = self
+            .invocation
+            .deadline
+            .map(|deadline| (started + deadline.since(time::now()).min(limits::TIMEOUT), Ending::Deadline(deadline)));
+        match (timeout, deadline) {
+            (Some(timeout), Some(deadline)) => Some(if timeout.0 <= deadline.0 { timeout } else { deadline }),
+            (either, None) | (None, either) => either,
+        }
+        .unzip()
+    }
+
+    /// Off the path of the execution: a status that waits for the broker must not hold up its output.
+    fn say_running(&self) {
+        let status = self.status(Phase::Running, None);
+        let node = Arc::clone(&self.node);
+        let reply_to = self.invocation.reply_to.clone().filter(|reply_to| subject::is_gateway_reply(reply_to));
+        let execution = Arc::clone(&self.execution);
+        self.node.tasks.spawn("running status", async move {
+            let Ok(encoded) = serde_json::to_vec(&status).map(bytes::Bytes::from) else { return };
+            if let Some(reply_to) = reply_to {
+                let _ = node.broker.signal(reply_to, encoded.clone()).await;
+            }
+            let mut tries = 0;
+            // Once it ended, its end is what is worth saying.
+            while execution.is_running() {
+                match node.broker.publish_status_bytes(node.id.as_str(), &status, encoded.clone()).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tries += 1;
+                        tracing::debug!(error = &error as &dyn std::error::Error, tries, "`running` was not recorded");
+                        tokio::time::sleep(retry::pause(tries)).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn refused(error: &LaunchError) -> Ran {
+    match outcome::of_launch_error(error) {
+        Some(error) => {
+            let outcome = Outcome::without_process(OutcomeStatus::Failed, error);
+            Ran::Ended { outcome: Box::new(outcome), by_cancel: false }
+        }
+        None => Ran::Lost,
+    }
+}
+
+/// Why there is no process.
+enum Started {
+    Refused(LaunchError),
+    Stopped(Stop),
+}
+
+enum Watched {
+    Ended(Ended),
+    /// Not even SIGKILL ended it in time.
+    Undying,
+    Abandoned,
+}
+
+fn nobody_saw() -> EndedReport {
+    EndedReport {
+        id: 0,
+        status: ExitStatus::Signaled(SIGKILL),
+        oom_killed: false,
+        cpu_us: 0,
+        memory_peak_bytes: 0,
+        ended_at_us: u64::try_from(time::now().as_micros()).unwrap_or(0),
+    }
+}

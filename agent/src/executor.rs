@@ -1,0 +1,90 @@
+//! The seam between the agent and what starts processes: the launcher, or in tests a program that fails on demand.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use async_trait::async_trait;
+use flux_launcher::{Capabilities, wire::SpawnRequest};
+use tokio::sync::watch;
+
+use crate::launch::{Ended, LaunchError, LauncherPool, Running};
+
+/// Starts processes in sandboxes.
+#[async_trait]
+pub trait Executor: Send + Sync + 'static {
+    /// Starts a process with these as its stdin, stdout and stderr. Dropping the call kills what it may have started.
+    async fn spawn(&self, request: SpawnRequest, stdio: [OwnedFd; 3]) -> Result<Box<dyn Process>, LaunchError>;
+
+    /// What it can give; `None` while it can start nothing at all.
+    fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>>;
+}
+
+/// A started process. Dropped before its end, it is killed with everything it started.
+#[async_trait]
+pub trait Process: Send {
+    fn pid(&self) -> u32;
+
+    /// Microseconds since the epoch.
+    fn started_at_us(&self) -> u64;
+
+    /// `SIGKILL` reaches everything of the execution, any other signal its process group.
+    fn kill(&self, signal: i32);
+
+    /// Waits for the end. May be dropped and called again.
+    async fn wait(&mut self) -> Ended;
+}
+
+/// The launcher as an [`Executor`].
+#[derive(Debug)]
+pub struct LauncherExecutor {
+    pool: LauncherPool,
+    capabilities: watch::Receiver<Option<Arc<Capabilities>>>,
+}
+
+impl LauncherExecutor {
+    /// The returned future follows the launchers as they come and go; it is to be run for as long as the executor is used.
+    pub fn new(pool: LauncherPool) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let mut launchers = pool.watch();
+        let (sender, capabilities) = watch::channel(capabilities_of(&mut launchers));
+        let follow = async move {
+            while launchers.changed().await.is_ok() {
+                sender.send_replace(capabilities_of(&mut launchers));
+            }
+            sender.send_replace(None);
+        };
+        (Self { pool, capabilities }, follow)
+    }
+}
+
+fn capabilities_of(launchers: &mut watch::Receiver<Option<crate::launch::Launcher>>) -> Option<Arc<Capabilities>> {
+    launchers.borrow_and_update().as_ref().map(|launcher| Arc::new(launcher.capabilities().clone()))
+}
+
+#[async_trait]
+impl Executor for LauncherExecutor {
+    async fn spawn(&self, request: SpawnRequest, stdio: [OwnedFd; 3]) -> Result<Box<dyn Process>, LaunchError> {
+        Ok(Box::new(self.pool.spawn(request, stdio).await?))
+    }
+
+    fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>> {
+        self.capabilities.clone()
+    }
+}
+
+#[async_trait]
+impl Process for Running {
+    fn pid(&self) -> u32 {
+        Running::pid(self)
+    }
+
+    fn started_at_us(&self) -> u64 {
+        Running::started_at_us(self)
+    }
+
+    fn kill(&self, signal: i32) {
+        Running::kill(self, signal);
+    }
+
+    async fn wait(&mut self) -> Ended {
+        Running::wait(self).await
+    }
+}

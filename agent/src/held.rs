@@ -1,0 +1,263 @@
+//! What this agent holds, by execution: the one place that decides whether a delivery starts something, belongs to what
+//! runs already, or was cancelled before it came.
+//!
+//! A delivery and a cancel of one execution can come in any order, so both are looked at under one lock: a cancel either
+//! finds the execution or is remembered before the delivery looks.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use flux_protocol::{
+    ExecutionId, Lane, OutputLog, agent::RunningCount, execution::QueuePosition, limits, output::OutputCollector,
+    subject::QueueName,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+/// Cancels of executions that were not here; the oldest go first when there are more.
+const CANCELS_REMEMBERED: usize = 65_536;
+
+/// Why a running execution is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// With the words of who cancelled it.
+    Cancelled(String),
+    /// The agent goes away: no outcome, another agent starts the next attempt.
+    Abandoned,
+}
+
+/// One execution that this agent has taken on.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    pub(crate) id: ExecutionId,
+    pub(crate) queue: QueueName,
+    attempt: AtomicU32,
+    position: QueuePosition,
+    /// All that it printed in this attempt so far.
+    pub(crate) output: Mutex<OutputCollector>,
+    stop: OnceLock<Stop>,
+    stop_asked: Notify,
+    /// Its process is over; what is left is to publish the outcome.
+    ended: AtomicBool,
+    /// Told once the processes are gone: whether the cancel was what ended them.
+    waiting_for_end: Mutex<Vec<oneshot::Sender<bool>>>,
+}
+
+impl Execution {
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt.load(Ordering::Acquire)
+    }
+
+    /// The attempt was lost with its launcher and begins again under the next number.
+    pub(crate) fn next_attempt(&self) {
+        self.attempt.fetch_add(1, Ordering::AcqRel);
+        *self.output.lock() = OutputCollector::default();
+    }
+
+    /// Asks it to end. The first reason stays.
+    pub(crate) fn stop(&self, why: Stop) {
+        let _ = self.stop.set(why);
+        self.stop_asked.notify_one();
+    }
+
+    /// Waits until it is asked to end. For the one task that runs it.
+    pub(crate) async fn until_stopped(&self) -> &Stop {
+        loop {
+            if let Some(stop) = self.stop.get() {
+                return stop;
+            }
+            self.stop_asked.notified().await;
+        }
+    }
+
+    /// The processes are gone, by a cancel or not: answers those who wait to know.
+    pub(crate) fn processes_gone(&self, by_cancel: bool) {
+        self.ended.store(true, Ordering::Release);
+        for waiting in self.waiting_for_end.lock().drain(..) {
+            let _ = waiting.send(by_cancel);
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        !self.ended.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn output_so_far(&self) -> OutputLog {
+        self.output.lock().log()
+    }
+}
+
+/// What a delivery is.
+#[derive(Debug)]
+pub(crate) enum Begin {
+    Start(Arc<Execution>),
+    /// It runs here already: only the right to end the delivery is new.
+    AlreadyHere,
+}
+
+/// What a cancel found.
+#[derive(Debug)]
+pub(crate) enum Cancel {
+    /// It ends now; the receiver hears when its processes are gone, and whether the cancel was what ended them.
+    Stopping(oneshot::Receiver<bool>),
+    /// It is not here, and is cancelled should it come within a minute.
+    Remembered,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    executions: HashMap<ExecutionId, Arc<Execution>>,
+    cancels: HashMap<ExecutionId, (Instant, String)>,
+    cancel_order: VecDeque<(Instant, ExecutionId)>,
+}
+
+/// The table of what is held.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    inner: Mutex<Inner>,
+    /// Something left the table.
+    left: Notify,
+}
+
+impl Held {
+    /// Takes a delivery's execution into the table, unless it is there. One that was cancelled before it came starts
+    /// as stopped.
+    pub(crate) fn begin(&self, id: ExecutionId, queue: &QueueName, attempt: u32, position: &QueuePosition) -> Begin {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        match inner.executions.entry(id) {
+            hash_map::Entry::Occupied(entry) => {
+                let here = entry.get();
+                // Published again under a later number (its first message was lost): a retry must come after that one.
+                // Only the number in the outcome changes; the function goes on with what it was told.
+                if here.position != *position {
+                    here.attempt.fetch_max(attempt, Ordering::AcqRel);
+                }
+                Begin::AlreadyHere
+            }
+            hash_map::Entry::Vacant(entry) => {
+                let execution = Arc::new(Execution {
+                    id,
+                    queue: queue.clone(),
+                    attempt: AtomicU32::new(attempt),
+                    position: position.clone(),
+                    output: Mutex::default(),
+                    stop: OnceLock::new(),
+                    stop_asked: Notify::new(),
+                    ended: AtomicBool::new(false),
+                    waiting_for_end: Mutex::default(),
+                });
+                if let Some((_, reason)) = inner.cancels.get(&id).filter(|(at, _)| is_remembered(*at)) {
+                    execution.stop(Stop::Cancelled(reason.clone()));
+                }
+                Begin::Start(Arc::clone(entry.insert(execution)))
+            }
+        }
+    }
+
+    /// It is over, or given up.
+    pub(crate) fn end(&self, id: ExecutionId) {
+        self.inner.lock().executions.remove(&id);
+        self.left.notify_waiters();
+    }
+
+    pub(crate) fn cancel(&self, id: ExecutionId, reason: &str) -> Cancel {
+        let mut inner = self.inner.lock();
+        if let Some(execution) = inner.executions.get(&id) {
+            let (tell, told) = oneshot::channel();
+            let mut waiting = execution.waiting_for_end.lock();
+            if execution.is_running() {
+                waiting.push(tell);
+                drop(waiting);
+                execution.stop(Stop::Cancelled(reason.to_owned()));
+            } else {
+                let _ = tell.send(false);
+            }
+            return Cancel::Stopping(told);
+        }
+        let now = Instant::now();
+        inner.forget_old_cancels();
+        inner.cancels.insert(id, (now, reason.to_owned()));
+        inner.cancel_order.push_back((now, id));
+        Cancel::Remembered
+    }
+
+    pub(crate) fn get(&self, id: ExecutionId) -> Option<Arc<Execution>> {
+        self.inner.lock().executions.get(&id).cloned()
+    }
+
+    pub(crate) fn those_held(&self, ids: &[ExecutionId]) -> Vec<ExecutionId> {
+        let inner = self.inner.lock();
+        ids.iter().filter(|id| inner.executions.contains_key(id)).copied().collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner.lock().executions.is_empty()
+    }
+
+    /// Ends when nothing is held.
+    pub(crate) async fn until_empty(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    pub(crate) fn abandon_all(&self) {
+        for execution in self.inner.lock().executions.values() {
+            execution.stop(Stop::Abandoned);
+        }
+    }
+
+    /// What runs now, per function and lane. Cost grows with what runs.
+    pub(crate) fn running_counts(&self) -> Vec<RunningCount> {
+        let inner = self.inner.lock();
+        let mut counts: HashMap<&str, RunningCount> = HashMap::new();
+        for execution in inner.executions.values().filter(|execution| execution.is_running()) {
+            let function = &execution.queue.function;
+            let count = counts.entry(function.as_str()).or_insert_with(|| RunningCount {
+                function: function.clone(),
+                calls: 0,
+                invokes: 0,
+            });
+            match execution.queue.lane {
+                Lane::Call => count.calls += 1,
+                Lane::Invoke => count.invokes += 1,
+            }
+        }
+        counts.into_values().collect()
+    }
+}
+
+fn is_remembered(at: Instant) -> bool {
+    at.elapsed() < limits::CANCEL_REMEMBERED
+}
+
+impl Inner {
+    fn forget_old_cancels(&mut self) {
+        while let Some((at, id)) = self.cancel_order.front().copied() {
+            if is_remembered(at) && self.cancel_order.len() < CANCELS_REMEMBERED {
+                return;
+            }
+            self.cancel_order.pop_front();
+            // Cancelled again since: that entry has its own place in the order.
+            if self.cancels.get(&id).is_some_and(|(noted, _)| *noted == at) {
+                self.cancels.remove(&id);
+            }
+        }
+    }
+}
+
+/// How long a cancel's answer is waited for before the asker is left to its own timeout.
+pub(crate) const CANCEL_ANSWER_WITHIN: Duration = Duration::from_secs(60);

@@ -1,0 +1,92 @@
+//! The deliveries that this agent holds: one task owns every ack handle, marks all of them in progress, and acks
+//! those whose outcome is recorded.
+//!
+//! One timer serves all executions, and runs only while something is held: a mark every half second for each would
+//! otherwise cost more than the executions themselves. A handle whose execution was given up (a drain that passed
+//! its deadline) is dropped: the broker then hands the message to another agent.
+
+use std::collections::HashMap;
+
+use flux_broker::AckHandle;
+use flux_protocol::{ExecutionId, limits};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+
+enum Entry {
+    /// A delivery, or a later one of the same execution, which takes its place.
+    Hold(ExecutionId, AckHandle),
+    Ack(ExecutionId),
+    Release(ExecutionId),
+}
+
+/// Sends to the task. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    entries: mpsc::Sender<Entry>,
+}
+
+impl Ledger {
+    /// The ledger and the task that is it.
+    pub(crate) fn new() -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (entries, received) = mpsc::channel(limits::CHANNEL);
+        (Self { entries }, keep(received))
+    }
+
+    /// From now on the delivery is marked in progress.
+    pub(crate) async fn hold(&self, id: ExecutionId, ack: AckHandle) {
+        self.send(Entry::Hold(id, ack)).await;
+    }
+
+    /// The outcome is recorded: the delivery ends.
+    pub(crate) async fn ack(&self, id: ExecutionId) {
+        self.send(Entry::Ack(id)).await;
+    }
+
+    /// Another agent may have it.
+    pub(crate) async fn release(&self, id: ExecutionId) {
+        self.send(Entry::Release(id)).await;
+    }
+
+    async fn send(&self, entry: Entry) {
+        // The task ends after all senders, or with the process; what it held is redelivered.
+        let _ = self.entries.send(entry).await;
+    }
+}
+
+async fn keep(mut entries: mpsc::Receiver<Entry>) {
+    let mut held: HashMap<ExecutionId, AckHandle> = HashMap::new();
+    let mut marks = tokio::time::interval(limits::IN_PROGRESS_EVERY);
+    marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            _ = marks.tick(), if !held.is_empty() => mark_all(&held).await,
+            entry = entries.recv() => match entry {
+                Some(Entry::Hold(id, ack)) => {
+                    if held.is_empty() {
+                        marks.reset();
+                    }
+                    held.insert(id, ack);
+                }
+                Some(Entry::Ack(id)) => ack(held.remove(&id), id).await,
+                Some(Entry::Release(id)) => drop(held.remove(&id)),
+                None => return,
+            },
+        }
+    }
+}
+
+async fn mark_all(held: &HashMap<ExecutionId, AckHandle>) {
+    for (id, ack) in held {
+        if let Err(error) = ack.progress().await {
+            tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not marked in progress");
+        }
+    }
+}
+
+async fn ack(handle: Option<AckHandle>, id: ExecutionId) {
+    let Some(handle) = handle else { return };
+    if let Err(error) = handle.ack().await {
+        // It comes again, and the recorded outcome settles it.
+        tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not acked");
+    }
+}

@@ -1,0 +1,185 @@
+//! `flux-agent`: pulls invocations from a queue and runs them on this machine.
+//!
+//! Started by hand or by a service manager it is the process tree: one thread, which starts the agent and, when that asks
+//! for one, a launcher. As root the agent itself drops to the user `flux`.
+
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Parser as _;
+use flux_launcher::{
+    LauncherConfig, Runner,
+    tree::{self, ChildEnv, ChildSpec, TreeEnd},
+    wire::TREE_FD,
+};
+use flux_runtime::{Settings, config, telemetry};
+use nix::unistd::{Uid, User};
+
+const PLATFORM_USER: &str = "flux";
+/// Above the agent's own drain deadline: it says itself what it could not wait for.
+const STOP_MARGIN: Duration = Duration::from_secs(8);
+
+/// Runs functions that a Flux gateway, or any producer, puts into the queue.
+#[derive(Debug, clap::Parser)]
+#[command(name = "flux-agent", version)]
+struct Args {
+    /// A configuration file; see docs/operating.md
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// `nats://host:port`; several separated by commas
+    #[arg(long, value_name = "URL")]
+    queue_url: Option<String>,
+    /// The agent's id [default: made once, and kept in the work directory]
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// The pool whose functions it runs
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
+    /// Unpacked code and the agent's id [default: ~/.local/share/flux/agent; as root /var/lib/flux/agent]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Executions at once [default: 16 for each core]
+    #[arg(long, value_name = "N")]
+    tasks: Option<u32>,
+    /// CPU budget in millicores [default: four times all cores]
+    #[arg(long, value_name = "MILLICORES")]
+    cpu: Option<u32>,
+    /// Memory budget in MB [default: 80 % of the machine]
+    #[arg(long, value_name = "MB")]
+    memory: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    flux_launcher::run_if_launcher();
+    let args = Args::parse();
+    let ended = if config::env(TREE_FD).is_some() { worker(&args) } else { process_tree(&args) };
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            // Before logging was set up, or after it ended: one line for whoever started it.
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("flux-agent: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(args: &Args) -> anyhow::Result<Settings> {
+    let mut agent = serde_json::Map::new();
+    let mut set = |field: &str, value: Option<serde_json::Value>| {
+        if let Some(value) = value {
+            agent.insert(field.to_owned(), value);
+        }
+    };
+    set("id", args.id.clone().map(Into::into));
+    set("pool", args.pool.clone().map(Into::into));
+    set("work_dir", args.work_dir.as_ref().map(|dir| serde_json::json!(dir)));
+    set("tasks", args.tasks.map(Into::into));
+    set("cpu", args.cpu.map(Into::into));
+    set("memory", args.memory.map(Into::into));
+    let mut given = serde_json::json!({ "agent": agent });
+    if let Some(url) = &args.queue_url {
+        given["queue"] = serde_json::json!({ "url": url });
+    }
+    let mut settings: Settings = config::load(args.config.as_deref(), given)?;
+    if settings.agent.work_dir.is_none() {
+        settings.agent.work_dir = Some(default_work_dir()?);
+    }
+    Ok(settings)
+}
+
+fn default_work_dir() -> anyhow::Result<PathBuf> {
+    if Uid::effective().is_root() {
+        return Ok(PathBuf::from("/var/lib/flux/agent"));
+    }
+    match config::env("HOME") {
+        Some(home) => Ok(Path::new(&home).join(".local/share/flux/agent")),
+        None => bail!("there is no HOME to keep the agent's files in; pass --work-dir"),
+    }
+}
+
+/// The root of the processes: no thread may exist before it runs.
+fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = settings(args)?;
+    telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
+    let work_dir = settings.agent.work_dir.clone().unwrap_or_default();
+    std::fs::create_dir_all(&work_dir).with_context(|| format!("{} cannot be made", work_dir.display()))?;
+    let (platform, runner) = identities(&settings)?;
+    if let Some(user) = platform {
+        give(&work_dir, user).with_context(|| format!("{} cannot be given to the user flux", work_dir.display()))?;
+    }
+    let tasks = settings.agent.tasks.unwrap_or_else(default_tasks);
+    let mut launcher = LauncherConfig::new(work_dir.join("launcher"), tasks);
+    launcher.runner = runner;
+    let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
+    agent.args = std::env::args_os().skip(1).collect();
+    // What the tree found out must be what the agent uses, whatever its own HOME.
+    agent.args.extend([OsString::from("--work-dir"), work_dir.into()]);
+    agent.env = ChildEnv::Inherit(Vec::new());
+    agent.user = platform;
+    agent.launcher = Some(launcher);
+    agent.stop_timeout = Duration::from_secs(settings.agent.drain_timeout) + STOP_MARGIN;
+    let ended = tree::run(vec![agent], &mut |event| tracing::info!("{event}"))?;
+    Ok(match ended {
+        TreeEnd::Stopped => ExitCode::SUCCESS,
+        other => ExitCode::from(u8::try_from(other.exit_code()).unwrap_or(1)),
+    })
+}
+
+fn default_tasks() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores * 16).unwrap_or(u32::MAX)
+}
+
+/// Whom the agent and whom functions run as, where we are root.
+fn identities(settings: &Settings) -> anyhow::Result<(Option<Runner>, Option<Runner>)> {
+    if !Uid::effective().is_root() {
+        return Ok((None, None));
+    }
+    let Some(platform) = user(PLATFORM_USER)? else {
+        bail!(
+            "there is no user `{PLATFORM_USER}`: as root the agent drops to it; `make setup` adds the users flux and flux-runner"
+        );
+    };
+    Ok((Some(platform), user(&settings.agent.runner_user)?))
+}
+
+fn user(name: &str) -> anyhow::Result<Option<Runner>> {
+    let found = User::from_name(name).with_context(|| format!("the user `{name}` cannot be looked up"))?;
+    Ok(found.map(|user| Runner { uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
+}
+
+/// The work directory and what is in it, except what the launcher keeps.
+fn give(directory: &Path, to: Runner) -> io::Result<()> {
+    std::os::unix::fs::lchown(directory, Some(to.uid), Some(to.gid))?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name() == "launcher" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            give(&entry.path(), to)?;
+        } else {
+            std::os::unix::fs::lchown(entry.path(), Some(to.uid), Some(to.gid))?;
+        }
+    }
+    Ok(())
+}
+
+/// The agent itself, started by the tree.
+fn worker(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = settings(args)?;
+    telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
+    flux_runtime::install_tls_provider();
+    let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
+    runtime.block_on(flux_agent::run(&settings))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,53 @@
+//! What all executions of an agent share.
+
+use std::sync::Arc;
+
+use flux_broker::Broker;
+use flux_protocol::{AgentId, PoolName};
+use flux_runtime::Tasks;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{code::Code, executor::Executor, functions::Functions, held::Held, ledger::Ledger};
+
+pub(crate) struct Node {
+    pub(crate) id: AgentId,
+    pub(crate) pool: PoolName,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) code: Arc<dyn Code>,
+    pub(crate) functions: Functions,
+    pub(crate) held: Held,
+    pub(crate) ledger: Ledger,
+    pub(crate) tasks: Tasks,
+    pub(crate) max_losses: u32,
+    pub(crate) addresses: Addresses,
+    /// Finished executions whose outcome is not recorded yet: beyond this their slots are not given back.
+    pub(crate) finishing: Semaphore,
+    /// The agent goes away now: what has no recorded outcome is left to others.
+    pub(crate) abandoned: CancellationToken,
+}
+
+/// The node's addresses as functions are told; empty where unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) private: String,
+    pub(crate) public: String,
+}
+
+impl Addresses {
+    /// The private address is that of the interface that leads out, unless it is configured; the public one is
+    /// what was configured, since a machine behind NAT cannot see its own.
+    pub(crate) fn find(private: Option<String>, public: Option<String>) -> Self {
+        Self { private: private.or_else(outward_address).unwrap_or_default(), public: public.unwrap_or_default() }
+    }
+}
+
+/// The source address that a packet to the outside would have. Connecting a datagram socket sends nothing.
+fn outward_address() -> Option<String> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // An address of the documentation's range (RFC 5737): only the route to it counts.
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_unspecified()).then(|| address.to_string())
+}

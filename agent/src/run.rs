@@ -1,0 +1,81 @@
+//! From settings to a running agent: for `flux-agent`, and for `flux up`, which has a gateway beside it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use flux_broker::{
+    Broker,
+    nats::{NatsBroker, NatsOptions},
+};
+use flux_launcher::{
+    LauncherConfig,
+    wire::{LauncherWish, TREE_FD},
+};
+use flux_runtime::{Settings, Shutdown, Tasks, config, settings::AgentSettings};
+
+use crate::{
+    agent::{Agent, AgentParts, StartError},
+    budget, identity,
+    launch::{LauncherPool, Source, TreeLink},
+    machine::Machine,
+};
+
+/// Where the agent keeps its things unless it is told.
+fn work_dir(settings: &AgentSettings) -> PathBuf {
+    settings.work_dir.clone().unwrap_or_else(|| PathBuf::from("flux-agent"))
+}
+
+/// Where launchers come from: the process tree that started us, or else this program itself with our own rights.
+pub fn launchers(settings: &AgentSettings) -> Result<Source, StartError> {
+    let tasks = budget::of(settings, Machine::cores(), 0).tasks;
+    match config::env(TREE_FD).and_then(|number| number.parse().ok()) {
+        Some(number) => Ok(Source::Tree {
+            link: TreeLink::inherited(number).map_err(StartError::Tree)?,
+            wish: LauncherWish { tasks: Some(tasks), max_slots: None },
+        }),
+        None => Ok(Source::Direct {
+            program: PathBuf::from("/proc/self/exe"),
+            config: LauncherConfig::new(work_dir(settings).join("launcher"), tasks),
+        }),
+    }
+}
+
+/// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
+pub async fn start(settings: &AgentSettings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
+    let (pool, driver) = LauncherPool::connect(launchers(settings)?).await?;
+    tasks.spawn("launcher", end_with(driver, tasks.shutdown().kill_token()));
+    let parts = AgentParts {
+        broker,
+        work_dir: work_dir(settings),
+        private_ip: config::env("FLUX_NODE_PRIVATE_IP"),
+        public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
+        settings: settings.clone(),
+        tasks,
+    };
+    Agent::start(parts, pool)
+}
+
+/// Dropping a launcher's driver ends it, and everything that it runs.
+async fn end_with(driver: crate::launch::Driver, kill: tokio_util::sync::CancellationToken) {
+    tokio::select! {
+        () = driver => {}
+        () = kill.cancelled() => {}
+    }
+}
+
+/// Runs an agent as a process: connect, start, wait for a signal, drain within the deadline.
+pub async fn run(settings: &Settings) -> Result<(), StartError> {
+    let tasks = Tasks::new(Shutdown::new());
+    let id = identity::agent_id(&settings.agent, &work_dir(&settings.agent))?;
+    let mut options = NatsOptions::new("", format!("flux-agent {id}"));
+    options.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+    let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;
+    let agent = start(&settings.agent, Arc::clone(&broker), tasks.clone()).await?;
+    let drain_timeout = Duration::from_secs(settings.agent.drain_timeout);
+    let shutdown = Arc::clone(tasks.shutdown());
+    // The agent keeps its own deadline, a little before the one that ends the process.
+    let drained = agent.drain(drain_timeout);
+    let signalled = shutdown.on_signals(drain_timeout + Duration::from_secs(5), drained).await;
+    broker.close().await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
+    signalled.map_err(StartError::Signals)
+}
