@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    bench,
     commands::{agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, ps, rollback, top},
     up,
 };
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Dlq(dlq::Args),
     /// Write a small working function
     Init(init::Args),
+    /// Measure Flux beside its yardsticks, on this machine
+    Bench(bench::Args),
     /// Say which release this is
     Version,
 }

@@ -38,6 +38,7 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Agents(args) => agents::run(args, cx).await,
         Command::Top(args) => top::run(args, cx).await,
         Command::Dlq(args) => dlq::run(args, cx).await,
+        Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
         Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Version => Ok(()),
     }

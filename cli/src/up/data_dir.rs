@@ -93,6 +93,17 @@ impl DataDir {
         self.path.join("launcher")
     }
 
+    /// The file that says that the user was told that everything is ready: not there yet.
+    pub(super) fn unsaid(&self) -> Result<PathBuf, CliError> {
+        let path = self.run("ready");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CliError::local(format!("{} cannot be removed", path.display()), error))
+            }
+            _ => Ok(path),
+        }
+    }
+
     /// Writes what the worker reads: the key is in it, so nobody else may.
     pub(super) fn write_settings(&self, settings: Settings) -> Result<WrittenSettings, CliError> {
         let path = self.run("settings.json");

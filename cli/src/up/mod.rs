@@ -29,10 +29,12 @@ mod data_dir;
 mod identity;
 mod nats_server;
 mod ports;
+mod ready;
 mod serve;
 
 use data_dir::DataDir;
 use identity::Identity;
+use ready::Ready;
 
 pub(crate) use serve::{ServeArgs, serve};
 
@@ -41,7 +43,7 @@ pub(crate) const SERVE: &str = "__serve";
 /// Executions at once, for each core, unless the configuration says.
 const TASKS_PER_CORE: usize = 16;
 /// Above the worker's own drain deadline: it says itself what it could not wait for.
-const STOP_MARGIN: Duration = Duration::from_secs(5);
+const STOP_MARGIN: Duration = Duration::from_secs(8);
 /// What the platform's own processes see of the environment.
 const PASSED_ON: &[&str] = &["PATH", "HOME", "LANG", "TZ", "TERM", "NO_COLOR", "RUST_BACKTRACE"];
 
@@ -85,6 +87,7 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
         ));
     }
     api_key::remember(&key, &listen.to_string())?;
+    let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
     let nats_config = nats_server::configure(&data, &queue)?;
     data.give_to(&identity)?;
@@ -92,7 +95,11 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
         out.note(note);
     }
 
-    let worker = worker(&data, &file, &identity, listen)?;
+    let ready = Ready::new(data.unsaid()?, key_file);
+    let mut worker = worker(&data, &file, &identity, listen, &ready);
+    if out.json {
+        worker.args.push("--json".into());
+    }
     let mut queue_child = ChildSpec::new("nats-server", nats);
     queue_child.args = vec!["--config".into(), nats_config.into()];
     queue_child.env = ChildEnv::Only(environment());
@@ -146,18 +153,20 @@ fn worker(
     file: &data_dir::WrittenSettings,
     identity: &Identity,
     listen: std::net::SocketAddr,
-) -> Result<ChildSpec, CliError> {
+    ready: &Ready,
+) -> ChildSpec {
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
     let mut worker = ChildSpec::new("flux", "/proc/self/exe");
-    worker.args =
-        vec![SERVE.into(), "--settings".into(), file.path.clone().into(), "--listen".into(), listen.to_string().into()];
+    worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
+    worker.args.extend(["--listen".into(), listen.to_string().into()]);
+    worker.args.extend(ready.args());
     worker.env = ChildEnv::Only(environment());
     worker.user = identity.platform;
     worker.launcher = Some(launcher);
     let drain = file.settings.gateway.drain_timeout.max(file.settings.agent.drain_timeout);
     worker.stop_timeout = Duration::from_secs(drain) + STOP_MARGIN;
-    Ok(worker)
+    worker
 }
 
 fn environment() -> Vec<(OsString, OsString)> {
