@@ -3,6 +3,7 @@
 //! other ones.
 
 use std::{
+    any::Any,
     convert::Infallible,
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -95,10 +96,7 @@ where
                 match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
                     Ok(Ok(response)) => response,
                     Ok(Err(never)) => match never {},
-                    Err(_panic) => {
-                        Refusal::new(ErrorCode::Internal, "a defect of Flux; the log has more under this request id")
-                            .into_response()
-                    }
+                    Err(panic) => defect(&*panic).into_response(),
                 }
             };
             refused::write(&mut response, &request_id);
@@ -110,6 +108,12 @@ where
             Ok(response)
         })
     }
+}
+
+fn defect(panic: &(dyn Any + Send)) -> Refusal {
+    let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref().cloned());
+    Refusal::new(ErrorCode::Internal, "a defect of Flux; the log has more under this request id")
+        .caused_by(said.unwrap_or_else(|| "a panic".to_owned()))
 }
 
 fn unauthorized() -> Refusal {

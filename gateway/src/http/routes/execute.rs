@@ -16,7 +16,7 @@ use super::{
         query::RawQuery,
         wire::execution::{AcceptedBody, CalledBody, ExecuteRequest},
     },
-    answer::{EXECUTION_ID, Json, REPLAYED, TRACEPARENT, set},
+    answer::{EXECUTION_ID, Json, REPLAYED, TRACEPARENT, by_size, set},
     invocation::{self, Invocation},
 };
 use crate::{core::Called, refusal::Refusal};
@@ -71,7 +71,9 @@ pub(super) async fn execute(
     let called = check_deadline(api.gateway.call(&name, request).await?)?;
     drop(body);
     let (id, replayed, status) = (called.execution_id, called.replayed, http_status(&called.outcome));
-    let mut response = Json(status, CalledBody::from(called)).into_response();
+    let size = called.outcome.output.len();
+    let written = move || Json(status, CalledBody::from(called)).into_response();
+    let mut response = by_size(size, written).await?;
     set(&mut response, EXECUTION_ID, &id.to_string());
     set(&mut response, TRACEPARENT, &trace.to_string());
     if replayed {

@@ -11,7 +11,7 @@ use super::{
         query::RawQuery,
         wire::execution::{CancelledBody, ExecutionBody, ExecutionsBody, WhyBody},
     },
-    answer::ok,
+    answer::{by_size, ok},
 };
 use crate::refusal::Refusal;
 
@@ -75,7 +75,7 @@ pub(super) async fn show(State(api): State<Api>, Id(id): Id, query: RawQuery) ->
         },
     };
     let output = api.gateway.output(&record).await?;
-    Ok(ok(ExecutionBody::whole(record, &output)))
+    by_size(output.len(), move || ok(ExecutionBody::whole(record, &output)).into_response()).await
 }
 
 /// Cancel an execution, queued or running

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Api, api_key::KeyHeader, entry::Authenticated, path::Known, query::RawQuery, request_body},
-    answer::{EXECUTION_ID, REPLAYED, set, typed},
+    answer::{EXECUTION_ID, REPLAYED, by_size, set, typed},
     event::{self, HOP_BY_HOP},
     execute::check_deadline,
     invocation,
@@ -71,7 +71,12 @@ async fn serve(State(api): State<Api>, Known(name): Known, asked: Asked, body: B
     let Asked { method, uri, headers, query, shown } = asked;
     let key: Option<KeyHeader> = shown.map(|Extension(Authenticated(header))| header);
     let body = request_body::read(&api, &headers, body, limits::PAYLOAD, "a request's body").await?;
-    let payload = serde_json::to_vec(&event::event(&method, &uri, &query, &headers, key, &body.bytes))
+    let bytes = body.bytes.clone();
+    let trace = invocation::trace(&headers);
+    let idempotency_key = invocation::idempotency_key(&headers)?;
+    let written = move || serde_json::to_vec(&event::event(&method, &uri, &query, &headers, key, &bytes));
+    let payload = by_size(body.bytes.len(), written)
+        .await?
         .map_err(|error| Refusal::new(ErrorCode::Internal, "the request could not be written down").caused_by(error))?;
     if payload.len() > limits::PAYLOAD {
         let message = format!(
@@ -83,16 +88,14 @@ async fn serve(State(api): State<Api>, Known(name): Known, asked: Asked, body: B
             Refusal::new(ErrorCode::PayloadTooLarge, message).with_details(json!({ "limit_bytes": limits::PAYLOAD }))
         );
     }
-    let request = InvokeRequest {
-        payload: payload.into(),
-        idempotency_key: invocation::idempotency_key(&headers)?,
-        trace: Some(invocation::trace(&headers)),
-        ..InvokeRequest::default()
-    };
+    let request =
+        InvokeRequest { payload: payload.into(), idempotency_key, trace: Some(trace), ..InvokeRequest::default() };
     let called = check_deadline(api.gateway.call(&name, request).await?)?;
     drop(body);
     let (id, replayed) = (called.execution_id.to_string(), called.replayed);
-    let mut response = answer(called).unwrap_or_else(axum::response::IntoResponse::into_response);
+    let size = called.outcome.output.len();
+    let written = move || answer(called).unwrap_or_else(axum::response::IntoResponse::into_response);
+    let mut response = by_size(size, written).await?;
     set(&mut response, EXECUTION_ID, &id);
     if replayed {
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));

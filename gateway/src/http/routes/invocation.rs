@@ -15,14 +15,12 @@ use serde_json::value::RawValue;
 
 use super::{
     super::{Http, json, query::RawQuery, request_body},
-    answer::TRACEPARENT,
+    answer::{TRACEPARENT, by_size},
 };
 use crate::{core::InvokeRequest, refusal::Refusal};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
-/// A longer body is parsed on a thread of its own: this one has other requests to serve.
-const PARSED_IN_PLACE: usize = limits::MIB;
 
 /// A request, and its share of the memory for bodies.
 pub(super) struct Invocation {
@@ -44,7 +42,8 @@ pub(super) async fn read(
     let limit = limits::PAYLOAD + if written == Written::Raw { 0 } else { limits::REQUEST_OVERHEAD };
     let body = request_body::read(http, headers, body, limit, "a payload").await?;
     let payload = if written.is_json(&body.bytes) {
-        let Envelope { args: given, payload } = open(body.bytes.clone()).await?;
+        let text = body.bytes.clone();
+        let Envelope { args: given, payload } = by_size(text.len(), move || open(&text)).await??;
         args.extend(given);
         payload
     } else {
@@ -154,16 +153,7 @@ struct Envelope {
     payload: Bytes,
 }
 
-async fn open(body: Bytes) -> Result<Envelope, Refusal> {
-    if body.len() <= PARSED_IN_PLACE {
-        return open_in_place(&body);
-    }
-    tokio::task::spawn_blocking(move || open_in_place(&body))
-        .await
-        .map_err(|error| Refusal::new(ErrorCode::Internal, "the body could not be parsed").caused_by(error))?
-}
-
-fn open_in_place(body: &Bytes) -> Result<Envelope, Refusal> {
+fn open(body: &Bytes) -> Result<Envelope, Refusal> {
     let RawEnvelope { args, payload } = json::parse(body, &["args", "payload"])?;
     let payload = payload.map_or_else(Bytes::new, |raw| body.slice_ref(raw.get().as_bytes()));
     Ok(Envelope { args: args.unwrap_or_default(), payload })
@@ -174,7 +164,7 @@ mod tests {
     use super::*;
 
     fn envelope(text: &'static str) -> Result<Envelope, Refusal> {
-        open_in_place(&Bytes::from_static(text.as_bytes()))
+        open(&Bytes::from_static(text.as_bytes()))
     }
 
     #[test]
