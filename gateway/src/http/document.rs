@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
-        Components, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
+        Components, Content, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
         ResponseBuilder,
         path::{Operation, PathItem},
+        request_body::RequestBody,
         schema::{Schema, Type},
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
         tag::TagBuilder,
@@ -97,6 +98,10 @@ fn operations(item: &mut PathItem) -> Vec<(&'static str, &mut Operation)> {
 
 fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     operation.operation_id = Some(operation_id(path, method));
+    for content in operation.request_body.iter_mut().flat_map(bodies) {
+        // Bytes have no schema in OpenAPI 3.1; the media type says it all.
+        content.schema = None;
+    }
     let public = operation.security.as_ref().is_some_and(|security| security.iter().all(is_open));
     let responses = &mut operation.responses.responses;
     let takes_input = operation.request_body.is_some() || operation.parameters.is_some();
@@ -129,6 +134,14 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
             response.content.insert("application/json".to_owned(), RefOr::T(content.build()));
         }
     }
+}
+
+/// Those of a request's bodies that are bytes.
+fn bodies(body: &mut RefOr<RequestBody>) -> Vec<&mut Content> {
+    let RefOr::T(body) = body else { return Vec::new() };
+    let binary = |media: &str| matches!(media, "application/octet-stream" | "application/zip");
+    let of_bytes = body.content.iter_mut().filter(|(media, _)| binary(media));
+    of_bytes.filter_map(|(_, content)| if let RefOr::T(content) = content { Some(content) } else { None }).collect()
 }
 
 fn is_open(requirement: &SecurityRequirement) -> bool {
