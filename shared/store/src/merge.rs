@@ -97,6 +97,7 @@ fn join(a: ExecutionRecord, b: ExecutionRecord) -> ExecutionRecord {
     lead.outcome = outcome_of(lead.outcome.take(), &lead, &other);
     lead.invocation =
         if lead.is_terminal() { None } else { newest_invocation(lead.invocation.take(), other.invocation) };
+    // The version says nothing about rank, since the leading record may have it from another.
     if lead.version == 0 {
         lead.version = other.version;
     }
@@ -132,7 +133,6 @@ fn rank(a: &ExecutionRecord, b: &ExecutionRecord) -> Ordering {
         })
         .then_with(|| since(a).cmp(&since(b)))
         .then_with(|| b.agent_id.cmp(&a.agent_id))
-        .then_with(|| a.version.cmp(&b.version))
         .then_with(|| b.started_at.cmp(&a.started_at))
 }
 

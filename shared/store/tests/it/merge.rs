@@ -156,7 +156,7 @@ fn jumbled() -> impl Strategy<Value = (Vec<News>, Vec<usize>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_and_repetition_gives_the_same_record((news, order) in jumbled()) {
