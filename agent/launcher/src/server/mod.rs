@@ -29,6 +29,8 @@ use registry::Registry;
 const THREAD_STACK_BYTES: usize = 128 << 10;
 /// Threads above the budget, so that the next execution need not wait for the last one's slot to be reset.
 const SPARE_THREADS: u32 = 2;
+/// Without slots, how often orphans are looked for while nobody says anything.
+const STRAYS_EVERY_S: u32 = 1;
 /// How many threads the launcher makes at the most, whatever it is asked for.
 const MAX_THREADS: u32 = 4096;
 
@@ -89,23 +91,31 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     }
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
-    listen(&server.registry, control);
+    listen(&server, control)?;
     server.end();
     Ok(())
 }
 
 /// Handles control packets until the other end is closed.
-fn listen(registry: &Registry, control: &OwnedFd) {
+fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
+    let registry = &server.registry;
+    if server.slots.is_none() {
+        socket::set_receive_timeout(control.as_fd(), STRAYS_EVERY_S)?;
+    }
     let mut buffer = vec![0; MAX_REPLY];
     loop {
         let packet = match socket::recv(control.as_fd(), &mut buffer) {
             Ok(packet) if packet.len > 0 => packet,
-            Ok(_) => return,
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                server.plain.end_strays(registry);
+                continue;
+            }
             Err(error) => {
                 if error.raw_os_error() != Some(libc::ECONNRESET) {
                     eprintln!("flux launcher: control socket: {error}; ending");
                 }
-                return;
+                return Ok(());
             }
         };
         match buffer.get(..packet.len).map(Control::decode) {

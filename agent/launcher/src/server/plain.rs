@@ -27,6 +27,9 @@ pub(crate) const MARKER: &str = "FLUX_LAUNCHER";
 /// How long an empty environment is taken for one that is just being set up.
 const EXEC_PATIENCE: Duration = Duration::from_millis(10);
 
+/// How many looks in a row must find nothing: a process can be born behind a listing's back while its parent ends.
+const QUIET_LOOKS: u32 = 2;
+
 /// The place for executions without slots.
 #[derive(Debug)]
 pub(crate) struct Plain {
@@ -110,10 +113,12 @@ impl Plain {
     pub(crate) fn clean(&self, scratch: &Scratch, pgid: Option<i32>, cgroup: Option<SlotCgroup>, registry: &Registry) {
         if let Some(pgid) = pgid {
             let _ = process::kill_group(pgid, libc::SIGKILL);
-            // A process may fork between being found and being killed: look again until nothing is found.
+            let mut quiet = 0;
             for _ in 0..50 {
                 let in_cgroup = cgroup.as_ref().is_some_and(SlotCgroup::kill_all);
-                if !self.sweep(scratch.id, registry) && !in_cgroup {
+                let found = self.sweep(scratch.id, registry) || in_cgroup;
+                quiet = if found { 0 } else { quiet + 1 };
+                if quiet == QUIET_LOOKS {
                     break;
                 }
                 std::thread::yield_now();
@@ -124,6 +129,15 @@ impl Plain {
             self.idle_cgroups().push(cgroup);
         }
         let _ = fs::remove_dir_all(&scratch.directory);
+    }
+
+    /// Ends orphans that their own execution's clean-up missed; cheap while there are none, since an orphan is always
+    /// a child of the launcher.
+    pub(crate) fn end_strays(&self, registry: &Registry) {
+        if process::has_children() {
+            // No execution has this id.
+            self.sweep(0, registry);
+        }
     }
 
     /// Kills the processes of execution `ended` and orphans of nobody; `true` if it found any alive.
@@ -209,9 +223,8 @@ fn kill_marked(prefix: &[u8]) {
                 found |= process::kill(process.pid, libc::SIGKILL).is_ok();
             }
         }
-        // A process can be born behind the listing's back; its parent is dead by the second empty look.
         quiet = if found { 0 } else { quiet + 1 };
-        if quiet == 2 {
+        if quiet == QUIET_LOOKS {
             return;
         }
         std::thread::yield_now();

@@ -126,9 +126,11 @@ extern "C" fn holder(argument: *mut libc::c_void) -> libc::c_int {
             None => [0, 0],
             Some(step) => [u32::try_from(step + 1).unwrap_or(u32::MAX), errno().unsigned_abs()],
         };
+        // Before the launcher hears that it is ready: an execution could have written there by the time we look.
+        let fresh = [free(c"/tmp"), free(c"/dev/shm")];
         libc::send(LINK, (&raw const ready).cast(), 8, libc::MSG_NOSIGNAL);
         if failed.is_none() {
-            serve(fork.plan);
+            serve(fork.plan, fresh);
         }
         libc::_exit(0)
     }
@@ -286,10 +288,9 @@ unsafe fn free(path: &CStr) -> Free {
 
 /// # Safety
 /// In the forked child only.
-unsafe fn serve(plan: &HolderPlan<'_>) {
+unsafe fn serve(plan: &HolderPlan<'_>, fresh: [Free; 2]) {
     // SAFETY: `command` and `answer` are this frame's; the rest are system calls.
     unsafe {
-        let fresh = [free(c"/tmp"), free(c"/dev/shm")];
         loop {
             let mut command = 0u8;
             let got = libc::recv(LINK, (&raw mut command).cast(), 1, 0);

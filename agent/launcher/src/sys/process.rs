@@ -48,6 +48,15 @@ pub(crate) fn wait_without_reaping(pid: i32) -> io::Result<()> {
     }
 }
 
+/// Whether this process has any child, ended ones included.
+pub(crate) fn has_children() -> bool {
+    // SAFETY: an all-zero siginfo_t is valid, and writable for the call.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG) == 0
+    }
+}
+
 /// Blocks until `pid` has ended, and reaps it.
 pub(crate) fn reap(pid: i32) -> io::Result<Waited> {
     reap_flags(pid, 0)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD))

@@ -72,6 +72,21 @@ fn tmp_is_private_and_empty_at_the_next_run() {
 }
 
 #[test]
+fn tmp_is_empty_also_where_the_first_run_in_a_slot_wrote_there_at_once() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut launcher = Launched::with(|config| config.tasks = 1);
+    for round in 0..40 {
+        for expected in ["0", "0"] {
+            let mut request = launcher.sh("ls -A /tmp | wc -l; echo > /tmp/x");
+            request.slot_key = format!("f{round}@1");
+            assert_eq!(launcher.run_one(&request).stdout.trim(), expected);
+        }
+    }
+}
+
+#[test]
 fn it_sees_its_own_processes_only() {
     if !root_or_skip() {
         return;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::harness::{Scratch, alive, wait_until};
 
 /// Writes its pid, and at SIGTERM its name, then ends.
-const POLITE: &str = "echo $$ > DIR/NAME.new; mv DIR/NAME.new DIR/NAME.pid
-trap 'echo NAME >> DIR/order; exit 0' TERM
+const POLITE: &str = "trap 'echo NAME >> DIR/order; exit 0' TERM
 trap 'echo NAME >> DIR/hup' HUP
+echo $$ > DIR/NAME.new; mv DIR/NAME.new DIR/NAME.pid
 while :; do sleep 0.02; done";
 /// Writes its pid and cannot be asked to end.
 const STUBBORN: &str = "trap '' TERM; echo $$ > DIR/NAME.new; mv DIR/NAME.new DIR/NAME.pid
