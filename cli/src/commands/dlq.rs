@@ -108,15 +108,13 @@ async fn list(function: &FunctionName, cx: &Context) -> Result<(), CliError> {
     for row in rows(&answer, "letters") {
         let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or(NOTHING).to_owned();
         let number = |field: &str| row.get(field).map_or_else(|| NOTHING.to_owned(), Value::to_string);
-        let part = |field: &str| row.pointer(&format!("/error/{field}")).and_then(Value::as_str).unwrap_or(NOTHING);
-        let reason = format!("{}: {}", part("kind"), part("message"));
         let at = row.get("at").and_then(|at| serde_json::from_value(at.clone()).ok());
         table.row([
             Cell::from(number("sequence")),
             text("execution_id").into(),
             number("attempt").into(),
             age(at).into(),
-            one_line(&reason, 70).into(),
+            one_line(&text("reason"), 70).into(),
         ]);
     }
     table.print(cx.out);
@@ -145,7 +143,11 @@ async fn redrive(
     let redriven = rows(&answer, "redriven");
     for row in redriven {
         let text = |field: &str| row.get(field).and_then(Value::as_str).unwrap_or(NOTHING).to_owned();
-        cx.out.line(format!("{} -> {}", text("redrive_of"), text("execution_id")));
+        if dry_run {
+            cx.out.line(text("of"));
+        } else {
+            cx.out.line(format!("{} -> {}", text("of"), text("execution_id")));
+        }
     }
     let verb = if dry_run { "would run again" } else { "run again" };
     cx.out.note(format!("{} {verb}", count(redriven.len(), "letter")));

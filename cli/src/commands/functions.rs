@@ -81,8 +81,11 @@ async fn one(name: &FunctionName, cx: &Context) -> Result<(), CliError> {
         cx.out.json(&answer);
         return Ok(());
     }
-    let top =
-        answer.as_object().into_iter().flatten().filter(|(field, _)| !matches!(field.as_str(), "versions" | "config"));
+    let top = answer
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(field, _)| !matches!(field.as_str(), "name" | "versions" | "config"));
     let config =
         answer.get("config").and_then(Value::as_object).into_iter().flatten().filter(|(field, _)| *field != "name");
     for (field, value) in top.chain(config) {

@@ -66,8 +66,6 @@ impl DataDir {
         for (dir, mode) in [("run", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", mode), ("launcher", mode)] {
             data.make(dir, mode).map_err(cannot)?;
         }
-        // SQLite gives its companions the mode of the file that it finds.
-        OpenOptions::new().append(true).create(true).mode(0o600).open(data.path.join("flux.db")).map_err(cannot)?;
         Ok(data)
     }
 

@@ -21,6 +21,10 @@ use flux_launcher::{
     tree::{self, ChildEnv, ChildSpec, TreeEnd, TreeEvent},
 };
 use flux_runtime::{Settings, config::env, telemetry};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{error::CliError, output::Output};
 
@@ -40,6 +44,8 @@ pub(crate) use serve::{ServeArgs, serve};
 
 /// The hidden command that the worker is started with.
 pub(crate) const SERVE: &str = "__serve";
+/// The worker's name in the log.
+const WORKER: &str = "worker";
 /// Executions at once, for each core, unless the configuration says.
 const TASKS_PER_CORE: usize = 16;
 /// Above the worker's own drain deadline: it says itself what it could not wait for.
@@ -105,7 +111,13 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     queue_child.env = ChildEnv::Only(environment());
     queue_child.user = identity.platform;
     queue_child.stop_order = 1;
-    end(tree::run(vec![queue_child, worker], &mut log))
+    let mut watcher = Watcher { said: data.run("ready"), gave_up: false };
+    let ended = tree::run(vec![queue_child, worker], &mut |event| watcher.hear(event));
+    if watcher.gave_up {
+        let remedy = format!("the lines above say why; the queue's own log is {}", data.run("nats.log").display());
+        return Err(CliError::problem("Flux could not start", remedy));
+    }
+    end(ended)
 }
 
 /// The file, then the environment, then the command line.
@@ -157,7 +169,7 @@ fn worker(
 ) -> ChildSpec {
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
-    let mut worker = ChildSpec::new("flux", "/proc/self/exe");
+    let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
     worker.args.extend(["--listen".into(), listen.to_string().into()]);
     worker.args.extend(ready.args());
@@ -173,19 +185,28 @@ fn environment() -> Vec<(OsString, OsString)> {
     PASSED_ON.iter().filter_map(|name| Some(((*name).into(), env(name)?.into()))).collect()
 }
 
-fn log(event: &TreeEvent) {
-    match event {
-        TreeEvent::Started { .. }
-        | TreeEvent::Launcher { .. }
-        | TreeEvent::Stopping { .. }
-        | TreeEvent::Ended { .. } => {
-            tracing::info!("{event}");
-        }
-        TreeEvent::Restarting { .. }
-        | TreeEvent::NoLauncher { .. }
-        | TreeEvent::TooSlow { .. }
-        | TreeEvent::KillingAll => {
-            tracing::warn!("{event}");
+/// Tells the log. A worker that ends before it was ever ready would do so again: then all of it ends.
+struct Watcher {
+    said: PathBuf,
+    gave_up: bool,
+}
+
+impl Watcher {
+    fn hear(&mut self, event: &TreeEvent) {
+        match event {
+            TreeEvent::Started { .. }
+            | TreeEvent::Launcher { .. }
+            | TreeEvent::Stopping { .. }
+            | TreeEvent::Ended { .. } => tracing::info!("{event}"),
+            TreeEvent::Restarting { name, .. } if name == WORKER && !self.said.exists() => {
+                self.gave_up = true;
+                // To ourselves: the tree stops what it started, in order.
+                let _ = kill(Pid::this(), Signal::SIGTERM);
+            }
+            TreeEvent::Restarting { .. }
+            | TreeEvent::NoLauncher { .. }
+            | TreeEvent::TooSlow { .. }
+            | TreeEvent::KillingAll => tracing::warn!("{event}"),
         }
     }
 }

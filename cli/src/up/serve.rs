@@ -16,7 +16,10 @@ use flux_gateway::{
 };
 use flux_protocol::PoolName;
 use flux_runtime::{Settings, Shutdown, Tasks, telemetry};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    stat::{Mode, umask},
+};
 use tokio::{net::TcpListener, time::Instant};
 
 use super::ready;
@@ -119,12 +122,12 @@ impl Worker {
     }
 
     /// Serves until a signal, or until a part cannot go on; then drains: HTTP, then the agent, then the queue.
-    async fn until_end(&self) -> anyhow::Result<()> {
+    async fn until_end(self) -> anyhow::Result<()> {
         let process = Shutdown::new();
         let longest = self.settings.gateway.drain_timeout.max(self.settings.agent.drain_timeout);
         let patience = Duration::from_secs(longest) + 2 * LEAST_DRAIN;
-        let parts = [&self.core, &self.http, &self.agent_tasks];
-        for part in parts {
+        let parts = [self.core.clone(), self.http.clone(), self.agent_tasks.clone()];
+        for part in &parts {
             let (part, process) = (Arc::clone(part.shutdown()), Arc::clone(&process));
             self.core.spawn("part", async move {
                 part.draining().await;
@@ -136,9 +139,12 @@ impl Worker {
         process.on_signals(patience, self.drain()).await.context("signals cannot be listened to")?;
         parts.iter().for_each(|part| part.shutdown().start_kill());
         self.broker.close().await;
-        let ended = futures::future::join_all(parts.map(|part| part.wait()));
+        // Some tasks end when nobody can give them work any more.
+        drop(self);
+        let ended = futures::future::join_all(parts.iter().map(Tasks::wait));
         if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {
-            tracing::warn!("some tasks did not end; the process ends without them");
+            let [core, http, agent] = parts.each_ref().map(Tasks::len);
+            tracing::warn!(core, http, agent, "some tasks did not end; the process ends without them");
         }
         match process.failed() {
             Some(task) => anyhow::bail!("`{task}` ended, and Flux cannot go on without it"),
@@ -159,12 +165,17 @@ impl Worker {
         }
         let for_all = Duration::from_secs(self.settings.agent.drain_timeout);
         self.agent.drain(for_all.saturating_sub(begun.elapsed()).max(LEAST_DRAIN)).await;
+        tracing::info!(after_ms = begun.elapsed().as_millis(), "drained");
     }
 }
 
 async fn gateway(settings: &Settings, broker: &Arc<dyn Broker>, tasks: &Tasks) -> anyhow::Result<Gateway> {
     let url = settings.store.url.as_deref().unwrap_or_default();
-    let store = flux_store::open(url, &flux_store::Tuning::default()).await.context("the store cannot be opened")?;
+    // The data directory can be entered by functions, and the records in it are nobody else's.
+    let usual = umask(Mode::from_bits_truncate(0o077));
+    let store = flux_store::open(url, &flux_store::Tuning::default()).await;
+    umask(usual);
+    let store = store.context("the store cannot be opened")?;
     let folder = settings.artifacts.dir.clone().unwrap_or_default();
     let kept = Filesystem::open(folder).context("the code archives' folder cannot be opened")?;
     let pools: Result<Vec<_>, _> = settings.gateway.pools.iter().map(|pool| PoolName::parse(pool)).collect();
