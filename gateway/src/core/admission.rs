@@ -49,8 +49,8 @@ pub(super) struct Summary {
     /// Executions of the function that fit at once by `max_concurrency`.
     pub concurrency_now: u64,
     pub concurrency_known: u64,
-    /// Executions of the function that would fit into whole budgets.
-    pub slots_known: u64,
+    /// Executions of the function that idle agents could run at once, by both.
+    pub capacity_known: u64,
     /// Executions of the function that fit into what was free.
     pub slots_free: u64,
     /// Executions of the function running, by heartbeats, and of those the asynchronous ones.
@@ -74,7 +74,7 @@ impl Summary {
             able: 1,
             concurrency_now: MUCH,
             concurrency_known: MUCH,
-            slots_known: MUCH,
+            capacity_known: MUCH,
             slots_free: MUCH,
             tasks_now: MUCH,
             tasks_known: MUCH,
@@ -147,7 +147,7 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
         }
         let fits = slots(agent.total, spec);
         sum.concurrency_known = sum.concurrency_known.saturating_add(most);
-        sum.slots_known += fits;
+        sum.capacity_known = sum.capacity_known.saturating_add(fits.min(most));
         sum.tasks_known += u64::from(agent.total.tasks);
         sum.cpu_known += u64::from(agent.total.cpu_millicores);
         sum.memory_known += u64::from(agent.total.memory_mb);
@@ -201,7 +201,7 @@ pub(super) fn decide(spec: &FunctionSpec, fleet: &Summary, mine: &Mine) -> Admis
     if mine.of_function >= fleet.concurrency_known {
         return by_concurrency(Admission::Refuse);
     }
-    let no_budget = mine.of_function >= fleet.slots_known
+    let no_budget = mine.of_function >= fleet.capacity_known
         || mine.tasks >= fleet.tasks_known
         || mine.cpu_millicores + u64::from(spec.resources.cpu) > fleet.cpu_known
         || mine.memory_mb + u64::from(spec.resources.memory) > fleet.memory_known;
@@ -294,9 +294,12 @@ pub(super) fn explain(
         Shortage::Resources => write!(
             text,
             "none of {} agent(s) has a free task slot with {} millicores and {} MB for `{name}` ({} executions fit when they are idle); try again, add agents, or set `resource_pressure_behavior: wait`",
-            fleet.able, need.cpu, need.memory, fleet.slots_known
+            fleet.able, need.cpu, need.memory, fleet.capacity_known
         ),
     };
     debug_assert!(written.is_ok(), "writing to a String cannot fail");
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,7 +164,8 @@ impl Inner {
             execution_id: record.execution_id,
             function: record.function.clone(),
             version: record.version,
-            attempt: record.attempt,
+            // The end of a failed attempt is in the log already; what ends is the one that would have followed.
+            attempt: record.attempt + u32::from(record.phase == Phase::Ended),
             lane: record.lane,
             pool: record.pool.clone(),
             phase: Phase::Ended,

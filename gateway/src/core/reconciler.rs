@@ -118,6 +118,7 @@ impl Reconciler {
             tracing::warn!("the queue's storage was made anew; looking after every open execution");
             self.sweeping = true;
             self.cursor = None;
+            inner.hot.forget();
         }
         self.epochs.clone_from(&round.epochs);
         self.look_after_queues(inner, &round).await;

@@ -171,7 +171,7 @@ mod tests {
             able: 1,
             concurrency_now: 2,
             concurrency_known: 2,
-            slots_known: 8,
+            capacity_known: 2,
             slots_free: 8,
             tasks_now: 8,
             tasks_known: 8,

@@ -1,0 +1,117 @@
+//! Cancel: queued, running, waiting for a retry, terminal, unknown.
+
+use std::sync::Arc;
+
+use flux_broker::Queue as _;
+use flux_protocol::{ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, PoolName, subject::QueueName};
+use tokio::sync::Notify;
+
+use crate::{
+    fake_agent::Act,
+    world::{World, deploy, ended, eventually, knows, name, payload},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_is_taken_out_and_recorded() {
+    let world = World::new().await;
+    let (gateway, other) = (world.gateway().await, world.gateway().await);
+    deploy(&gateway, "f", "").await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    other.cancel(accepted.execution_id).await.unwrap();
+    let record = other.execution(accepted.execution_id).await.unwrap();
+    assert_eq!(record.status_text(), "cancelled");
+    assert_eq!(record.outcome.unwrap().error.unwrap().kind, ErrorKind::Cancelled);
+    let queue = QueueName::new(Lane::Invoke, PoolName::default(), name("f"));
+    assert_eq!(world.broker.depth(&queue).await.unwrap(), 0);
+    let agent = world.agent("a", |_| Act::Succeed(String::new())).await;
+    let second = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    ended(&world, second.execution_id).await;
+    assert_eq!(agent.taken(), [(second.execution_id, 1)]);
+    let refusal = gateway.cancel(accepted.execution_id).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::AlreadyTerminal);
+    assert!(gateway.dead_letter_counts().await.unwrap().is_empty(), "a cancelled one is no dead letter");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_ended_by_its_agent() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "").await;
+    let never = Arc::new(Notify::new());
+    let agent = world.agent("a", move |_| Act::Hold(Arc::clone(&never))).await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    agent.until("it runs", |agent| agent.running().len() == 1).await;
+    gateway.cancel(accepted.execution_id).await.unwrap();
+    assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
+    let record = ended(&world, accepted.execution_id).await;
+    assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_call_can_be_cancelled_from_any_gateway_while_it_waits() {
+    let world = World::new().await;
+    let (gateway, other) = (world.gateway().await, world.gateway().await);
+    let agent = world.agent("a", |_| Act::Succeed(String::new())).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "max_concurrency_behavior: wait\nresource_pressure_behavior: wait").await;
+    world.broker.pause_deliveries(true);
+    let function = name("f");
+    let call = gateway.call(&function, payload(""));
+    let cancel = async {
+        let filter = flux_store::ExecutionFilter { limit: 9, ..Default::default() };
+        eventually("it has a record", || async { !other.executions(filter.clone()).await.unwrap().is_empty() }).await;
+        let id = other.executions(filter).await.unwrap()[0].execution_id;
+        other.cancel(id).await.unwrap();
+    };
+    let (called, ()) = tokio::join!(call, cancel);
+    assert_eq!(called.unwrap().outcome.status, OutcomeStatus::Cancelled);
+    world.broker.pause_deliveries(false);
+    assert!(agent.taken().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_waits_does_not_start() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "retry: { max_attempts: 2, backoff: 1h }").await;
+    let agent = world.agent_with("a", 4, 2, |_| Act::Fail).await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    let id = accepted.execution_id;
+    eventually("the retry waits", || async { gateway.execution(id).await.unwrap().attempt == 2 }).await;
+    let why = gateway.why(id).await.unwrap();
+    assert_eq!(why.reason, "waiting_for_retry", "{}", why.explanation);
+    gateway.cancel(id).await.unwrap();
+    let record = ended(&world, id).await;
+    assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
+    assert_eq!(agent.taken(), [(id, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_unknown_is_404_and_what_ended_is_409() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "").await;
+    assert_eq!(gateway.cancel(ExecutionId::new()).await.unwrap_err().code, ErrorCode::ExecutionNotFound);
+    let _agent = world.agent("a", |_| Act::Succeed(String::new())).await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    ended(&world, accepted.execution_id).await;
+    let refusal = gateway.cancel(accepted.execution_id).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::AlreadyTerminal);
+    assert_eq!(refusal.details["status"], "success");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_died_with_its_agent_is_cancelled_once_its_lease_ended() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "").await;
+    let agent = world.agent("a", |_| Act::Vanish).await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    agent.until("it was taken", |agent| agent.taken().len() == 1).await;
+    agent.kill();
+    gateway.cancel(accepted.execution_id).await.unwrap();
+    let record = ended(&world, accepted.execution_id).await;
+    assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
+    let queue = QueueName::new(Lane::Invoke, PoolName::default(), name("f"));
+    assert_eq!(world.broker.depth(&queue).await.unwrap(), 0, "nobody starts it again");
+}
