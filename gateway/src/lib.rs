@@ -5,6 +5,7 @@
 //! **Architecture Invariant:** a gateway does not know how a function is run, and holds nothing that is not in
 //! the store or the queue, except the sync calls that it waits for.
 
+pub mod compose;
 pub mod core;
 pub mod http;
 pub mod refusal;

@@ -1,0 +1,112 @@
+//! From settings to a gateway: which store, which archives, which queue. What `flux-gateway` and `flux up` have in common.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use flux_artifacts::{BlobArtifacts, Filesystem, Tiered};
+use flux_broker::{
+    Broker,
+    nats::{NatsBroker, NatsOptions},
+};
+use flux_protocol::PoolName;
+use flux_runtime::{Settings, Shutdown, Tasks};
+use flux_store::{SharedStore, Tuning};
+use nix::sys::stat::{Mode, umask};
+use tokio::net::TcpListener;
+
+use crate::{
+    core::{Gateway, GatewayParts},
+    http::{self, HttpOptions},
+};
+
+/// For what nobody waits for any more, after everything was drained.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
+
+/// A gateway on a queue that is connected already, with the store it uses (to be closed last).
+///
+/// # Errors
+/// The store or the folder of archives cannot be opened, a pool's name is not valid, or the queue refuses.
+pub async fn gateway(
+    settings: &Settings,
+    broker: &Arc<dyn Broker>,
+    tasks: &Tasks,
+) -> anyhow::Result<(Gateway, SharedStore)> {
+    let url = settings.store.url.as_deref().context("`store.url` is not set")?;
+    // The records are nobody else's.
+    let usual = umask(Mode::from_bits_truncate(0o077));
+    let opened = flux_store::open(url, &Tuning::default()).await;
+    umask(usual);
+    let store = opened.context("the store cannot be opened")?;
+    let folder = settings.artifacts.dir.clone().context("`artifacts.dir` is not set")?;
+    let origin = Filesystem::open(folder).context("the folder of code archives cannot be opened")?;
+    let distribution = BlobArtifacts::new(Arc::clone(broker));
+    let pools: Result<Vec<_>, _> = settings.gateway.pools.iter().map(|pool| PoolName::parse(pool)).collect();
+    let parts = GatewayParts {
+        broker: Arc::clone(broker),
+        store: Arc::clone(&store),
+        artifacts: Arc::new(Tiered::new(Arc::new(origin), Arc::new(distribution))),
+        settings: settings.gateway.clone(),
+        history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
+        pools: pools.context("`gateway.pools`")?,
+        tasks: tasks.clone(),
+    };
+    let gateway = Gateway::start(parts).await.context("the gateway cannot start")?;
+    Ok((gateway, store))
+}
+
+/// Where a gateway that was told nothing keeps its files, below `data_dir`.
+pub fn keep_in(settings: &mut Settings, data_dir: &Path) {
+    let in_data_dir = |name: &str| -> PathBuf { data_dir.join(name) };
+    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", in_data_dir("flux.db").display()));
+    settings.artifacts.dir.get_or_insert_with(|| in_data_dir("artifacts"));
+    settings.data_dir.get_or_insert_with(|| data_dir.to_owned());
+}
+
+/// Runs a gateway by itself until a signal, or until it cannot go on; then drains within `gateway.drain_timeout`.
+///
+/// # Errors
+/// It cannot start, or a part of it ended that it cannot do without.
+pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<()> {
+    let options = HttpOptions::from_settings(&settings.gateway)?;
+    let listen = &settings.gateway.listen;
+    // Bound before anything else is ready: who calls early waits instead of being refused.
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
+    let tasks = Tasks::new(Arc::clone(&shutdown));
+    let mut queue = NatsOptions::new(&settings.queue.url, "flux-gateway");
+    queue.replicas = settings.queue.replicas.into();
+    let broker: Arc<dyn Broker> =
+        NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
+    let (gateway, store) = gateway(&settings, &broker, &tasks).await?;
+
+    let (served, serving) = tokio::sync::oneshot::channel::<()>();
+    tasks.spawn_essential("http", {
+        let (gateway, shutdown, tasks) = (gateway.clone(), Arc::clone(&shutdown), tasks.clone());
+        async move {
+            if let Err(error) = http::serve(gateway, listener, options, shutdown, tasks).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "HTTP cannot be served");
+            }
+            drop(served);
+        }
+    });
+    let drained = async {
+        // Every answer is written before the gateway stops waiting for any.
+        let _ = serving.await;
+        gateway.drain().await;
+    };
+    let patience = Duration::from_secs(settings.gateway.drain_timeout);
+    shutdown.on_signals(patience, drained).await.context("signals cannot be listened to")?;
+    drop(gateway);
+    if tokio::time::timeout(TASKS_END_WITHIN, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "some tasks did not end; the process ends without them");
+    }
+    broker.close().await;
+    store.close().await;
+    match shutdown.failed() {
+        Some(task) => anyhow::bail!("`{task}` ended, and the gateway cannot go on without it"),
+        None => Ok(()),
+    }
+}
