@@ -1,0 +1,14 @@
+//! The `flux` command as its users have it: real processes, a real `nats-server`, nothing stubbed.
+
+#![allow(clippy::print_stdout, reason = "measured times belong into the test's own output")]
+
+mod bad_input;
+mod big;
+mod cluster;
+mod direct;
+mod follow;
+mod init;
+mod kill;
+mod readme;
+mod stop;
+mod watch;
