@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
-        Components, Content, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
-        ResponseBuilder,
+        Components, Content, ContentBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, Ref,
+        RefOr, ResponseBuilder,
         path::{Operation, PathItem},
         request_body::RequestBody,
         schema::{Schema, Type},

@@ -48,6 +48,10 @@ fn describe() {
         "From head read to response made"
     );
     metrics::describe_gauge!("flux_http_connections", "Open connections");
+    metrics::describe_counter!(
+        "flux_http_stalled_connections_total",
+        "Connections given up on because their peer stopped reading"
+    );
 }
 
 /// Keeps histograms from growing between scrapes.

@@ -35,6 +35,7 @@ impl<S> Patient<S> {
         let patience = self.patience;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(stalled.as_mut().poll(cx));
+        metrics::counter!("flux_http_stalled_connections_total").increment(1);
         Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the peer stopped reading its response")))
     }
 }

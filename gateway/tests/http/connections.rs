@@ -1,0 +1,128 @@
+//! Connections that misbehave, and those that end early.
+
+use std::time::{Duration, Instant};
+
+use flux_testkit::eventually;
+
+use crate::flux::{Flux, SOON, head};
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let flux = Flux::with(|options| options.head_read_timeout = Duration::from_millis(200)).await;
+    let started = Instant::now();
+    // Nothing; half a word that may become HTTP/2; half a head.
+    for text in ["", "PRI * HT", "GET /health HTTP/1.1\r\nHost:"] {
+        let mut wire = flux.connect().await;
+        wire.send(text).await;
+        let _ = wire.rest().await;
+    }
+    assert!(started.elapsed() >= Duration::from_millis(600));
+}
+
+#[tokio::test]
+async fn a_head_that_comes_drop_by_drop_is_cut_off() {
+    let flux = Flux::with(|options| options.head_read_timeout = Duration::from_millis(300)).await;
+    let mut wire = flux.connect().await;
+    wire.send("GET /health HTTP/1.1\r\n").await;
+    let dripping = async {
+        for n in 0.. {
+            use tokio::io::AsyncWriteExt as _;
+            let line = format!("X-{n}: y\r\n");
+            if wire.0.write_all(line.as_bytes()).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, dripping).await.expect("the gateway closes it");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_an_error() {
+    let flux = Flux::with(|options| options.body_stall_timeout = Duration::from_millis(200)).await;
+    let mut wire = flux.connect().await;
+    wire.send(&head("POST", "/execute/echo", "Content-Length: 100\r\nContent-Type: text/plain\r\n")).await;
+    wire.send("half").await;
+    let answer = wire.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let flux = Flux::start().await;
+    let mut wire = flux.connect().await;
+    let headers: String = (0..101).map(|n| format!("X-{n}: y\r\n")).collect();
+    wire.send(&head("GET", "/health", &headers)).await;
+    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 431"));
+    let mut wire = flux.connect().await;
+    wire.send(&head("GET", "/health", &format!("X-Large: {}\r\n", "y".repeat(70 * 1024)))).await;
+    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 431"));
+}
+
+#[tokio::test]
+async fn beyond_the_limit_connections_wait_their_turn() {
+    let flux = Flux::with(|options| options.max_connections = 2).await;
+    let mut first = flux.connect().await;
+    let mut second = flux.connect().await;
+    for wire in [&mut first, &mut second] {
+        wire.send(&head("GET", "/health", "")).await;
+        wire.until("ok").await;
+    }
+    let mut third = flux.connect().await;
+    third.send(&head("GET", "/health", "")).await;
+    let waits = tokio::time::timeout(Duration::from_millis(200), third.0.readable()).await;
+    assert!(waits.is_err(), "there is no room for it");
+    drop(first);
+    third.until("ok").await;
+}
+
+#[tokio::test]
+async fn a_caller_that_disconnects_cancels_its_execution() {
+    let flux = Flux::start().await;
+    let mut wire = flux.connect().await;
+    wire.send(&head("POST", "/execute/slow", "Content-Length: 0\r\n")).await;
+    eventually(SOON, "the call to run", async || flux.scripted.running() == 1).await;
+    drop(wire);
+    eventually(SOON, "the execution to be cancelled", async || flux.scripted.cancelled().await == 1).await;
+}
+
+#[tokio::test]
+async fn http_2_in_the_clear() {
+    let flux = Flux::start().await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client");
+    let request = client.post(format!("http://{}/execute/echo", flux.address)).header("X-API-Key", crate::flux::KEY);
+    let reply = request.json(&serde_json::json!({"payload": {"n": 1}})).send().await.expect("an answer");
+    assert_eq!(reply.version(), reqwest::Version::HTTP_2);
+    assert_eq!(reply.status(), 200);
+    let json: serde_json::Value = reply.json().await.expect("JSON");
+    assert_eq!(json["result"]["n"], 1);
+}
+
+#[tokio::test]
+async fn a_connection_serves_many_requests() {
+    let flux = Flux::start().await;
+    let mut wire = flux.connect().await;
+    for _ in 0..3 {
+        wire.send(&head("GET", "/health", "")).await;
+        let answer = wire.until("{\"status\":\"ok\"}").await;
+        assert!(!answer.to_lowercase().contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_is_cut_off() {
+    const SIZE: usize = 24 * 1024 * 1024;
+    let flux = Flux::with(|options| options.write_stall_timeout = Duration::from_millis(300)).await;
+    let mut wire = flux.connect().await;
+    wire.send(&head("POST", "/execute/echo", &format!("Content-Length: {SIZE}\r\nContent-Type: text/plain\r\n"))).await;
+    wire.send(&"x".repeat(SIZE)).await;
+    eventually(SOON, "the connection to be given up", async || {
+        let metrics = flux.api.get("/metrics").await.text();
+        let stalled = "flux_http_stalled_connections_total ";
+        metrics.lines().any(|line| line.strip_prefix(stalled).is_some_and(|count| count != "0"))
+    })
+    .await;
+    let mut rest = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut wire.0, &mut rest).await;
+    assert!(rest.len() < SIZE, "it was cut off");
+}
