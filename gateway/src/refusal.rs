@@ -69,12 +69,19 @@ impl From<flux_broker::BrokerError> for Refusal {
     fn from(error: flux_broker::BrokerError) -> Self {
         use flux_broker::BrokerError as E;
         match &error {
-            E::Full { what } => Self::new(ErrorCode::QueueFull, format!("the queue is full ({what}); try again when it has drained")).caused_by(error),
-            E::TooLarge { size, limit } => {
-                Self::new(ErrorCode::PayloadTooLarge, format!("the message has {size} bytes; the queue takes {limit}")).caused_by(error)
+            E::Full { what } => {
+                Self::new(ErrorCode::QueueFull, format!("the queue is full ({what}); try again when it has drained"))
+                    .caused_by(error)
             }
-            E::Unavailable { .. } | E::Closed => Self::new(ErrorCode::QueueUnavailable, "the queue is out of reach now; try again").caused_by(error),
-            _ => Self::new(ErrorCode::Internal, "the queue refused; the log has the reason under this request id").caused_by(error),
+            E::TooLarge { size, limit } => {
+                Self::new(ErrorCode::PayloadTooLarge, format!("the message has {size} bytes; the queue takes {limit}"))
+                    .caused_by(error)
+            }
+            E::Unavailable { .. } | E::Closed => {
+                Self::new(ErrorCode::QueueUnavailable, "the queue is out of reach now; try again").caused_by(error)
+            }
+            _ => Self::new(ErrorCode::Internal, "the queue refused; the log has the reason under this request id")
+                .caused_by(error),
         }
     }
 }
