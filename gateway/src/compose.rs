@@ -77,6 +77,7 @@ pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<
     let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
     let mut queue = NatsOptions::new(&settings.queue.url, "flux-gateway");
+    queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
     queue.replicas = settings.queue.replicas.into();
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;

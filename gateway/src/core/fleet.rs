@@ -225,17 +225,16 @@ impl View {
         self.generation += 1;
     }
 
-    /// Its entry went: an agent that leaves in order takes it away, one that died lets it expire.
+    /// Its entry went. An agent that drained and left took it away; otherwise it expired, or the queue lost its
+    /// storage and the agent is there as before: silence tells, not this.
     fn left(&mut self, key: &str) {
         let Ok(id) = AgentId::parse(key) else { return };
-        let Some(known) = self.agents.get_mut(&id) else { return };
-        if known.heard.elapsed() < limits::AGENT_OFFLINE_AFTER {
+        let drained = self.agents.get(&id).is_some_and(|known| known.heartbeat.status == AgentStatus::Draining);
+        if drained {
             self.agents.remove(&id);
+            self.generation += 1;
             tracing::info!(agent_id = %id, "an agent left");
-        } else {
-            known.offline = true;
         }
-        self.generation += 1;
     }
 
     fn sweep(&mut self) -> bool {

@@ -30,8 +30,12 @@ use crate::refusal::Refusal;
 const LEASE: &str = "reconciler";
 /// Survives two missed rounds.
 const LEASE_TTL: Duration = Duration::from_secs(6);
-/// Executions looked at in one round; the next goes on where it ended.
-const LOOKED_AT: usize = 5_000;
+/// Executions looked at in one round; the next goes on where it ended. Each costs a question to the broker, except
+/// after a stream was lost, when the answer is known.
+const LOOKED_AT: usize = 1_000;
+const SWEPT: usize = 20_000;
+/// Whole records, payload included: a few at a time, since each may have half a MB.
+const PAGE: usize = 64;
 /// Round trips to the broker at once.
 const AT_ONCE: usize = 64;
 const COOLED_AT_ONCE: usize = 50;
@@ -159,11 +163,12 @@ impl Reconciler {
 
     async fn look_after_executions(&mut self, inner: &Arc<Inner>, round: &Round) -> Result<(), Refusal> {
         let before = if self.sweeping { round.now } else { before(round.now, limits::LOST_AFTER) };
+        let most = if self.sweeping { SWEPT } else { LOOKED_AT };
         let mut looked_at = 0;
-        while looked_at < LOOKED_AT {
-            let page = inner.store.open_executions(before, self.cursor, limits::PAGE).await?;
+        while looked_at < most {
+            let page = inner.store.open_executions(before, self.cursor, PAGE).await?;
             looked_at += page.len();
-            let full = page.len() >= limits::PAGE;
+            let full = page.len() >= PAGE;
             self.cursor = page.last().map(|record| record.execution_id).filter(|_| full);
             look_after(inner, round, page).await?;
             if !full {

@@ -21,7 +21,7 @@ use flux_protocol::{FunctionName, Lane, OutcomeStatus, Payload, StatusMessage, l
 use flux_store::{Recorded, StatusUpdate, StoreError};
 use parking_lot::Mutex;
 
-use super::Inner;
+use super::{Inner, verdict::may_say};
 
 /// Functions that get a label of their own in the metrics; further ones share `other`.
 const LABELLED: usize = 500;
@@ -95,12 +95,11 @@ async fn take_all(inner: &Arc<Inner>, statuses: &mut dyn StatusBatch) {
     }
 }
 
-/// Statuses whose sender is who they speak of. The broker holds each agent to its own subject, not to what it writes.
+/// Statuses whose senders may say them.
 async fn genuine(batch: Vec<StatusDelivery>) -> Vec<StatusDelivery> {
     let mut kept = Vec::with_capacity(batch.len());
     for delivery in batch {
-        let honest = delivery.status.agent_id.as_ref().is_none_or(|agent| agent.as_str() == delivery.sender);
-        if honest {
+        if may_say(&delivery.sender, &delivery.status) {
             kept.push(delivery);
             continue;
         }
@@ -116,11 +115,7 @@ async fn genuine(batch: Vec<StatusDelivery>) -> Vec<StatusDelivery> {
 }
 
 async fn record(inner: &Arc<Inner>, batch: Vec<StatusDelivery>) {
-    let updates: Vec<_> = batch
-        .iter()
-        .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.sequence })
-        .collect();
-    let Some(recorded) = store_patiently(inner, &batch, updates).await else { return };
+    let Some(recorded) = store_patiently(inner, &batch).await else { return };
     metrics::counter!("flux_statuses_recorded_total").increment(batch.len() as u64);
     for (delivery, recorded) in batch.into_iter().zip(recorded) {
         follow_up(inner, delivery, &recorded).await;
@@ -128,20 +123,20 @@ async fn record(inner: &Arc<Inner>, batch: Vec<StatusDelivery>) {
 }
 
 /// Records, however long the store is away. `None`: the store was closed.
-async fn store_patiently(
-    inner: &Arc<Inner>,
-    batch: &[StatusDelivery],
-    updates: Vec<StatusUpdate>,
-) -> Option<Vec<Recorded>> {
+async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Option<Vec<Recorded>> {
     let mut backoff = Duration::from_millis(20);
     loop {
-        match inner.store.record(updates.clone()).await {
+        let updates = batch
+            .iter()
+            .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.sequence })
+            .collect();
+        match inner.store.record(updates).await {
             Ok(recorded) => return Some(recorded),
             Err(StoreError::Closed) => return None,
             Err(error) => {
                 metrics::counter!("flux_store_errors_total", "while" => "record").increment(1);
                 tracing::warn!(
-                    statuses = updates.len(),
+                    statuses = batch.len(),
                     error = &error as &dyn std::error::Error,
                     "cannot record statuses; they wait in the log"
                 );

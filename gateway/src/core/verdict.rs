@@ -57,6 +57,15 @@ impl Holders {
     }
 }
 
+/// Whether the sender of a status may say it: an agent speaks for itself, and what no agent ran is said by gateways.
+/// The broker holds each process to its own name in the subject, not to what it writes into the body.
+pub(super) fn may_say(sender: &str, status: &StatusMessage) -> bool {
+    match &status.agent_id {
+        Some(agent) => agent.as_str() == sender,
+        None => sender.starts_with("gw-"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use flux_protocol::{
@@ -113,6 +122,16 @@ mod tests {
         for (at, (reply, expected)) in steps.into_iter().enumerate() {
             assert_eq!(holders.judge(id, &reply), expected, "step {at}");
         }
+    }
+
+    #[test]
+    fn agents_speak_for_themselves_alone() {
+        let mut status = reply(ExecutionId::new(), 1, "a", Phase::Ended);
+        assert!(may_say("a", &status));
+        assert!(!may_say("b", &status));
+        status.agent_id = None;
+        assert!(!may_say("a", &status));
+        assert!(may_say(flux_protocol::GatewayId::random().as_str(), &status));
     }
 
     #[test]

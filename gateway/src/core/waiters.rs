@@ -12,7 +12,7 @@ use flux_store::merge_status;
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
-use super::{Gateway, Inner};
+use super::{Gateway, Inner, verdict::may_say};
 use crate::refusal::Refusal;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -91,15 +91,11 @@ pub(super) async fn next_terminal(statuses: &mut Subscription) -> StatusMessage 
     }
 }
 
-/// A status as it was heard; one published under another agent's name does not count.
+/// A status as it was heard, from a sender who may say it.
 fn status_in(signal: &Signal) -> Option<StatusMessage> {
     let status: StatusMessage = serde_json::from_slice(&signal.body).ok()?;
-    let said_by = |sender: &str| signal.subject == subject::status(sender, status.execution_id);
-    let genuine = match &status.agent_id {
-        Some(agent) => said_by(agent.as_str()),
-        None => true,
-    };
-    if genuine {
+    let sender = signal.subject.split('.').nth(2)?;
+    if may_say(sender, &status) && signal.subject == subject::status(sender, status.execution_id) {
         return Some(status);
     }
     metrics::counter!("flux_signals_dropped_total", "kind" => "status_sender").increment(1);
