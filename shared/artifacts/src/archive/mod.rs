@@ -139,9 +139,6 @@ pub fn inspect(archive: &[u8]) -> Result<ArchiveSummary, ArchiveError> {
             }
         }
     }
-    if files.is_empty() {
-        return Err(ArchiveError::NotAZip { problem: "it has no files; zip the function's files".to_owned() });
-    }
     Ok(ArchiveSummary { entries: plan.count, unpacked_bytes, files, links })
 }
 

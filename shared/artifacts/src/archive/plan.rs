@@ -81,6 +81,9 @@ impl<'a> Plan<'a> {
             plan.modes_tell |= matches!(planned.kind, Kind::File { executable: true });
             plan.entries.push(planned);
         }
+        if !plan.entries.iter().any(|entry| matches!(entry.kind, Kind::File { .. })) {
+            return Err(ArchiveError::NotAZip { problem: "it has no files; zip the function's files".to_owned() });
+        }
         check_tree(&plan.entries)?;
         Ok(plan)
     }

@@ -27,6 +27,8 @@ use crate::archive;
 
 const UNPACKING: &str = ".unpack-";
 const GONE: &str = ".gone-";
+/// Tries to put an unpacked directory into its place while other agents come and go there.
+const RENAMES: usize = 100;
 
 /// A shared lock on a directory that is in use; free when dropped.
 #[derive(Debug)]
@@ -116,19 +118,20 @@ impl Disk {
             if !fs::metadata(&path).is_ok_and(same) {
                 continue;
             }
-            return Ok(read_bytes(&path).map(|bytes| CodeDir {
-                digest,
-                path: path.join("code"),
-                bytes,
-                _held: Held(file),
-            }));
+            let Some(bytes) = read_bytes(&path) else {
+                // Somebody was at it by hand: made again.
+                drop(file);
+                remove_unused(&path);
+                return Ok(None);
+            };
+            return Ok(Some(CodeDir { digest, path: path.join("code"), bytes, _held: Held(file) }));
         }
     }
 
     /// Unpacks an archive and renames it into place. Another agent that was first is as good.
     pub(super) fn unpack(&self, digest: Digest, archive: &[u8]) -> Result<CodeDir, CacheError> {
         let fail = |source| self.failed(source);
-        let (temporary, _lock) = self.make_temporary().map_err(fail)?;
+        let (temporary, lock) = self.make_temporary().map_err(fail)?;
         let code = temporary.join("code");
         let unpacked = DirBuilder::new()
             .mode(0o755)
@@ -138,20 +141,34 @@ impl Disk {
                 archive::unpack_into(archive, digest, &code)
                     .map_err(|source| CacheError::Unpack { digest, source: Arc::new(source) })
             })
-            .and_then(|bytes| fs::write(temporary.join("bytes"), bytes.to_string()).map_err(fail));
-        if let Err(error) = unpacked {
-            delete(&temporary);
-            return Err(error);
-        }
+            .and_then(|bytes| fs::write(temporary.join("bytes"), bytes.to_string()).map_err(fail).map(|()| bytes));
+        let bytes = match unpacked {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                delete(&temporary);
+                return Err(error);
+            }
+        };
         let path = self.path(digest);
-        if let Err(error) = fs::rename(&temporary, &path) {
-            delete(&temporary);
-            if !path.is_dir() {
-                return Err(fail(error));
+        for _ in 0..RENAMES {
+            match fs::rename(&temporary, &path) {
+                // The lock is on the directory, whatever it is called.
+                Ok(()) => return Ok(CodeDir { digest, path: path.join("code"), bytes, _held: Held(lock) }),
+                // Another agent was first, which is as good, unless it deletes it again just now.
+                Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+                    if let Some(code) = self.find(digest)? {
+                        delete(&temporary);
+                        return Ok(code);
+                    }
+                }
+                Err(error) => {
+                    delete(&temporary);
+                    return Err(fail(error));
+                }
             }
         }
-        self.find(digest)?
-            .ok_or_else(|| fail(io::Error::other("what was just unpacked is gone; is something else deleting it?")))
+        delete(&temporary);
+        Err(fail(io::Error::other("what is unpacked there keeps disappearing; is something else deleting it?")))
     }
 
     /// A new directory with a shared lock on it, so that an agent that starts leaves it alone.

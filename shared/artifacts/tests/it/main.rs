@@ -1,0 +1,8 @@
+//! Archives from outside, the places where they are kept, and the agents' cache.
+
+mod archives;
+mod cache;
+mod hostile;
+mod packing;
+mod stores;
+mod zips;
