@@ -99,6 +99,22 @@ async fn http_2_in_the_clear() {
 }
 
 #[tokio::test]
+async fn a_stream_of_http_2_that_is_reset_cancels_its_execution() {
+    let flux = Flux::start().await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client");
+    let url = |path: &str| format!("http://{}{path}", flux.address);
+    let slow = client.post(url("/execute/slow")).header("X-API-Key", crate::flux::KEY).send();
+    let runs = eventually(SOON, "the call to run", async || flux.scripted.running() == 1);
+    tokio::select! {
+        answer = slow => panic!("it was answered: {answer:?}"),
+        () = runs => {}
+    }
+    eventually(SOON, "the execution to be cancelled", async || flux.scripted.cancelled().await == 1).await;
+    // The connection itself goes on.
+    assert_eq!(client.get(url("/health")).send().await.expect("an answer").status(), 200);
+}
+
+#[tokio::test]
 async fn a_connection_serves_many_requests() {
     let flux = Flux::start().await;
     let mut wire = flux.connect().await;
