@@ -4,7 +4,6 @@
 //! for one, a launcher. As root the agent itself drops to the user `flux`.
 
 use std::{
-    ffi::OsString,
     io,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -122,8 +121,7 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();
     // What the tree found out must be what the agent uses, whatever its own HOME.
-    agent.args.extend([OsString::from("--work-dir"), work_dir.into()]);
-    agent.env = ChildEnv::Inherit(Vec::new());
+    agent.env = ChildEnv::Inherit(vec![("FLUX_AGENT__WORK_DIR".into(), work_dir.into())]);
     agent.user = platform;
     agent.launcher = Some(launcher);
     agent.stop_timeout = Duration::from_secs(settings.agent.drain_timeout) + STOP_MARGIN;

@@ -26,8 +26,10 @@ use crate::{
     room::{Room, SlotEvent},
 };
 
-/// A pull that the broker refused is not sent again before this: its queue was just made, or just went.
+/// A pull that the broker refused is not sent again before this.
 const AFTER_REFUSAL: Duration = Duration::from_millis(250);
+/// A queue that is said to be hot and cannot be pulled: gateways hear of it with each try, and make it anew.
+const AFTER_MISSING: Duration = Duration::from_secs(1);
 
 /// What others tell the puller.
 #[derive(Debug)]
@@ -267,7 +269,8 @@ async fn listen(credit: Credit, mut pull: Pull) -> (Credit, Option<Pull>, Heard)
 /// The credit stays spent during the pause, so that a queue that cannot be pulled is not asked in a loop.
 async fn refused(credit: Credit, error: &BrokerError) -> (Credit, Option<Pull>, Heard) {
     tracing::debug!(error = error as &dyn std::error::Error, "a pull was refused");
-    tokio::time::sleep(AFTER_REFUSAL).await;
+    let pause = if matches!(error, BrokerError::NotFound { .. }) { AFTER_MISSING } else { AFTER_REFUSAL };
+    tokio::time::sleep(pause).await;
     (credit, None, Heard::Ended(PullEnd::Failed))
 }
 

@@ -75,8 +75,10 @@ fn environment(version: &FunctionVersion, seen: &Seen<'_>) -> Vec<(String, Strin
         own.push(("FLUX_PAYLOAD", payload.to_owned()));
         own.push(("PAYLOAD", payload.to_owned()));
     }
-    let taken = |name: &str| own.iter().any(|(own, _)| *own == name);
-    env.extend(spec.env.iter().filter(|(name, _)| !taken(name)).map(|(name, value)| (name.clone(), value.clone())));
+    // Names that start with FLUX_, and PAYLOAD, are refused in a function's configuration.
+    env.extend(
+        spec.env.iter().filter(|(name, _)| *name != "traceparent").map(|(name, value)| (name.clone(), value.clone())),
+    );
     env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
     env
 }
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_function_sees_what_the_design_lists_and_nothing_else() {
-        let version = version("name: f\nhandler: f\nenv: { LEVEL: info, PATH: /opt, FLUX_ATTEMPT: mine }");
+        let version = version("name: f\nhandler: f\nenv: { LEVEL: info, PATH: /opt }");
         let (payload, addresses) = (Bytes::from_static(b"{\"n\":1}"), Addresses::default());
         let env = environment(&version, &seen(&payload, &addresses));
         let mut names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();

@@ -1,17 +1,16 @@
 //! Handing out what is free: known work and turns by share, then larger shares for queues that worked lately.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use flux_protocol::limits;
 
 use super::{
-    Amount, CLAIM_AFTER_MS, CLAIM_AGAIN_AFTER_MS, CLAIM_FOR_MS, CONTENDED_MS, Claim, Credit, Grant, Key, Kind,
-    LOOKED_AT, Place, Planner, QueueId, is_warm,
+    Amount, BARE_CLAIM_AFTER_MS, CLAIM_AFTER_MS, CONTENDED_MS, Claim, Credit, FIRST_CLAIM_MS, Grant, Key, Kind,
+    LAST_CLAIM_MS, LOOKED_AT, NO_STANDING_MS, PAUSE_PER_CLAIM, Place, Planner, QueueId, amount::WHOLE, is_warm,
 };
 
-/// With fewer slots than this a quarter of them is less than one, and a turn of an idle queue stops the work.
-const FEW_SLOTS: u64 = 4;
-/// So there turns are short: long enough for a round trip to the broker and back.
+/// The turn of an idle queue that takes more than a quarter of the node keeps known work from it: it is long enough
+/// for a round trip to the broker and back, and no longer.
 const SHORT_TURN: Duration = Duration::from_millis(20);
 
 /// What was granted to one queue so far in this plan.
@@ -43,7 +42,7 @@ impl Planner {
 
     /// When to plan again although nothing happened: a claim that runs out.
     pub(crate) fn wake_at_ms(&self) -> Option<u64> {
-        self.claim.map(|claim| claim.since_ms + CLAIM_FOR_MS)
+        self.claim.map(|claim| claim.until_ms)
     }
 
     fn grant(&self, draft: Draft) -> Option<Grant> {
@@ -82,9 +81,12 @@ impl Planner {
     /// One credit at a time to whoever has the smallest share, until nothing more fits.
     fn grant_by_share(&mut self, now_ms: u64, drafts: &mut Vec<Draft>) {
         while self.used.tasks < self.total.tasks {
-            self.check_claim(now_ms);
-            let busy = self.first_busy(now_ms);
-            let bare = if self.claim.is_none() { self.first_bare(now_ms) } else { None };
+            let (busy, bare) = match self.claimant(now_ms) {
+                Some(Place::Busy(key)) => (Some(key), None),
+                Some(Place::Bare(key)) => (None, Some(key)),
+                Some(Place::Nowhere) => return,
+                None => (self.first_busy(now_ms), self.first_bare(now_ms)),
+            };
             match (busy, bare) {
                 (Some(busy), Some(bare)) if bare < busy => self.grant_bare(bare.2, now_ms, drafts),
                 (Some(busy), _) => {
@@ -92,6 +94,7 @@ impl Planner {
                     self.take(busy.2, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
                 }
                 (None, Some(bare)) => self.grant_bare(bare.2, now_ms, drafts),
+                // Where a claim began just now there is nobody else to serve either.
                 (None, None) => return,
             }
         }
@@ -108,55 +111,68 @@ impl Planner {
 
     /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long
     /// pulls that are out already, beside which an eighth still takes turns.
-    fn first_bare(&self, now_ms: u64) -> Option<Key> {
+    fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
         let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < (self.total.tasks / 8).max(1);
-        self.bare
-            .iter()
-            .take(LOOKED_AT)
-            .copied()
-            .find(|key| self.fits(key.2, 1) && (few_idle || !self.others_wait(key.2, now_ms)))
-    }
-
-    /// The first busy queue that fits; those before it were passed over.
-    fn first_busy(&mut self, now_ms: u64) -> Option<Key> {
-        if let Some(claim) = self.claim {
-            let Place::Busy(key) = self.queue(claim.queue)?.place else { return None };
-            return self.fits(claim.queue, 1).then_some(key);
-        }
-        let mut passed_over = Vec::new();
-        let mut found = None;
-        for key in self.busy.iter().take(LOOKED_AT) {
-            if self.fits(key.2, 1) {
-                found = Some(*key);
-                break;
-            }
-            passed_over.push(key.2);
-        }
-        for index in passed_over {
-            let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { continue };
-            let since = *queue.passed_over_since.get_or_insert(now_ms);
-            if self.claim.is_none() && now_ms >= self.no_claim_before_ms && now_ms >= since + CLAIM_AFTER_MS {
-                self.claim = Some(Claim { queue: index, since_ms: now_ms });
-                return None;
-            }
-        }
+        let may = |planner: &Self, key: &Key| few_idle || !planner.others_wait(key.2, now_ms);
+        let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
+        self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
     }
 
-    /// Ends a claim that was served, has nothing to claim any more, or ran out.
-    fn check_claim(&mut self, now_ms: u64) {
-        let Some(claim) = self.claim else { return };
-        let waits =
-            self.queue(claim.queue).is_some_and(|q| matches!(q.place, Place::Busy(_)) && q.passed_over_since.is_some());
-        if !waits {
-            self.claim = None;
-        } else if now_ms >= claim.since_ms + CLAIM_FOR_MS {
-            self.claim = None;
-            self.no_claim_before_ms = now_ms + CLAIM_AGAIN_AFTER_MS;
-            if let Some(queue) = self.queues.get_mut(claim.queue).and_then(Option::as_mut) {
-                queue.passed_over_since = None;
+    /// The first busy queue that fits.
+    fn first_busy(&mut self, now_ms: u64) -> Option<Key> {
+        let (found, passed_over) = self.first_that_fits(&self.busy, |_| true);
+        self.pass_over(&passed_over, CLAIM_AFTER_MS, now_ms);
+        found
+    }
+
+    /// In the order of the set, and those before it that do not fit.
+    fn first_that_fits(&self, set: &BTreeSet<Key>, may: impl Fn(&Key) -> bool) -> (Option<Key>, Vec<usize>) {
+        let mut passed_over = Vec::new();
+        for key in set.iter().take(LOOKED_AT).filter(|key| may(key)) {
+            if self.fits(key.2, 1) {
+                return (Some(*key), passed_over);
+            }
+            passed_over.push(key.2);
+        }
+        (None, passed_over)
+    }
+
+    /// Notes since when they wait for room. The first that has waited long enough claims.
+    fn pass_over(&mut self, queues: &[usize], claim_after_ms: u64, now_ms: u64) {
+        for index in queues {
+            self.no_standing_before_ms = now_ms + NO_STANDING_MS;
+            let Some(queue) = self.queues.get_mut(*index).and_then(Option::as_mut) else { continue };
+            let since_ms = *queue.passed_over_since.get_or_insert(now_ms);
+            let may = self.claim.is_none() && now_ms >= self.no_claim_before_ms;
+            if may && now_ms >= since_ms + claim_after_ms {
+                self.claim = Some(Claim { queue: *index, since_ms: now_ms, until_ms: now_ms + self.claim_for_ms });
             }
         }
+    }
+
+    /// `None`: nobody claims. `Nowhere`: somebody does, and does not fit yet. Otherwise it is its turn.
+    fn claimant(&mut self, now_ms: u64) -> Option<Place> {
+        let claim = self.claim?;
+        let queue = self.queue(claim.queue);
+        let place = queue.filter(|queue| queue.passed_over_since.is_some()).map_or(Place::Nowhere, |queue| queue.place);
+        if place == Place::Nowhere {
+            // Served, or it has nothing to claim any more.
+            self.claim = None;
+            self.claim_for_ms = FIRST_CLAIM_MS;
+            return None;
+        }
+        if self.fits(claim.queue, 1) {
+            return Some(place);
+        }
+        if now_ms < claim.until_ms {
+            return Some(Place::Nowhere);
+        }
+        let took_ms = claim.until_ms - claim.since_ms;
+        self.claim = None;
+        self.no_claim_before_ms = now_ms + took_ms * PAUSE_PER_CLAIM;
+        self.claim_for_ms = (took_ms * 2).min(LAST_CLAIM_MS);
+        None
     }
 
     /// A first credit for a queue that has none.
@@ -164,7 +180,8 @@ impl Planner {
         let Some(each) = self.each(queue) else { return };
         let warm = self.queue(queue).is_some_and(|q| is_warm(q.last_work_ms, now_ms));
         if self.others_wait(queue, now_ms) {
-            let turn = if self.total.tasks < FEW_SLOTS { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
+            let large = each.dominant_share(self.total) > WHOLE / 4;
+            let turn = if large { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
             return self.take(queue, 1, Kind::Turn, turn, drafts);
         }
         if warm {
@@ -175,7 +192,7 @@ impl Planner {
         let count = (self.total.tasks / 4 / self.hot.max(1)).min(self.room_beside_sibling(queue)).max(1);
         let half = self.total.over(2);
         let long = |count: u64| self.standing.plus(each.times(count)).fits_in(half);
-        if self.shares_with_sibling(queue) || !long(1) {
+        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long(1) {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
             let count = count.min(each.count_in(half.minus(self.standing)).max(1)).min(each.count_in(self.room()));

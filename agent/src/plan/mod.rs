@@ -26,9 +26,9 @@
 //! are more than that, short pulls take turns. A queue that worked lately gets a larger share in short pulls, so
 //! that a caller who comes again finds a credit waiting.
 //!
-//! A busy queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a
-//! while nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the
-//! room may be held by something that runs for a day.
+//! A queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a while
+//! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
+//! held by something that runs for a day: at the worst they cost a fifth of the node.
 //!
 //! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
 
@@ -50,12 +50,18 @@ pub(crate) use amount::Amount;
 const WARM_MS: u64 = 5_000;
 /// For this long after a queue was known to wait, no more than a quarter of the slots stands idle.
 const CONTENDED_MS: u64 = 1_000;
-/// A busy queue that was passed over for this long claims what gets free.
+/// A busy queue that was passed over for this long claims what gets free; a bare one, which may have no work at all,
+/// after longer.
 const CLAIM_AFTER_MS: u64 = 1_000;
-/// As long as the longest pull, which may be what holds the room.
-const CLAIM_FOR_MS: u64 = 30_000;
-const CLAIM_AGAIN_AFTER_MS: u64 = 120_000;
-/// Busy queues looked at for one that fits; those that were passed over claim in turn.
+const BARE_CLAIM_AFTER_MS: u64 = 10_000;
+/// The first claim takes this long at most; each that was in vain doubles the next, up to a little more than the
+/// longest pull (30 s). Between two claims is a pause of several times the last.
+const FIRST_CLAIM_MS: u64 = 1_000;
+const LAST_CLAIM_MS: u64 = 33_000;
+const PAUSE_PER_CLAIM: u64 = 4;
+/// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
+const NO_STANDING_MS: u64 = 60_000;
+/// Queues looked at for one that fits; those that were passed over claim in turn.
 const LOOKED_AT: usize = 64;
 
 /// Work waits, and nobody said how much.
@@ -177,6 +183,7 @@ struct Function {
 struct Claim {
     queue: usize,
     since_ms: u64,
+    until_ms: u64,
 }
 
 /// All that decides about pulls. See the module's text.
@@ -208,6 +215,9 @@ pub(crate) struct Planner {
     waited_lately: [(usize, u64); 2],
     claim: Option<Claim>,
     no_claim_before_ms: u64,
+    /// How long the next claim may take.
+    claim_for_ms: u64,
+    no_standing_before_ms: u64,
     paused: bool,
     /// Queues with an event since the last plan.
     touched: Vec<usize>,
@@ -236,6 +246,8 @@ impl Planner {
             waited_lately: [(usize::MAX, 0); 2],
             claim: None,
             no_claim_before_ms: 0,
+            claim_for_ms: FIRST_CLAIM_MS,
+            no_standing_before_ms: 0,
             paused: false,
             touched: Vec::new(),
         }
@@ -498,7 +510,7 @@ impl Planner {
             Place::Nowhere => false,
         };
         queue.place = wanted;
-        if !matches!(wanted, Place::Busy(_)) {
+        if wanted == Place::Nowhere {
             queue.passed_over_since = None;
         }
     }

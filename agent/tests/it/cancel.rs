@@ -1,0 +1,59 @@
+//! Cancels: of what runs, of what did not come yet, of what is over.
+
+use std::time::Duration;
+
+use flux_protocol::{ErrorKind, Lane, OutcomeStatus};
+
+use crate::{
+    fake::{End, FakeExecutor},
+    world::{SOON, World, invocation, kind, message},
+};
+
+#[tokio::test]
+async fn a_running_execution_is_ended_and_the_answer_comes_after_its_processes_are_gone() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| std::future::pending());
+    world.deploy("name: f\nhandler: f").await;
+    let agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    world.until_running(id).await;
+    let reply = world.cancel(id, SOON).await.expect("the agent answers");
+    assert_eq!((&reply.agent_id, reply.cancelled), (agent.agent.id(), true));
+    assert_eq!(executor.running(), 0);
+    let status = world.end_of(id).await;
+    assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!((kind(&status), message(&status).as_str()), (Some(ErrorKind::Cancelled), "cancelled by the test"));
+    world.until_empty(Lane::Invoke, "f").await;
+}
+
+#[tokio::test]
+async fn what_was_cancelled_before_it_came_does_not_start() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    // It hears cancels once it answers a call.
+    world.call("f", "").await;
+    let queued = invocation("");
+    let id = queued.execution_id.expect("given");
+    assert!(world.cancel(id, Duration::from_millis(300)).await.is_none(), "nobody holds it");
+    world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
+    let status = world.end_of(id).await;
+    assert_eq!(status.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!(executor.started(), 1, "the call alone");
+}
+
+#[tokio::test]
+async fn a_cancel_ends_a_function_that_ignores_sigterm() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| std::future::pending());
+    world.deploy("name: f\nhandler: f\nstop_grace: 100ms").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    world.until_running(id).await;
+    assert!(world.cancel(id, SOON).await.expect("an answer").cancelled);
+    assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+}

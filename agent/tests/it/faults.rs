@@ -1,0 +1,173 @@
+//! What dies, hangs or comes twice.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use flux_protocol::{ErrorKind, Invocation, Lane, OutcomeStatus, Phase, limits};
+use flux_runtime::settings::AgentSettings;
+
+use crate::{
+    fake::{End, FakeExecutor, Launch},
+    world::{SOON, World, invocation, kind},
+};
+
+#[tokio::test]
+async fn a_lost_launcher_begins_the_next_attempt() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    let tries = Arc::new(AtomicU32::new(0));
+    executor.launch("f", move |call| {
+        // Lost before it answered, then with the process, then not.
+        match tries.fetch_add(1, Ordering::SeqCst) {
+            0 => Launch::Lost,
+            1 => Launch::Run(Box::pin(async { End::LauncherLost })),
+            _ => {
+                assert_eq!(call.env("FLUX_ATTEMPT"), Some("3"));
+                Launch::Run(Box::pin(async { End::Exit(0) }))
+            }
+        }
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let reply = world.call("f", "").await;
+    assert_eq!(reply.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    assert_eq!(reply.attempt, 3);
+    world.until_empty(Lane::Call, "f").await;
+    assert_eq!(world.statuses_of(reply.execution_id).iter().filter(|s| s.phase == Phase::Ended).count(), 1);
+}
+
+#[tokio::test]
+async fn losses_are_limited() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::LauncherLost });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, AgentSettings { max_losses: 2, ..World::settings() }).await;
+    let reply = world.call("f", "").await;
+    assert_eq!(kind(&reply), Some(ErrorKind::AgentLost));
+    assert_eq!(executor.started(), 3);
+    let id = world.invoke("f", "").await;
+    let status = world.end_of(id).await;
+    assert!(status.is_terminal() && status.invocation.is_some(), "a dead letter is made of it");
+}
+
+#[tokio::test]
+async fn what_a_dead_agent_held_is_started_by_another_within_three_seconds() {
+    let world = World::new().await;
+    let (first, second) = (FakeExecutor::new(), FakeExecutor::new());
+    first.program("f", |_call| std::future::pending());
+    second.program("f", |call| async move {
+        assert_eq!(call.env("FLUX_ATTEMPT"), Some("2"));
+        End::Exit(0)
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let dying = world.agent(&first, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    world.until_running(id).await;
+    let living = world.agent(&second, World::settings()).await;
+    let died_at = std::time::Instant::now();
+    dying.vanish().await;
+    let status = world.end_of(id).await;
+    assert!(died_at.elapsed() < Duration::from_secs(3), "{:?}", died_at.elapsed());
+    assert_eq!((status.attempt, status.agent_id.as_ref()), (2, Some(living.agent.id())));
+}
+
+#[tokio::test]
+async fn a_long_execution_stays_with_its_agent() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async {
+        tokio::time::sleep(limits::ACK_WAIT * 2).await;
+        End::Exit(0)
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agents = [world.agent(&executor, World::settings()).await, world.agent(&executor, World::settings()).await];
+    let id = world.invoke("f", "").await;
+    assert_eq!(world.end_of(id).await.attempt, 1);
+    assert_eq!(executor.started(), 1);
+}
+
+#[tokio::test]
+async fn what_is_delivered_again_while_it_runs_is_adopted() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    let (go, waits) = tokio::sync::watch::channel(false);
+    executor.program("f", move |_call| {
+        let mut waits = waits.clone();
+        async move {
+            waits.wait_for(|go| *go).await.expect("told");
+            End::Exit(0)
+        }
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let first = invocation("");
+    let id = first.execution_id.expect("given");
+    let queue = World::queue(Lane::Invoke, "f");
+    world.publish(&queue, &first).await;
+    world.until_running(id).await;
+    // The same execution under its next number, as a reconciler publishes it that took its message for lost.
+    world.publish(&queue, &Invocation { attempt: 2, ..first }).await;
+    // A third message shows that the second was taken: one queue is delivered in order.
+    let third = world.invoke("f", "").await;
+    world.until_running(third).await;
+    assert_eq!(executor.started(), 2, "the second message started nothing");
+    go.send_replace(true);
+    let status = world.end_of(id).await;
+    assert_eq!(status.attempt, 2, "a retry must come after the number that was published");
+    world.end_of(third).await;
+    assert_eq!(world.statuses_of(id).iter().filter(|s| s.phase == Phase::Ended).count(), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_loses_nothing() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        End::Exit(0)
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    world.until_running(id).await;
+    world.nats.pause();
+    // It ends meanwhile; its outcome waits.
+    flux_testkit::eventually(SOON, "its process to end", || std::future::ready(executor.running() == 0)).await;
+    world.nats.resume();
+    let status = world.end_of(id).await;
+    assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    world.until_empty(Lane::Invoke, "f").await;
+}
+
+#[tokio::test]
+async fn a_broker_that_restarts_loses_nothing() {
+    let mut world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        End::Exit(0)
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    world.until_running(id).await;
+    world.nats.kill9();
+    world.nats.restart().await;
+    // As gateways do whenever the connection came back: what was in memory is gone.
+    flux_testkit::eventually(SOON, "the connection", || async {
+        world.broker.provision(&[flux_protocol::PoolName::default()]).await.is_ok()
+    })
+    .await;
+    let status = world.end_of(id).await;
+    assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    world.until_empty(Lane::Invoke, "f").await;
+    // And what comes afterwards is run.
+    let next = world.invoke("f", "").await;
+    world.end_of(next).await;
+}

@@ -1,0 +1,15 @@
+//! Whole agents against a real broker: with a launcher that can be made to fail, and with the real one.
+
+mod fake;
+mod world;
+
+mod budget;
+mod cancel;
+mod drain;
+mod end_to_end;
+mod faults;
+mod outcomes;
+mod output;
+mod payload;
+mod real;
+mod versions;
