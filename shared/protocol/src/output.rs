@@ -196,7 +196,8 @@ impl OutputCollector {
         } else {
             self.tail_bytes += chunk.data.len();
             self.tail.push_back(chunk.clone());
-            while self.tail_bytes > self.half {
+            // What the head left unused is the tail's: output of exactly the limit is kept whole.
+            while self.head_bytes + self.tail_bytes > 2 * self.half {
                 let Some(oldest) = self.tail.pop_front() else { break };
                 self.tail_bytes -= oldest.data.len();
                 self.dropped_bytes += oldest.data.len() as u64;
