@@ -5,12 +5,14 @@
 mod calls;
 mod cancels;
 mod fake_agent;
+mod flaky_store;
 mod functions;
 mod idempotency;
 mod invokes;
 mod losses;
 mod refusals;
 mod retries;
+mod store_away;
 mod unknown;
 mod watching;
 mod world;

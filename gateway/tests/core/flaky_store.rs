@@ -1,0 +1,93 @@
+//! A store that can be away, and says so as an engine does.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use flux_protocol::{
+    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, Timestamp,
+    execution::QueuePosition,
+};
+use flux_store::{
+    Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SharedStore, StatusUpdate, Store, StoreError,
+};
+
+pub(crate) struct FlakyStore {
+    inner: SharedStore,
+    away: AtomicBool,
+    refused: AtomicU32,
+}
+
+impl FlakyStore {
+    pub(crate) fn over(inner: &SharedStore) -> Arc<Self> {
+        Arc::new(Self { inner: Arc::clone(inner), away: AtomicBool::new(false), refused: AtomicU32::new(0) })
+    }
+
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Calls that found it away.
+    pub(crate) fn refused(&self) -> u32 {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    fn there(&self) -> Result<&SharedStore, StoreError> {
+        if self.away.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(StoreError::Unavailable { attempted: "do anything", source: "the test said so".into() });
+        }
+        Ok(&self.inner)
+    }
+}
+
+macro_rules! delegate {
+    ($(fn $name:ident(&self $(, $arg:ident: $type:ty)*) -> $result:ty;)*) => {
+        #[async_trait]
+        impl Store for FlakyStore {
+            $(async fn $name(&self $(, $arg: $type)*) -> Result<$result, StoreError> {
+                self.there()?.$name($($arg),*).await
+            })*
+
+            async fn close(&self) {
+                self.inner.close().await;
+            }
+        }
+    };
+}
+
+delegate! {
+    fn ping(&self) -> ();
+    fn register(&self, spec: &FunctionSpec, now: Timestamp) -> Deployed;
+    fn deploy(&self, name: &FunctionName, digest: Digest, spec: Option<&FunctionSpec>, now: Timestamp) -> Deployed;
+    fn rollback(&self, name: &FunctionName, version: u32) -> Option<FunctionVersion>;
+    fn function(&self, name: &FunctionName) -> Option<Function>;
+    fn function_version(&self, name: &FunctionName, version: u32) -> Option<FunctionVersion>;
+    fn functions(&self, prefix: &str, cursor: Option<&FunctionName>, limit: usize) -> Vec<FunctionVersion>;
+    fn delete_function(&self, name: &FunctionName) -> bool;
+    fn digests(&self) -> Vec<Digest>;
+    fn insert_queued(&self, record: ExecutionRecord) -> ();
+    fn record(&self, updates: Vec<StatusUpdate>) -> Vec<Recorded>;
+    fn execution(&self, id: ExecutionId) -> Option<ExecutionRecord>;
+    fn executions(&self, filter: &ExecutionFilter) -> Vec<ExecutionRecord>;
+    fn open_executions(&self, before: Timestamp, after: Option<ExecutionId>, limit: usize) -> Vec<ExecutionRecord>;
+    fn requeued(&self, id: ExecutionId, attempt: u32, position: QueuePosition, now: Timestamp) -> ();
+    fn claim_idempotency(
+        &self,
+        function: &FunctionName,
+        key: &str,
+        body: Digest,
+        id: ExecutionId,
+        now: Timestamp,
+        window: Duration
+    ) -> Claim;
+    fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> ();
+    fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration) -> Option<Lease>;
+    fn release_lease(&self, name: &str, holder: &str) -> ();
+    fn expire(&self, before: Timestamp, limit: usize) -> Vec<ExecutionRecord>;
+}

@@ -1,0 +1,88 @@
+//! While the store is away: nothing is accepted that it does not hold, nothing recorded is lost, and calls that need it not go on.
+
+use flux_broker::Queue as _;
+use flux_protocol::{ErrorCode, Lane, OutcomeStatus, PoolName, subject::QueueName};
+
+use crate::{
+    fake_agent::Act,
+    flaky_store::FlakyStore,
+    world::{World, deploy, ended, eventually, knows, name, payload},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invocations_are_refused_and_taken_back_and_accepted_again_after() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    gateway.invoke(&name("f"), payload("")).await.unwrap();
+    store.set_away(true);
+    let refusal = gateway.invoke(&name("f"), payload("")).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::StoreUnavailable);
+    assert!(refusal.retry_after.is_some());
+    let queue = QueueName::new(Lane::Invoke, PoolName::default(), name("f"));
+    assert_eq!(world.broker.depth(&queue).await.unwrap(), 1, "only the accepted one is queued");
+    assert!(!gateway.readiness().await.store);
+    store.set_away(false);
+    gateway.invoke(&name("f"), payload("")).await.unwrap();
+    assert!(gateway.readiness().await.store);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sync_calls_of_known_functions_run_and_are_recorded_once_it_is_back() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    let agent = world.agent("a", |_| Act::Succeed("without it".to_owned())).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    gateway.call(&name("f"), payload("")).await.unwrap();
+
+    store.set_away(true);
+    let called = gateway.call(&name("f"), payload("")).await.unwrap();
+    assert_eq!(called.outcome.output.to_text(), "without it");
+    let refused = store.refused();
+    // The recorder tries, is refused, and keeps the status: acked early it would be gone now.
+    eventually("the recorder has tried", || async { store.refused() > refused + 3 }).await;
+    assert!(world.store.execution(called.execution_id).await.unwrap().is_none());
+    store.set_away(false);
+    let record = ended(&world, called.execution_id).await;
+    assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Success);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_and_dead_letters_wait_for_it_too() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "retry: { max_attempts: 2, backoff: 10ms }").await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    store.set_away(true);
+    let agent = world.agent_with("a", 4, 2, |_| Act::Fail).await;
+    agent.until("it failed once", |agent| agent.taken().len() == 1 && agent.running().is_empty()).await;
+    let refused = store.refused();
+    eventually("the recorder has tried", || async { store.refused() > refused + 3 }).await;
+    store.set_away(false);
+    let record = ended(&world, accepted.execution_id).await;
+    assert_eq!((record.attempt, record.outcome.unwrap().status), (2, OutcomeStatus::Failed));
+    eventually("there is one letter", || async { gateway.dead_letters(&name("f"), 0, 9).await.unwrap().len() == 1 })
+        .await;
+    assert_eq!(agent.taken().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_next_attempt_that_could_not_be_published_is_published_when_the_status_comes_again() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "retry: { max_attempts: 2, backoff: 10ms }").await;
+    let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
+    // The next publish is the next attempt's. It fails after the failure was recorded, as dying there would.
+    world.broker.fail_publishes(1);
+    let agent = world.agent_with("a", 4, 2, |_| Act::Fail).await;
+    agent.until("both attempts ran", |agent| agent.taken().len() == 2).await;
+    let record = ended(&world, accepted.execution_id).await;
+    assert_eq!(record.attempt, 2);
+    assert_eq!(agent.taken(), [(accepted.execution_id, 1), (accepted.execution_id, 2)]);
+    eventually("there is one letter", || async { gateway.dead_letters(&name("f"), 0, 9).await.unwrap().len() == 1 })
+        .await;
+}
