@@ -31,6 +31,7 @@ mod inbox;
 mod ledger;
 mod link;
 mod options;
+mod permissions;
 mod provision;
 mod queue;
 mod reader;
@@ -39,6 +40,7 @@ mod status_log;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
+pub use permissions::{Permissions, agent_permissions};
 
 /// A connection to a NATS server or cluster with JetStream (2.12 or newer).
 pub struct NatsBroker {
@@ -56,14 +58,21 @@ impl NatsBroker {
     pub async fn connect(options: NatsOptions, tasks: Tasks) -> Result<Arc<Self>, BrokerError> {
         let inbox_prefix =
             options.inbox_prefix.clone().unwrap_or_else(|| format!("_INBOX.{:016x}", rand::random::<u64>()));
-        let (client, link, connection) = link::connect(&options, &inbox_prefix).await?;
+        let link::Connected { client, link, public: connection, refused } =
+            link::connect(&options, &inbox_prefix).await?;
         let (inbox, to_give_back) = inbox::Inbox::new(&inbox_prefix);
         let messages = client
             .subscribe(inbox.pattern())
             .await
             .map_err(|error| BrokerError::refused("subscribe to this process's inbox", error))?;
-        let core =
-            Arc::new(core::Core::new(client.clone(), Arc::clone(&inbox), options.replicas.max(1), tasks, link.clone()));
+        let core = Arc::new(core::Core::new(
+            client.clone(),
+            Arc::clone(&inbox),
+            options.replicas.max(1),
+            tasks,
+            link.clone(),
+            refused,
+        ));
         core.tasks.spawn("nats inbox", inbox.run(messages, link, core.closed.clone()));
         core.tasks.spawn("nats late messages", inbox::give_back(client, to_give_back, core.closed.clone()));
         core.round_trip("subscribe to this process's inbox").await?;

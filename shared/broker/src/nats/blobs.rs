@@ -66,7 +66,7 @@ impl Blobs for NatsBroker {
                     headers.insert(HeaderName::from_static(MESSAGE_ID), id);
                     // A chunk carries its number: a try that is sent again may come behind its successor.
                     headers.insert(HeaderName::from_static(CHUNK_INDEX), HeaderValue::from(index));
-                    core.publish(attempted, subject, &headers, chunk).await.map(|_| ())
+                    core.publish(attempted, subject, || headers.clone(), chunk).await.map(|_| ())
                 }
             })
             .buffer_unordered(CHUNKS_IN_FLIGHT)
@@ -136,7 +136,7 @@ async fn put_info(core: &Core, attempted: &'static str, info: &ObjectInfo) -> Re
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static("Nats-Rollup"), "sub");
     headers.insert(HeaderName::from_static(MESSAGE_ID), format!("{}.info", info.nuid));
-    core.publish(attempted, &info_subject(&info.bucket, &info.name), &headers, body.into()).await.map(|_| ())
+    core.publish(attempted, &info_subject(&info.bucket, &info.name), || headers.clone(), body.into()).await.map(|_| ())
 }
 
 /// The content; `None` when a part of it is gone.

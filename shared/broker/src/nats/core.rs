@@ -19,7 +19,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{error::ApiError, inbox::Inbox, link::Link};
+use super::{
+    error::ApiError,
+    inbox::Inbox,
+    link::{Link, Refused},
+};
 use crate::BrokerError;
 
 /// A request is tried again, over reconnections too, until this much time passed.
@@ -37,6 +41,7 @@ pub(super) struct Core {
     pub(super) tasks: Tasks,
     pub(super) closed: CancellationToken,
     link: watch::Receiver<Link>,
+    refused: Refused,
     publish_room: Semaphore,
     epochs: RwLock<HashMap<(Lane, PoolName), Epoch>>,
     /// When a queue without a consumer was last told to gateways.
@@ -113,6 +118,7 @@ impl Core {
         replicas: usize,
         tasks: Tasks,
         link: watch::Receiver<Link>,
+        refused: Refused,
     ) -> Self {
         let closed = tasks.shutdown().kill_token().child_token();
         Self {
@@ -122,6 +128,7 @@ impl Core {
             tasks,
             closed,
             link,
+            refused,
             publish_room: Semaphore::new(limits::PUBLISH_IN_FLIGHT),
             epochs: RwLock::default(),
             said_missing: Mutex::default(),
@@ -152,13 +159,13 @@ impl Core {
         }
     }
 
-    /// Asks, and asks again when the connection was lost meanwhile, nobody was there yet or no answer came in
+    /// Asks, with headers made for each try, and asks again when the connection was lost meanwhile, nobody was there yet or no answer came in
     /// time: for requests that may arrive twice.
     pub(super) async fn request(
         &self,
         attempted: &'static str,
         subject: &str,
-        headers: Option<&HeaderMap>,
+        headers: impl Fn() -> Option<HeaderMap>,
         body: Bytes,
     ) -> Result<Message, BrokerError> {
         let begun = Instant::now();
@@ -167,7 +174,7 @@ impl Core {
             let link = self.connected(attempted, deadline).await?;
             let left = deadline.saturating_duration_since(Instant::now()).min(TRY_WITHIN);
             let source: Box<dyn std::error::Error + Send + Sync> =
-                match self.request_once(link, subject, headers, body.clone(), left).await {
+                match self.request_once(link, subject, headers(), body.clone(), left).await {
                     Ok(answer) => return Ok(answer),
                     Err(Lost::Nobody) if begun.elapsed() < NOBODY_WITHIN => {
                         tokio::time::sleep(NOBODY_PAUSE).await;
@@ -177,6 +184,9 @@ impl Core {
                         return Err(BrokerError::unavailable(attempted, format!("nobody answers on {subject}")));
                     }
                     Err(Lost::Interrupted) => "the connection was lost meanwhile".into(),
+                    Err(Lost::TimedOut) if self.refused.lock().contains(subject) => {
+                        return Err(BrokerError::Denied { attempted: attempted.to_owned() });
+                    }
                     Err(Lost::TimedOut) => "no answer came in time".into(),
                     Err(Lost::Other(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                         return Err(BrokerError::TooLarge { size: body.len(), limit: self.message_limit() });
@@ -199,13 +209,13 @@ impl Core {
         &self,
         sent_on: Link,
         subject: &str,
-        headers: Option<&HeaderMap>,
+        headers: Option<HeaderMap>,
         body: Bytes,
         within: Duration,
     ) -> Result<Message, Lost> {
         let mut request = Request::new().payload(body).timeout(Some(within));
         if let Some(headers) = headers {
-            request = request.headers(headers.clone());
+            request = request.headers(headers);
         }
         let mut link = self.link();
         tokio::select! {
@@ -230,7 +240,7 @@ impl Core {
         let subject = format!("$JS.API.{subject}");
         let deadline = Instant::now() + REQUEST_WITHIN;
         loop {
-            let answer = self.request(attempted, &subject, None, body.clone()).await.map_err(ApiFailure::Broker)?;
+            let answer = self.request(attempted, &subject, || None, body.clone()).await.map_err(ApiFailure::Broker)?;
             match read_answer(attempted, &answer.payload) {
                 Err(ApiFailure::Api(error)) if error.is_passing() && Instant::now() < deadline => {
                     tokio::time::sleep(NOBODY_PAUSE).await;
@@ -240,12 +250,13 @@ impl Core {
         }
     }
 
-    /// Publishes to a stream; done once it holds the message. Tried again under the same id.
+    /// Publishes to a stream; done once it holds the message. Tried again under the same id: `headers` makes them
+    /// for each try, which costs less than a copy kept for a second try that hardly ever comes.
     pub(super) async fn publish(
         &self,
         attempted: &'static str,
         subject: &str,
-        headers: &HeaderMap,
+        headers: impl Fn() -> HeaderMap,
         body: Bytes,
     ) -> Result<PubAck, BrokerError> {
         if body.len() > self.message_limit() {
@@ -255,7 +266,7 @@ impl Core {
         let _room = self.publish_room.acquire().await.map_err(|_| BrokerError::Closed)?;
         let deadline = Instant::now() + REQUEST_WITHIN;
         loop {
-            let answer = self.request(attempted, subject, Some(headers), body.clone()).await?;
+            let answer = self.request(attempted, subject, || Some(headers()), body.clone()).await?;
             match read_answer(attempted, &answer.payload) {
                 Ok(ack) => return Ok(ack),
                 Err(ApiFailure::Api(error)) if error.is_passing() && Instant::now() < deadline => {
@@ -291,8 +302,9 @@ impl Core {
         subject: impl Into<Subject>,
         body: Bytes,
     ) -> Result<(), BrokerError> {
+        let size = body.len();
         let sent = tokio::time::timeout(REQUEST_WITHIN, self.client.publish(subject.into(), body)).await;
-        self.sent(attempted, sent)
+        self.sent(attempted, size, sent)
     }
 
     /// The same, naming where an answer is awaited.
@@ -303,21 +315,23 @@ impl Core {
         reply_to: impl Into<String>,
         body: Bytes,
     ) -> Result<(), BrokerError> {
+        let size = body.len();
         let sending = self.client.publish_with_reply(subject.into(), reply_to.into(), body);
         let sent = tokio::time::timeout(REQUEST_WITHIN, sending).await;
-        self.sent(attempted, sent)
+        self.sent(attempted, size, sent)
     }
 
     fn sent(
         &self,
         attempted: &'static str,
+        size: usize,
         sent: Result<Result<(), async_nats::PublishError>, tokio::time::error::Elapsed>,
     ) -> Result<(), BrokerError> {
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => match error.kind() {
                 async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
-                    Err(BrokerError::TooLarge { size: 0, limit: self.message_limit() })
+                    Err(BrokerError::TooLarge { size, limit: self.message_limit() })
                 }
                 async_nats::client::PublishErrorKind::InvalidSubject => Err(BrokerError::refused(attempted, error)),
                 async_nats::client::PublishErrorKind::Send => Err(BrokerError::Closed),
@@ -400,18 +414,22 @@ pub(super) fn read_answer<T: DeserializeOwned>(attempted: &'static str, body: &[
 
 const ERROR: &[u8] = b"\"error\"";
 
-/// Headers for the wire.
-///
-/// # Errors
-/// A value with a line break, which would be a header of its own.
-pub(super) fn header_map<'h>(
-    headers: impl IntoIterator<Item = (&'static str, &'h str)>,
-) -> Result<HeaderMap, BrokerError> {
+/// Headers for the wire. Their values were checked by [`check_header`].
+pub(super) fn header_map<'h>(headers: impl IntoIterator<Item = (&'static str, &'h str)>) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
-        let value: HeaderValue =
-            value.parse().map_err(|error| BrokerError::refused("send a header with a line break", error))?;
-        map.insert(HeaderName::from_static(name), value);
+        if let Ok(value) = value.parse::<HeaderValue>() {
+            map.insert(HeaderName::from_static(name), value);
+        }
     }
-    Ok(map)
+    map
+}
+
+/// # Errors
+/// A value with a line break, which would be a header of its own.
+pub(super) fn check_header(value: &str) -> Result<(), BrokerError> {
+    if value.contains(['\r', '\n']) {
+        return Err(BrokerError::refused("send a header", "its value has a line break"));
+    }
+    Ok(())
 }

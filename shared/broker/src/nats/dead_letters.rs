@@ -42,15 +42,17 @@ impl DeadLetters for NatsBroker {
         let kind = status.outcome.as_ref().and_then(|outcome| outcome.error.as_ref()).map(|error| error.kind);
         let reason = kind.and_then(|kind| serde_json::to_string(&kind).ok()).unwrap_or_default();
         let id = status.execution_id.to_string();
-        let headers = header_map([
-            (MESSAGE_ID, id.as_str()),
-            (header::EXECUTION_ID, id.as_str()),
-            (header::REASON, reason.trim_matches('"')),
-        ])?;
+        let headers = || {
+            header_map([
+                (MESSAGE_ID, id.as_str()),
+                (header::EXECUTION_ID, id.as_str()),
+                (header::REASON, reason.trim_matches('"')),
+            ])
+        };
         let subject = subject::dlq(&status.function);
         let body = serde_json::to_vec(&Letter { invocation: invocation.clone(), status })
             .map_err(|error| BrokerError::refused("encode a dead letter", error))?;
-        self.core.publish("store a dead letter", &subject, &headers, body.into()).await.map(|ack| ack.sequence)
+        self.core.publish("store a dead letter", &subject, headers, body.into()).await.map(|ack| ack.sequence)
     }
 
     async fn letters(&self, function: &FunctionName, after: u64, most: usize) -> Result<Vec<DeadLetter>, BrokerError> {

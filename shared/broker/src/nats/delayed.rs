@@ -75,7 +75,8 @@ pub(super) async fn store(
     let target = format!("{}{}.{}", due_prefix(&queue.pool), queue.lane.as_str(), queue.function);
     headers.insert(HeaderName::from_static("Nats-Schedule"), format!("@at {due}"));
     headers.insert(HeaderName::from_static("Nats-Schedule-Target"), target);
-    core.publish("store a delayed invocation", &subject::delayed(&queue.pool, execution), &headers, body).await
+    core.publish("store a delayed invocation", &subject::delayed(&queue.pool, execution), || headers.clone(), body)
+        .await
 }
 
 async fn check_size(core: &Core, pool: &PoolName) -> Result<(), BrokerError> {
@@ -164,7 +165,7 @@ async fn move_one(core: &Arc<Core>, pool: &PoolName, message: async_nats::Messag
         return;
     };
     let headers = due_headers(message.headers);
-    let told = match core.publish("store an invocation", &queue.subject(), &headers, message.payload).await {
+    let told = match core.publish("store an invocation", &queue.subject(), || headers.clone(), message.payload).await {
         Ok(_) => acker.ack().await,
         Err(error) => {
             tracing::warn!(queue = %queue.key(), %error, "an invocation that is due waits a little longer");

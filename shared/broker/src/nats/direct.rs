@@ -23,14 +23,14 @@ impl Core {
     pub(super) async fn last_on(&self, stream: &str, subject: &str) -> Result<Option<Found>, BrokerError> {
         let attempted = "read a stored message";
         let answer =
-            self.request(attempted, &format!("$JS.API.DIRECT.GET.{stream}.{subject}"), None, Bytes::new()).await?;
+            self.request(attempted, &format!("$JS.API.DIRECT.GET.{stream}.{subject}"), || None, Bytes::new()).await?;
         found(attempted, answer)
     }
 
     pub(super) async fn stored_at(&self, stream: &str, sequence: u64) -> Result<Option<Found>, BrokerError> {
         let attempted = "read a stored message";
         let body = json!({ "seq": sequence }).to_string().into();
-        let answer = self.request(attempted, &format!("$JS.API.DIRECT.GET.{stream}"), None, body).await?;
+        let answer = self.request(attempted, &format!("$JS.API.DIRECT.GET.{stream}"), || None, body).await?;
         found(attempted, answer)
     }
 

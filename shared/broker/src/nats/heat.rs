@@ -80,6 +80,19 @@ impl View {
         known.connects == connects && verified.is_some_and(|at| at.elapsed() < VERIFY_EVERY)
     }
 
+    /// The table says so, whoever made it hot.
+    fn is_in_table(&self, queue: &QueueName, connects: u64) -> bool {
+        let known = self.known.read();
+        known.connects == connects && known.hot.contains_key(queue)
+    }
+
+    /// Its consumer was found.
+    fn found(&self, queue: &QueueName, connects: u64) -> bool {
+        let mut known = self.known.write();
+        let entry = if known.connects == connects { known.hot.get_mut(queue) } else { None };
+        entry.map(|entry| entry.verified = Some(Instant::now())).is_some()
+    }
+
     /// This process made it hot with `revision`.
     fn heated(&self, queue: QueueName, revision: u64, connects: u64) {
         let mut known = self.known.write();
@@ -237,7 +250,12 @@ impl Hot {
 
 async fn make_hot(core: Arc<Core>, view: Arc<View>, queue: QueueName) -> Result<(), BrokerError> {
     let connects = core.link_now().connects;
+    let said = view.is_in_table(&queue, connects);
     make_consumer(&core, &queue).await?;
+    // Where the table says so already, saying it again would only wake every agent. Unless it was cooled meanwhile.
+    if said && view.found(&queue, connects) {
+        return Ok(());
+    }
     let revision = put_key(&core, Table::Hot, &queue.key(), Bytes::new(), None).await?;
     make_consumer(&core, &queue).await?;
     view.heated(queue, revision, connects);

@@ -32,18 +32,29 @@ pub(super) struct Link {
     pub(super) closed: bool,
 }
 
+/// Subjects that this identity may not publish to, as the server said. It says so beside the request, which then
+/// waits for its answer in vain.
+pub(super) type Refused = Arc<Mutex<HashSet<String>>>;
+
+/// What connecting gives.
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) link: watch::Receiver<Link>,
+    pub(super) public: watch::Receiver<u64>,
+    pub(super) refused: Refused,
+}
+
 /// Connects, trying again until `options.connect_within` passed.
-pub(super) async fn connect(
-    options: &NatsOptions,
-    inbox_prefix: &str,
-) -> Result<(Client, watch::Receiver<Link>, watch::Receiver<u64>), BrokerError> {
+pub(super) async fn connect(options: &NatsOptions, inbox_prefix: &str) -> Result<Connected, BrokerError> {
     let (link_sender, link) = watch::channel(Link::default());
     let (public_sender, public) = watch::channel(0);
+    let refused = Refused::default();
     let watcher = Arc::new(Watcher {
         name: options.name.clone(),
         link: link_sender,
         public: public_sender,
         refusals: Mutex::new(HashSet::new()),
+        refused: Arc::clone(&refused),
     });
     let deadline = Instant::now() + options.connect_within;
     let client = loop {
@@ -69,7 +80,7 @@ pub(super) async fn connect(
     // The event that says so is on its way.
     let mut first = link.clone();
     let _ = tokio::time::timeout(HANDSHAKE_WITHIN, first.wait_for(|link| link.connects > 0)).await;
-    Ok((client, link, public))
+    Ok(Connected { client, link, public, refused })
 }
 
 fn client_options(options: &NatsOptions, inbox_prefix: &str, watcher: &Arc<Watcher>) -> ConnectOptions {
@@ -103,6 +114,7 @@ struct Watcher {
     link: watch::Sender<Link>,
     public: watch::Sender<u64>,
     refusals: Mutex<HashSet<String>>,
+    refused: Refused,
 }
 
 impl Watcher {
@@ -131,6 +143,7 @@ impl Watcher {
                 let mut refusals = self.refusals.lock();
                 if refusals.len() < REFUSALS_LOGGED && refusals.insert(text.clone()) {
                     drop(refusals);
+                    self.refused.lock().extend(refused_subject(&text));
                     tracing::warn!(name = %self.name, refusal = %text, "the queue refused something");
                 }
             }
@@ -152,5 +165,26 @@ impl Watcher {
         let link = *self.link.borrow();
         self.public.send_replace(if link.up { link.connects } else { 0 });
         changed
+    }
+}
+
+/// The subject in `Permissions Violation for Publish to "subject"`.
+fn refused_subject(said: &str) -> Option<String> {
+    let lower = said.to_ascii_lowercase();
+    let at = lower.find("permissions violation for publish to ")? + "permissions violation for publish to ".len();
+    let subject = said.get(at..)?.trim_matches(|c| matches!(c, '"' | '\'' | ' '));
+    (!subject.is_empty()).then(|| subject.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refused_subject;
+
+    #[test]
+    fn the_subject_of_a_refusal_is_found() {
+        let said = "nats: Permissions Violation for Publish to \"$JS.API.STREAM.INFO.X\"";
+        assert_eq!(refused_subject(said).as_deref(), Some("$JS.API.STREAM.INFO.X"));
+        assert_eq!(refused_subject("Permissions Violation for Subscription to \"a\""), None);
+        assert_eq!(refused_subject("stale connection"), None);
     }
 }

@@ -20,6 +20,11 @@ use super::{
 };
 use crate::{BrokerError, Table};
 
+/// Ids of a lane whose gateways wait for each message: only a try that is sent again must be told. The server keeps
+/// each id in memory for as long.
+const CALL_DUPLICATE_WINDOW: Duration = Duration::from_secs(15);
+/// The same for statuses, which whoever sent them sends again until they are stored.
+const STATUS_DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Requests at once: the server makes streams one after the other anyway.
 const AT_ONCE: usize = 16;
 
@@ -105,6 +110,7 @@ fn queues(lane: Lane, pool: &PoolName) -> Config {
     match lane {
         Lane::Call => {
             config.storage = StorageType::Memory;
+            config.duplicate_window = CALL_DUPLICATE_WINDOW;
             config.max_bytes = limits::CALL_STREAM_BYTES;
         }
         Lane::Invoke => {
@@ -120,6 +126,7 @@ fn statuses() -> Config {
     Config {
         retention: RetentionPolicy::WorkQueue,
         max_bytes: limits::STATUS_STREAM_BYTES,
+        duplicate_window: STATUS_DUPLICATE_WINDOW,
         ..base(STATUS_STREAM, vec![subject::statuses().to_owned()])
     }
 }

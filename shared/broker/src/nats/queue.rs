@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{HeaderMap, HeaderName};
+use async_nats::HeaderMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     NatsBroker,
-    core::{ApiFailure, Core, StreamInfo, header_map},
+    core::{ApiFailure, Core, PubAck, StreamInfo, check_header, header_map},
     delayed,
     deliveries::{QueuePull, Wait, request},
     heat::{self, MISSING},
@@ -41,20 +41,17 @@ pub(super) struct SequencePair {
 
 #[async_trait]
 impl Queue for NatsBroker {
-    async fn publish(&self, queue: &QueueName, message: Message) -> Result<Stored, BrokerError> {
-        let headers = wire_headers(&message)?;
-        self.store(queue, &queue.subject(), headers, message.body).await
+    async fn publish(&self, queue: &QueueName, mut message: Message) -> Result<Stored, BrokerError> {
+        let wire = Wire::of(&mut message)?;
+        let ack = self.core.publish("store an invocation", &queue.subject(), || wire.map(), message.body).await?;
+        self.stored(queue, ack).await
     }
 
-    async fn publish_at(&self, queue: &QueueName, message: Message, due: Timestamp) -> Result<Stored, BrokerError> {
-        let headers = wire_headers(&message)?;
-        let ack = delayed::store(&self.core, queue, headers, message.body, due).await?;
-        // Where it waits, not where it will be: that it is gone from there says that it was due.
-        let epoch = self.core.epoch(queue.lane, &queue.pool).await?;
-        Ok(Stored {
-            position: QueuePosition { stream: ack.stream, sequence: ack.sequence, epoch },
-            duplicate: ack.duplicate,
-        })
+    async fn publish_at(&self, queue: &QueueName, mut message: Message, due: Timestamp) -> Result<Stored, BrokerError> {
+        let wire = Wire::of(&mut message)?;
+        // Its position is where it waits, not where it will be: that it is gone from there says that it was due.
+        let ack = delayed::store(&self.core, queue, wire.map(), message.body, due).await?;
+        self.stored(queue, ack).await
     }
 
     async fn heat(&self, queue: &QueueName) -> Result<(), BrokerError> {
@@ -156,19 +153,10 @@ impl Queue for NatsBroker {
 }
 
 impl NatsBroker {
-    async fn store(
-        &self,
-        queue: &QueueName,
-        subject: &str,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<Stored, BrokerError> {
-        let ack = self.core.publish("store an invocation", subject, &headers, body).await?;
+    async fn stored(&self, queue: &QueueName, ack: PubAck) -> Result<Stored, BrokerError> {
         let epoch = self.core.epoch(queue.lane, &queue.pool).await?;
-        Ok(Stored {
-            position: QueuePosition { stream: ack.stream, sequence: ack.sequence, epoch },
-            duplicate: ack.duplicate,
-        })
+        let position = QueuePosition { stream: ack.stream, sequence: ack.sequence, epoch };
+        Ok(Stored { position, duplicate: ack.duplicate })
     }
 }
 
@@ -239,16 +227,23 @@ impl Core {
     }
 }
 
-fn wire_headers(message: &Message) -> Result<HeaderMap, BrokerError> {
-    let mut headers = header_map(message.headers.iter().map(|(name, value)| (*name, value.as_str())))?;
-    match &message.id {
-        Some(id) => {
-            let id: async_nats::HeaderValue =
-                id.parse().map_err(|error| BrokerError::refused("send a message id with a line break", error))?;
-            headers.insert(HeaderName::from_static(MESSAGE_ID), id);
-        }
-        // So that a try that was interrupted can be made again.
-        None => headers.insert(HeaderName::from_static(MESSAGE_ID), format!("{:032x}", rand::random::<u128>())),
+/// The message's headers, checked, and the id under which it may be sent again.
+struct Wire {
+    headers: Vec<(&'static str, String)>,
+    id: String,
+}
+
+impl Wire {
+    fn of(message: &mut Message) -> Result<Self, BrokerError> {
+        // Without an id of its own it gets one, so that a try that was interrupted can be made again.
+        let id = message.id.take().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
+        let headers = std::mem::take(&mut message.headers);
+        headers.iter().map(|(_, value)| value).chain([&id]).try_for_each(|value| check_header(value))?;
+        Ok(Self { headers, id })
     }
-    Ok(headers)
+
+    fn map(&self) -> HeaderMap {
+        let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
+        header_map(own.chain([(MESSAGE_ID, self.id.as_str())]))
+    }
 }

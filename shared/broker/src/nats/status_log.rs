@@ -41,9 +41,11 @@ impl StatusLog for NatsBroker {
         encoded: Bytes,
     ) -> Result<(), BrokerError> {
         let id = status.message_id();
-        let headers = header_map([(MESSAGE_ID, id.as_str())])?;
         let subject = subject::status(sender, status.execution_id);
-        self.core.publish("store a status", &subject, &headers, encoded).await.map(|_| ())
+        self.core
+            .publish("store a status", &subject, || header_map([(MESSAGE_ID, id.as_str())]), encoded)
+            .await
+            .map(|_| ())
     }
 
     async fn statuses(&self, most: usize) -> Result<Box<dyn StatusBatch>, BrokerError> {

@@ -1,7 +1,7 @@
 //! Tables as key-value buckets (ADR-8): a stream each, a subject for each key.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -77,9 +77,12 @@ impl Tables for NatsBroker {
     }
 
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {
+        let follow = Follow::new(Arc::clone(&self.core), bucket(table), history);
         let watching = Watching {
-            follow: Follow::new(Arc::clone(&self.core), bucket(table), history),
-            known: HashMap::new(),
+            // That something was removed is forgotten after a while, so a resumed watch could miss it.
+            follow: if is_passing(table) { follow.anew_on_reconnect() } else { follow },
+            ages: self.ttl(table).is_some(),
+            known: HashSet::new(),
             unconfirmed: HashSet::new(),
             ready: VecDeque::new(),
         };
@@ -101,8 +104,10 @@ impl Tables for NatsBroker {
 /// A watch. Where the bucket was made anew, keys that are not in it any more are told as deleted.
 struct Watching {
     follow: Follow,
-    /// Keys that were told as put, and the revision.
-    known: HashMap<String, u64>,
+    /// Values go by themselves, unheard: which keys are there is not known here.
+    ages: bool,
+    /// Keys that were told as put.
+    known: HashSet<String>,
     /// Known from before the bucket was made anew, and not heard of since.
     unconfirmed: HashSet<String>,
     ready: VecDeque<Change>,
@@ -115,13 +120,15 @@ impl Watching {
                 return Some(change);
             }
             match self.follow.next().await? {
-                Followed::Restarted => self.unconfirmed.extend(self.known.drain().map(|(key, _)| key)),
+                Followed::Restarted => self.unconfirmed.extend(self.known.drain()),
                 Followed::Entry(entry) => {
                     self.unconfirmed.remove(&entry.key);
                     let (key, revision, at) = (entry.key, entry.revision, entry.at);
                     return Some(match entry.value {
                         Some(value) => {
-                            self.known.insert(key.clone(), revision);
+                            if !self.ages {
+                                self.known.insert(key.clone());
+                            }
                             Change::Put(Entry { key, value, revision, at })
                         }
                         None => {
@@ -153,7 +160,7 @@ pub(super) async fn put_key(
     if let Some(revision) = revision {
         headers.insert(HeaderName::from_static("Nats-Expected-Last-Subject-Sequence"), HeaderValue::from(revision));
     }
-    let ack = core.publish("put a key into a table", &key_subject(table, key)?, &headers, value).await;
+    let ack = core.publish("put a key into a table", &key_subject(table, key)?, || headers.clone(), value).await;
     ack.map(|ack| ack.sequence).map_err(|error| match error {
         BrokerError::Conflict { .. } => BrokerError::Conflict { key: key.to_owned() },
         other => other,
@@ -173,7 +180,9 @@ pub(super) async fn delete_key(core: &Core, table: Table, key: &str) -> Result<(
     } else {
         headers.insert(HeaderName::from_static(OPERATION), "DEL");
     }
-    core.publish("delete a key from a table", &key_subject(table, key)?, &headers, Bytes::new()).await.map(|_| ())
+    core.publish("delete a key from a table", &key_subject(table, key)?, || headers.clone(), Bytes::new())
+        .await
+        .map(|_| ())
 }
 
 /// The key's last entry, whether that is its deletion, and the revision.
