@@ -39,9 +39,11 @@ use crate::refusal::Refusal;
 
 /// A call still waiting after this gets a record.
 const RECORD_AFTER: Duration = Duration::from_millis(250);
-/// What only heartbeats object to is taken back unless an agent picked it up within this: one with room has a
-/// pull waiting and needs a millisecond.
-const PROBE_GRACE: Duration = Duration::from_millis(75);
+/// What only heartbeats object to is taken back unless an agent picked it up within this. One with room has a pull waiting
+/// and needs a millisecond; one whose only free slot is lent to a pull on another queue has it back when that ends.
+const PROBE_GRACE: Duration = limits::PULL_EXPIRES_CONTENDED.saturating_add(Duration::from_millis(100));
+/// The broker's ack was not there when the grace was over: looked for again after this.
+const ACK_LATE: Duration = Duration::from_millis(75);
 /// A reply is a signal and may be lost; so a call that lasts asks the store this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A publish that the broker did not answer is tried again for this long.
@@ -436,7 +438,7 @@ impl Driver {
         let queue = self.function.queue(Lane::Call);
         let Some(position) = self.place.call.known().position else {
             // The ack has not come: the broker is slow or away, and no agent is to blame.
-            self.timers.pickup = Some(Instant::now() + PROBE_GRACE);
+            self.timers.pickup = Some(Instant::now() + ACK_LATE);
             return None;
         };
         if !inner.hot.touch(queue) {
