@@ -11,5 +11,6 @@ mod faults;
 mod outcomes;
 mod output;
 mod payload;
+mod process;
 mod real;
 mod versions;

@@ -119,9 +119,13 @@ impl World {
 
     /// As a gateway does: the version by itself, then as the current one.
     pub(crate) async fn deploy_version(&self, yaml: &str, version: u32) -> FunctionName {
+        self.deploy_code(yaml, version, Digest::of(b"code")).await
+    }
+
+    pub(crate) async fn deploy_code(&self, yaml: &str, version: u32, digest: Digest) -> FunctionName {
         let spec = function::parse_yaml(yaml).unwrap_or_else(|error| panic!("{yaml}: {error}"));
         let name = spec.name.clone();
-        let deployed = FunctionVersion { version, digest: Some(Digest::of(b"code")), spec, created_at: time::now() };
+        let deployed = FunctionVersion { version, digest: Some(digest), spec, created_at: time::now() };
         let value = Bytes::from(serde_json::to_vec(&deployed).expect("JSON"));
         let key = format!("{name}.{version}");
         self.broker.put(Table::Versions, &key, value.clone()).await.expect("a version");
