@@ -50,9 +50,9 @@ enum What {
     Purge {
         #[arg(value_parser = function_name)]
         function: FunctionName,
-        /// One letter; without it --all is needed
-        #[arg(required_unless_present = "all")]
+        /// One letter
         letter: Option<u64>,
+        /// All letters of the function
         #[arg(long, conflicts_with = "letter")]
         all: bool,
     },
@@ -68,6 +68,9 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             Ok(())
         }
         What::Redrive { function, letter, version, dry_run } => redrive(&function, letter, version, dry_run, cx).await,
+        What::Purge { letter: None, all: false, .. } => {
+            Err(CliError::usage("which letter? Give its number, or --all to remove every one of the function"))
+        }
         What::Purge { function, letter, .. } => {
             let letter = letter.map(|letter| letter.to_string());
             let segments: Vec<&str> = ["dlq", function.as_str()].into_iter().chain(letter.as_deref()).collect();

@@ -4,22 +4,17 @@ use std::{error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duratio
 
 use anyhow::Context as _;
 use flux_agent::Agent;
-use flux_artifacts::{BlobArtifacts, Filesystem, Tiered};
 use flux_broker::{
     Broker,
     nats::{NatsBroker, NatsOptions},
 };
 use flux_gateway::{
-    Gateway,
-    core::GatewayParts,
+    Gateway, compose,
     http::{self, HttpOptions},
 };
-use flux_protocol::PoolName;
 use flux_runtime::{Settings, Shutdown, Tasks, telemetry};
-use nix::sys::{
-    resource::{Resource, getrlimit, setrlimit},
-    stat::{Mode, umask},
-};
+use flux_store::SharedStore;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{net::TcpListener, time::Instant};
 
 use super::ready;
@@ -75,6 +70,7 @@ fn raise_open_files() {
 struct Worker {
     settings: Settings,
     broker: Arc<dyn Broker>,
+    store: SharedStore,
     gateway: Gateway,
     agent: Agent,
     core: Tasks,
@@ -106,7 +102,7 @@ impl Worker {
         options.replicas = settings.queue.replicas.into();
         let broker: Arc<dyn Broker> =
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
-        let gateway = gateway(&settings, &broker, &core).await?;
+        let (gateway, store) = compose::gateway(&settings, &broker, &core).await?;
         let agent = flux_agent::start(&settings.agent, Arc::clone(&broker), agent_tasks.clone())
             .await
             .context("the agent cannot start")?;
@@ -118,7 +114,7 @@ impl Worker {
         if tokio::time::timeout(AGENT_WITHIN, seen).await.is_err() {
             tracing::warn!("the gateway has not heard from the agent yet");
         }
-        Ok(Self { settings, broker, gateway, agent, core, http, agent_tasks })
+        Ok(Self { settings, broker, store, gateway, agent, core, http, agent_tasks })
     }
 
     /// Serves until a signal, or until a part cannot go on; then drains: HTTP, then the agent, then the queue.
@@ -138,14 +134,16 @@ impl Worker {
         }
         process.on_signals(patience, self.drain()).await.context("signals cannot be listened to")?;
         parts.iter().for_each(|part| part.shutdown().start_kill());
-        self.broker.close().await;
+        let Self { broker, store, agent, gateway, .. } = self;
         // Some tasks end when nobody can give them work any more.
-        drop(self);
+        drop((agent, gateway));
         let ended = futures::future::join_all(parts.iter().map(Tasks::wait));
         if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {
             let [core, http, agent] = parts.each_ref().map(Tasks::len);
             tracing::warn!(core, http, agent, "some tasks did not end; the process ends without them");
         }
+        broker.close().await;
+        store.close().await;
         match process.failed() {
             Some(task) => anyhow::bail!("`{task}` ended, and Flux cannot go on without it"),
             None => Ok(()),
@@ -167,26 +165,4 @@ impl Worker {
         self.agent.drain(for_all.saturating_sub(begun.elapsed()).max(LEAST_DRAIN)).await;
         tracing::info!(after_ms = begun.elapsed().as_millis(), "drained");
     }
-}
-
-async fn gateway(settings: &Settings, broker: &Arc<dyn Broker>, tasks: &Tasks) -> anyhow::Result<Gateway> {
-    let url = settings.store.url.as_deref().unwrap_or_default();
-    // The data directory can be entered by functions, and the records in it are nobody else's.
-    let usual = umask(Mode::from_bits_truncate(0o077));
-    let store = flux_store::open(url, &flux_store::Tuning::default()).await;
-    umask(usual);
-    let store = store.context("the store cannot be opened")?;
-    let folder = settings.artifacts.dir.clone().unwrap_or_default();
-    let kept = Filesystem::open(folder).context("the code archives' folder cannot be opened")?;
-    let pools: Result<Vec<_>, _> = settings.gateway.pools.iter().map(|pool| PoolName::parse(pool)).collect();
-    let parts = GatewayParts {
-        broker: Arc::clone(broker),
-        store,
-        artifacts: Arc::new(Tiered::new(Arc::new(kept), Arc::new(BlobArtifacts::new(Arc::clone(broker))))),
-        settings: settings.gateway.clone(),
-        history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
-        pools: pools.context("`gateway.pools`")?,
-        tasks: tasks.clone(),
-    };
-    Gateway::start(parts).await.context("the gateway cannot start")
 }

@@ -69,7 +69,7 @@ async fn a_wrong_key_says_where_the_right_one_is() {
     assert_eq!(ran.status.code(), Some(1));
     assert!(stderr.starts_with("error: unauthorized: ") && stderr.contains("the file api-key"), "{stderr}");
     flux(&up, &["logs", "nothing"]).await.fails(1, "error: nothing has not been run");
-    flux(&up, &["logs", "exc-nonsense"]).await.fails(1, "error: invalid_request: ");
+    flux(&up, &["logs", "exc-nonsense"]).await.fails(1, "error: execution_not_found: ");
 }
 
 #[tokio::test]

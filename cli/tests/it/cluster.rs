@@ -71,7 +71,8 @@ pub(crate) async fn alone(args: &[&str]) -> Ran {
 
 /// A shell script as a function, with room for many at once.
 pub(crate) async fn deploy_script(up: &FluxUp, name: &str, script: &str, further: &str) {
-    let yaml = format!("name: {name}\nhandler: run.sh\nresources: {{ cpu: 10, memory: 16 }}\n{further}\n");
+    let room = if further.contains("resources:") { "" } else { "resources: { cpu: 10, memory: 16 }\n" };
+    let yaml = format!("name: {name}\nhandler: run.sh\n{room}{further}\n");
     let script = format!("#!/bin/sh\n{script}\n");
     up.api.deploy(name, &yaml, &[File::executable("run.sh", script)]).await;
 }

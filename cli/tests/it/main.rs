@@ -11,4 +11,5 @@ mod init;
 mod kill;
 mod readme;
 mod stop;
+mod topology;
 mod watch;

@@ -29,5 +29,5 @@ async fn a_saved_file_is_deployed_and_a_mistake_is_said() {
     std::fs::write(dir.path().join("flux.yaml"), "name: live\nhandlr: run.sh\n").expect("a file");
     eventually(ENDS, "the mistake", || async { process.log().contains("did you mean `handler`?") }).await;
     std::fs::write(dir.path().join("flux.yaml"), "name: live\nhandler: run.sh\ntimeout: 5\n").expect("a file");
-    eventually(ENDS, "version 3", || async { process.log().contains("live version 3") }).await;
+    eventually(ENDS, "its configuration", || async { process.log().contains("live version 4") }).await;
 }
