@@ -338,11 +338,21 @@ async fn a_full_queue_of_one_function_leaves_others_room() {
     gateway.publish(&other, message("o.1")).await.expect("publish");
 }
 
+/// Whether each thread of a process is stopped; the signal alone does not say so.
+fn is_stopped(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process is there");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T'))
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_server_is_an_error_in_time() {
     let engine = Nats::start().await;
     let gateway = engine.gateway().await;
     engine.server.pause();
+    eventually(PATIENCE, "the server to stand still", || async { is_stopped(engine.server.pid()) }).await;
     let begun = Instant::now();
     let error = gateway.publish(&queue(Lane::Call), message("c.1")).await.expect_err("nobody answers");
     assert!(matches!(error, BrokerError::Unavailable { .. }) && error.is_retryable(), "{error:?}");
