@@ -60,7 +60,7 @@ pub struct Capabilities {
     pub delayed_publish: bool,
     /// [`Queue::take_back`] can remove a stored message; without it a cancel is only remembered by agents.
     pub take_back: bool,
-    /// [`Stored::sequence`] is the message's place in a stream, so that a lost one can be told. Without it
+    /// [`Stored::position`] is the message's place in a stream, so that a lost one can be told. Without it
     /// the reconciler goes by age alone.
     pub positions: bool,
     /// Deliveries say how many more wait ([`Delivery::pending`]).

@@ -40,7 +40,9 @@ pub trait Queue {
     /// `Full` at the queue's or stream's limit, `TooLarge`, `Unavailable`.
     async fn publish(&self, queue: &QueueName, message: Message) -> Result<Stored, BrokerError>;
 
-    /// Stores a message that becomes visible to pulls at `due` (a few milliseconds late at most). It rings nobody.
+    /// Stores a message that becomes visible to pulls at `due` (a few milliseconds late at most), where it rings as any
+    /// other does. Its position is where it waits until then: it is gone from there once it was due, and can be taken
+    /// back before.
     async fn publish_at(&self, queue: &QueueName, message: Message, due: Timestamp) -> Result<Stored, BrokerError>;
 
     /// Makes the queue hot: from now on it can be pulled, and agents that watch [`Table::Hot`](crate::Table::Hot) learn it.
@@ -59,7 +61,10 @@ pub trait Queue {
     /// more (the stream was made anew).
     async fn was_delivered(&self, queue: &QueueName, position: &QueuePosition) -> Result<Option<bool>, BrokerError>;
 
-    /// Removes a message that was not delivered.
+    /// Removes a message that was not delivered. It is removed too where an agent has it.
+    ///
+    /// # Errors
+    /// `NotFound` when the stream was made anew: what was there is lost, delivered or not.
     async fn take_back(&self, queue: &QueueName, position: &QueuePosition) -> Result<TakenBack, BrokerError>;
 
     /// Whether the message at `position` is still stored. `false` also when the stream was made anew.

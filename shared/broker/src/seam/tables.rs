@@ -60,7 +60,9 @@ pub trait Tables {
 
     /// Every entry (with its history, oldest first, where the table keeps one), then [`Change::Synced`], then
     /// each change. Goes on over reconnections. When the broker's storage was lost and made anew it says
-    /// everything again from `Synced`'s start; a watcher must take a `Put` that it knows already.
+    /// everything again from `Synced`'s start; a watcher must take a `Put` that it knows already. Keys that are not in
+    /// it any more are told as deleted just before `Synced` (revision 0), except in a table whose values age. Tables
+    /// that come and go (hot queues, agents) are told anew after each reconnection.
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError>;
 
     /// How long a value lives in the table, if not for ever.
