@@ -10,8 +10,8 @@
 //!                                                  └─► [ledger]: in progress, ack
 //! ```
 //!
-//! One task owns the planner ([`puller`]), one the ack handles ([`ledger`]); each execution is a task of its own.
-//! [`held`] is the table of what is under way, which cancels, control requests and heartbeats look at.
+//! One task owns the planner (`puller`), one the ack handles (`ledger`); each execution is a task of its own.
+//! `held` is the table of what is under way, which cancels, control requests and heartbeats look at.
 //!
 //! **Architecture Invariants.** The agent opens no store and no listening socket; everything reaches it over the broker.
 //! It never forks: processes are started by the launcher. It never holds an invocation that it cannot start at once. It
