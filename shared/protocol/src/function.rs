@@ -112,11 +112,13 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The wait before attempt `next` (2 or more). `jitter` is between 0 and 1.
+    /// The wait before attempt `next` (2 or more): at most [`limits::RETRY_BACKOFF`](crate::limits::RETRY_BACKOFF),
+    /// before the jitter. `jitter` is between 0 and 1.
     pub fn delay_before(self, next: u32, jitter: f64) -> Duration {
         let doublings = next.saturating_sub(2).min(16);
         let base = self.backoff.saturating_mul(1 << doublings).min(crate::limits::RETRY_BACKOFF);
-        base.mul_f64(0.75 + 0.5 * jitter.clamp(0.0, 1.0))
+        let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.5 };
+        base.mul_f64(0.75 + 0.5 * jitter)
     }
 }
 

@@ -171,7 +171,21 @@ impl Invocation {
         };
         let traceparent =
             get(header::TRACEPARENT).filter(|text| crate::trace::TraceParent::parse(text).is_some()).map(str::to_owned);
-        (Self { execution_id, attempt, failures, args, reply_to, deadline, version, traceparent, redrive_of, payload }, notes)
+        (
+            Self {
+                execution_id,
+                attempt,
+                failures,
+                args,
+                reply_to,
+                deadline,
+                version,
+                traceparent,
+                redrive_of,
+                payload,
+            },
+            notes,
+        )
     }
 
     /// The id of this try for the broker's duplicate window.

@@ -47,6 +47,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);
 /// Longest `?wait=` of `GET /executions/{id}`.
 pub const POLL_WAIT: Duration = Duration::from_secs(60);
+/// Longest `stop_grace` of a function.
+pub const STOP_GRACE: Duration = Duration::from_secs(300);
 pub const RETRY_ATTEMPTS: u32 = 100;
 pub const RETRY_BACKOFF: Duration = Duration::from_secs(3600);
 /// An asynchronous invocation older than this is recorded `expired`.

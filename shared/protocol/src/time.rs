@@ -5,6 +5,10 @@ use std::{fmt, str::FromStr};
 use ::time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+/// 0000-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z.
+const FIRST_MICROS: i64 = -62_167_219_200_000_000;
+const LAST_MICROS: i64 = 253_402_300_799_999_999;
+
 /// Microseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
@@ -36,8 +40,11 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    fn as_offset(self) -> Option<OffsetDateTime> {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000).ok()
+    /// What can be written: years 0 to 9999. A time beyond is written as the nearest of them, so that whatever
+    /// was stored can be read again.
+    fn as_offset(self) -> OffsetDateTime {
+        let micros = self.0.clamp(FIRST_MICROS, LAST_MICROS);
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
 
@@ -56,10 +63,7 @@ pub fn now() -> Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.as_offset().and_then(|at| at.format(&Rfc3339).ok()) {
-            Some(text) => f.write_str(&text),
-            None => write!(f, "out-of-range:{}", self.0),
-        }
+        f.write_str(&self.as_offset().format(&Rfc3339).map_err(|_| fmt::Error)?)
     }
 }
 

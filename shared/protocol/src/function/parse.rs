@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 
-use super::{FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, parse_duration};
+use super::{
+    FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, parse_duration, text::whole_millis,
+};
 use crate::{
     id::{FunctionName, PoolName},
     limits,
@@ -72,8 +74,13 @@ pub fn parse_yaml(text: &str) -> Result<FunctionSpec, SpecError> {
             message: format!("the configuration has {} bytes; at most {} are read", text.len(), limits::FUNCTION_YAML),
         });
     }
-    let value: Value = serde_saphyr::from_str(text)
-        .map_err(|error| SpecError::Syntax { message: format!("not valid YAML: {error}") })?;
+    // `y`, `yes` and `on` are words, and `007` is text: YAML 1.2.
+    let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
+    let value: Value = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        // It quotes the line, which may be all of the input.
+        let shown: String = error.to_string().chars().take(ERROR_LENGTH).collect();
+        SpecError::Syntax { message: format!("not valid YAML: {shown}") }
+    })?;
     parse_json(&value)
 }
 
@@ -162,7 +169,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
             Some(other) => return Err(unknown_value("network", other, &["host", "none"])),
         },
         env: get("env").map(env).transpose()?.unwrap_or_default(),
-        stop_grace: get("stop_grace").map(|v| duration(v, "stop_grace")).transpose()?.unwrap_or_default(),
+        stop_grace: get("stop_grace").map(stop_grace).transpose()?.unwrap_or_default(),
         pool: get("pool")
             .map(|v| {
                 string(v, "pool")
@@ -172,6 +179,8 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
             .unwrap_or_default(),
     })
 }
+
+const ERROR_LENGTH: usize = 1000;
 
 /// What a function without `timeout` gets, as its predecessor had it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -224,6 +233,7 @@ fn duration(value: &Value, field: &str) -> Result<Duration, SpecError> {
         Value::Number(number) => number
             .as_f64()
             .and_then(|s| Duration::try_from_secs_f64(s).ok())
+            .and_then(whole_millis)
             .ok_or_else(|| "must not be negative".to_owned()),
         Value::String(text) => parse_duration(text),
         _ => Err("must be seconds, or text such as 250ms, 10s, 5m".to_owned()),
@@ -237,6 +247,14 @@ fn timeout(value: &Value) -> Result<Option<Duration>, SpecError> {
         return Err(wrong("timeout", format!("is at most {} seconds; 0 is without limit", limits::TIMEOUT.as_secs())));
     }
     Ok((!timeout.is_zero()).then_some(timeout))
+}
+
+fn stop_grace(value: &Value) -> Result<Duration, SpecError> {
+    let grace = duration(value, "stop_grace")?;
+    if grace > limits::STOP_GRACE {
+        return Err(wrong("stop_grace", format!("is at most {} seconds", limits::STOP_GRACE.as_secs())));
+    }
+    Ok(grace)
 }
 
 fn object<'a>(value: &'a Value, field: &str) -> Result<&'a serde_json::Map<String, Value>, SpecError> {

@@ -6,18 +6,31 @@ use std::time::Duration;
 /// The text is no number with an optional unit of `ms s m h d`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
+    let shown = || text.chars().take(64).collect::<String>();
+    let wrong = || format!("`{}` is not a duration: write 250ms, 10s, 5m or 6h", shown());
     let unit_at = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
-    let scale = match unit.trim() {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86_400.0,
-        _ => return Err(format!("`{text}` is not a duration: write 250ms, 10s, 5m or 6h")),
+    let unit_millis: u32 = match unit.trim() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a duration: write 250ms, 10s, 5m or 6h"))?;
-    Duration::try_from_secs_f64(number * scale).map_err(|_| format!("`{text}` is out of range for a duration"))
+    let duration = match number.parse::<u64>() {
+        Ok(whole) => whole.checked_mul(u64::from(unit_millis)).map(Duration::from_millis),
+        Err(_) => {
+            let number: f64 = number.parse().map_err(|_| wrong())?;
+            Duration::try_from_secs_f64(number * f64::from(unit_millis) / 1000.0).ok().and_then(whole_millis)
+        }
+    };
+    duration.ok_or_else(|| format!("`{}` is out of range for a duration", shown()))
+}
+
+/// The next whole millisecond: what [`format_duration`] writes. Up, since 0 often means "without limit".
+pub(super) fn whole_millis(duration: Duration) -> Option<Duration> {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).ok().map(Duration::from_millis)
 }
 
 /// The shortest exact form of a duration in whole milliseconds.
