@@ -64,7 +64,8 @@ fn read_yaml(path: &Path) -> Result<serde_json::Value, ConfigError> {
     if text.trim().is_empty() {
         return Ok(serde_json::Value::Object(serde_json::Map::new()));
     }
-    serde_saphyr::from_str(&text)
+    let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
+    serde_saphyr::from_str_with_options(&text, options)
         .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })
 }
 
