@@ -17,6 +17,8 @@ pub mod archive;
 mod blobs;
 mod cache;
 mod filesystem;
+#[doc(hidden)]
+pub mod fuzzing;
 mod tiered;
 
 pub use archive::{ArchiveError, ArchiveSummary, pack_dir};

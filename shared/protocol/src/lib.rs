@@ -9,6 +9,8 @@ pub mod error_code;
 pub mod event;
 pub mod execution;
 pub mod function;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod id;
 pub mod invocation;
 pub mod limits;

@@ -50,7 +50,9 @@ impl Timestamp {
 
 impl From<OffsetDateTime> for Timestamp {
     fn from(at: OffsetDateTime) -> Self {
-        Self(i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000)).unwrap_or(i64::MAX))
+        let micros = at.unix_timestamp_nanos().div_euclid(1_000);
+        // An offset can lead out of the years that are written.
+        Self(i64::try_from(micros).unwrap_or(LAST_MICROS).clamp(FIRST_MICROS, LAST_MICROS))
     }
 }
 

@@ -4,5 +4,6 @@ mod archives;
 mod cache;
 mod hostile;
 mod packing;
+mod seeds;
 mod stores;
 mod zips;

@@ -3,4 +3,5 @@
 mod golden;
 mod output;
 mod properties;
+mod seeds;
 mod yaml;
