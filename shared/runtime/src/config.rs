@@ -50,7 +50,18 @@ where
 }
 
 /// Variables that begin with `FLUX_` and are no configuration fields: the CLI's, and what passes between processes.
-const RESERVED: &[&str] = &["url", "key", "tree_fd", "nats_server", "launcher", "config", "ci", "bin_dir", "node_private_ip", "node_public_ip"];
+const RESERVED: &[&str] = &[
+    "url",
+    "key",
+    "tree_fd",
+    "nats_server",
+    "launcher",
+    "config",
+    "ci",
+    "bin_dir",
+    "node_private_ip",
+    "node_public_ip",
+];
 
 fn read_yaml(path: &Path) -> Result<serde_json::Value, ConfigError> {
     let read = || -> std::io::Result<String> {
