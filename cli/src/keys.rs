@@ -4,12 +4,16 @@
 //! `flux up` writes it; every other command reads it, unless `--key` or `FLUX_KEY` gives one.
 
 use std::{
+    fs::Permissions,
     io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use flux_runtime::config::env;
+
+/// The mode of a file for its owner alone.
+pub(crate) const SECRET: u32 = 0o600;
 
 /// The file for the gateway at `authority` (`host:port`), if there is a home to keep it in.
 pub(crate) fn path(authority: &str) -> Option<PathBuf> {
@@ -46,16 +50,46 @@ pub(crate) fn write(authority: &str, key: &str) -> std::io::Result<Option<PathBu
 
 /// Writes a file that nobody else can read, whole or not at all.
 pub(crate) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    let fresh = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    std::fs::rename(&fresh, path)
+    replace(path, &format!("{text}\n"), SECRET, None)
+}
+
+/// Puts a new file in the place of whatever has that name, whole or not at all. It is made under a name that nobody
+/// can foresee and must not be there yet; a link is replaced, never followed.
+pub(crate) fn replace(path: &Path, text: &str, mode: u32, group: Option<u32>) -> std::io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let mut fresh = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+    fresh.write_all(text.as_bytes())?;
+    if group.is_some() {
+        fchown(fresh.as_file(), None, group)?;
+    }
+    fresh.as_file().set_permissions(Permissions::from_mode(mode))?;
+    fresh.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::file_name;
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
+    use super::{file_name, write_secret};
+
+    #[test]
+    fn a_secret_takes_the_place_of_a_link() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (target, secret) = (dir.path().join("target"), dir.path().join("secret"));
+        fs::write(&target, "kept").expect("a file");
+        symlink(&target, &secret).expect("a link");
+        write_secret(&secret, "hidden").expect("written");
+        assert_eq!(fs::read_to_string(&target).expect("a file"), "kept");
+        assert_eq!(fs::read_to_string(&secret).expect("a file"), "hidden\n");
+        let meta = fs::symlink_metadata(&secret).expect("it is there");
+        assert!(meta.is_file());
+        assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 2, "nothing else is left");
+    }
 
     #[test]
     fn this_machine_has_one_name() {

@@ -1,6 +1,6 @@
 //! The admin key: given, or made once and kept in the data directory.
 
-use std::{fs, io::Read as _};
+use std::{fs::File, io::Read as _};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
@@ -21,13 +21,12 @@ pub(super) fn resolve(given: Option<String>, data: &DataDir) -> Result<Key, CliE
     }
     let path = data.key_file();
     let cannot = |source| CliError::local(format!("the API key {} cannot be kept", path.display()), source);
-    match fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(Key { text: text.trim().to_owned(), made: true }),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(cannot(error)),
-        _ => {}
+    let kept = data.read(&path).map_err(cannot)?;
+    if let Some(text) = kept.as_deref().map(str::trim).filter(|text| !text.is_empty()) {
+        return Ok(Key { text: text.to_owned(), made: true });
     }
     let mut random = [0; RANDOM_BYTES];
-    fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random)).map_err(cannot)?;
+    File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random)).map_err(cannot)?;
     let text = format!("flux_{}", URL_SAFE_NO_PAD.encode(random));
     keys::write_secret(&path, &text).map_err(cannot)?;
     Ok(Key { text, made: true })

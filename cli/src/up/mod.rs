@@ -30,6 +30,7 @@ use crate::{error::CliError, output::Output};
 
 mod api_key;
 mod data_dir;
+mod guarded;
 mod identity;
 mod nats_server;
 mod ports;
@@ -96,7 +97,6 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
     let nats_config = nats_server::configure(&data, &queue)?;
-    data.give_to(&identity)?;
     if let Some(note) = &queue.note {
         out.note(note);
     }
@@ -111,10 +111,10 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     queue_child.env = ChildEnv::Only(environment());
     queue_child.user = identity.platform;
     queue_child.stop_order = 1;
-    let mut watcher = Watcher { said: data.run("ready"), gave_up: false };
+    let mut watcher = Watcher { said: data.worker("ready"), gave_up: false };
     let ended = tree::run(vec![queue_child, worker], &mut |event| watcher.hear(event));
     if watcher.gave_up {
-        let remedy = format!("the lines above say why; the queue's own log is {}", data.run("nats.log").display());
+        let remedy = format!("the lines above say why; the queue's own log is {}", data.worker("nats.log").display());
         return Err(CliError::problem("Flux could not start", remedy));
     }
     end(ended)
@@ -149,7 +149,7 @@ fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: Strin
     settings.queue.url = queue.url();
     settings.gateway.api_key = Some(key);
     settings.agent.tasks.get_or_insert_with(default_tasks);
-    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", data.path().join("flux.db").display()));
+    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", data.path().join("db/flux.db").display()));
     settings.artifacts.dir.get_or_insert_with(|| data.path().join("artifacts"));
     settings.agent.work_dir.get_or_insert_with(|| data.path().join("agent"));
     settings

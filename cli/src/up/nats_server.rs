@@ -87,7 +87,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 /// Writes its configuration; returns where.
 pub(super) fn configure(data: &DataDir, queue: &Queue) -> Result<PathBuf, CliError> {
     let path = data.run("nats.conf");
-    fs::write(&path, configuration(data.path(), queue.listen.to_string().as_str()))
+    data.write_shared(&path, &configuration(data.path(), queue.listen.to_string().as_str()))
         .map_err(|source| CliError::local(format!("{} cannot be written", path.display()), source))?;
     Ok(path)
 }
@@ -108,8 +108,8 @@ fn configuration(data: &Path, listen: &str) -> String {
          log_max_num: 4\n\
          jetstream {{\n  store_dir: {store}\n  max_memory_store: 4GB\n  max_file_store: 256GB\n}}\n",
         payload = limits::MESSAGE,
-        pid = quoted(data.join("run/nats.pid")),
-        log = quoted(data.join("run/nats.log")),
+        pid = quoted(data.join("run/worker/nats.pid")),
+        log = quoted(data.join("run/worker/nats.log")),
         store = quoted(data.join("nats")),
     )
 }

@@ -13,7 +13,7 @@ use std::{
 use flux_runtime::{Settings, settings::QueueSettings};
 
 use super::data_dir::{DataDir, RETRY};
-use crate::error::CliError;
+use crate::{error::CliError, keys};
 
 /// A process that was killed a moment ago still has its ports for a moment.
 const FREE_WITHIN: Duration = Duration::from_millis(1500);
@@ -73,7 +73,7 @@ pub(super) fn queue(settings: &Settings, given: Option<&str>, data: &DataDir) ->
         return Ok(Queue { listen, note: None, _claim: claim });
     }
     let file = data.run("queue-port");
-    let remembered = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let remembered = data.read(&file).ok().flatten().and_then(|text| text.trim().parse::<u16>().ok());
     let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let usual = resolve(usual.trim_start_matches("nats://"), "queue.url")?;
     let mut taken =
@@ -90,7 +90,7 @@ pub(super) fn queue(settings: &Settings, given: Option<&str>, data: &DataDir) ->
             "free one, or choose it: --queue-listen HOST:PORT",
         ));
     };
-    std::fs::write(&file, listen.port().to_string())
+    keys::replace(&file, &listen.port().to_string(), keys::SECRET, None)
         .map_err(|source| CliError::local(format!("{} cannot be written", file.display()), source))?;
     let moved = listen != usual && remembered.is_none();
     let note =
