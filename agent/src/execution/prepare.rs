@@ -20,6 +20,9 @@ use crate::{
 
 /// Fetching code that is there but cannot be had for now is tried this often before the attempt fails.
 const CODE_TRIES: u32 = 5;
+/// What the queue refuses or does not find is asked for this often (some seconds): gateways may be making its
+/// storage anew. What is out of reach is asked for as long as the execution may still start.
+const REFUSED_TRIES: u32 = 10;
 
 /// All that a process is started from.
 pub(super) struct Ready {
@@ -107,8 +110,7 @@ impl Attempt {
                 Ok(version) => return Ok(version),
                 Err(Unresolved::Broker(error)) => {
                     tries += 1;
-                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "the function cannot be looked up");
-                    tokio::time::sleep(retry::pause(tries)).await;
+                    self.pause_or_end("the function cannot be looked up", &error, tries).await?;
                 }
                 Err(unresolved) => return over(ErrorKind::InvalidFunction, unresolved.to_string()),
             }
@@ -158,11 +160,23 @@ impl Attempt {
                 }
                 Err(error) => {
                     tries += 1;
-                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "the payload cannot be fetched");
-                    tokio::time::sleep(retry::pause(tries)).await;
+                    self.pause_or_end("the payload cannot be fetched", &error, tries).await?;
                 }
             }
         }
+    }
+
+    /// Before the next try: ends the attempt once there is no point in it, or no hope.
+    async fn pause_or_end(&self, what: &'static str, error: &BrokerError, tries: u32) -> Result<(), Box<Outcome>> {
+        self.check_age()?;
+        // A closed connection means that the agent goes away: another one goes on.
+        let may_come = error.is_retryable() || matches!(error, BrokerError::Closed);
+        if !may_come && tries >= REFUSED_TRIES {
+            return over(ErrorKind::Sandbox, format!("{what}: {}", crate::error_chain(error)));
+        }
+        tracing::warn!(error = error as &dyn std::error::Error, tries, "{what}");
+        tokio::time::sleep(retry::pause(tries)).await;
+        Ok(())
     }
 }
 

@@ -4,6 +4,8 @@
 //! Chunks are sent without waiting for each other's acks and read a few megabytes at a time: a client that reads
 //! slowly is not cut off by the server for what waits for it.
 
+use std::time::Duration;
+
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
@@ -24,6 +26,8 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 const READ_AT_ONCE: usize = 4 * limits::MIB;
 /// A blob that is replaced while it is read is read again this often.
 const READ_TRIES: usize = 4;
+/// Between tries of the same blob: a replica may be behind.
+const READ_PAUSE: Duration = Duration::from_millis(50);
 
 /// The message that makes chunks an object.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,6 +100,8 @@ impl Blobs for NatsBroker {
 
     async fn get_blob(&self, bucket: &str, key: &str, most: usize) -> Result<Option<Bytes>, BrokerError> {
         check(bucket, key)?;
+        let mut seen: Option<String> = None;
+        let mut replaced = false;
         for _ in 0..READ_TRIES {
             let Some(found) = info(&self.core, bucket, key).await? else { return Ok(None) };
             if found.size > most {
@@ -104,8 +110,16 @@ impl Blobs for NatsBroker {
             if let Some(content) = read(&self.core, &found).await? {
                 return Ok(Some(content));
             }
+            match seen.replace(found.nuid.clone()) {
+                Some(before) if before == found.nuid => tokio::time::sleep(READ_PAUSE).await,
+                before => replaced |= before.is_some(),
+            }
         }
-        Err(BrokerError::unavailable("read a blob", format!("{key} was replaced again and again, or has lost a part")))
+        if replaced {
+            return Err(BrokerError::unavailable("read a blob", format!("{key} was replaced again and again")));
+        }
+        // Nobody replaces it: asking again would not bring the part back.
+        Err(BrokerError::NotFound { what: format!("a part of the blob {key}") })
     }
 
     async fn has_blob(&self, bucket: &str, key: &str) -> Result<bool, BrokerError> {
@@ -116,9 +130,11 @@ impl Blobs for NatsBroker {
     async fn delete_blob(&self, bucket: &str, key: &str) -> Result<(), BrokerError> {
         check(bucket, key)?;
         let Some(old) = info(&self.core, bucket, key).await? else { return Ok(()) };
+        // Nothing is left of it, not even that it was: blobs come and go with executions. What names its chunks goes
+        // first: chunks without a name cost space, a name without chunks would be a blob that cannot be read.
+        purge_subject(&self.core, bucket, &info_subject(bucket, key)).await?;
         purge(&self.core, bucket, &old.nuid).await;
-        // Nothing is left of it, not even that it was: blobs come and go with executions.
-        purge_subject(&self.core, bucket, &info_subject(bucket, key)).await
+        Ok(())
     }
 }
 
