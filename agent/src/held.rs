@@ -32,6 +32,15 @@ pub(crate) enum Stop {
     Abandoned,
 }
 
+/// How this agent's hold on an execution ended: what becomes of its deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The outcome is recorded: whatever delivers it is acked.
+    Recorded,
+    /// Another agent may have it.
+    GivenUp,
+}
+
 /// One execution that this agent has taken on.
 #[derive(Debug)]
 pub(crate) struct Execution {
@@ -47,6 +56,7 @@ pub(crate) struct Execution {
     ended: AtomicBool,
     /// Told once the processes are gone: whether the cancel was what ended them.
     waiting_for_end: Mutex<Vec<oneshot::Sender<bool>>>,
+    settled: OnceLock<Settled>,
 }
 
 impl Execution {
@@ -84,6 +94,15 @@ impl Execution {
         }
     }
 
+    /// Before the ledger hears of it. The first word stays.
+    pub(crate) fn settle(&self, how: Settled) {
+        let _ = self.settled.set(how);
+    }
+
+    pub(crate) fn settled(&self) -> Option<Settled> {
+        self.settled.get().copied()
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         !self.ended.load(Ordering::Acquire)
     }
@@ -98,7 +117,7 @@ impl Execution {
 pub(crate) enum Begin {
     Start(Arc<Execution>),
     /// It runs here already: only the right to end the delivery is new.
-    AlreadyHere,
+    AlreadyHere(Arc<Execution>),
 }
 
 /// What a cancel found.
@@ -139,7 +158,7 @@ impl Held {
                 if here.position != *position {
                     here.attempt.fetch_max(attempt, Ordering::AcqRel);
                 }
-                Begin::AlreadyHere
+                Begin::AlreadyHere(Arc::clone(here))
             }
             hash_map::Entry::Vacant(entry) => {
                 let execution = Arc::new(Execution {
@@ -152,6 +171,7 @@ impl Held {
                     stop_asked: Notify::new(),
                     ended: AtomicBool::new(false),
                     waiting_for_end: Mutex::default(),
+                    settled: OnceLock::new(),
                 });
                 if let Some((_, reason)) = inner.cancels.get(&id).filter(|(at, _)| is_remembered(*at)) {
                     execution.stop(Stop::Cancelled(reason.clone()));

@@ -5,15 +5,17 @@
 //! otherwise cost more than the executions themselves. A handle whose execution was given up (a drain that passed
 //! its deadline) is dropped: the broker then hands the message to another agent.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use flux_broker::AckHandle;
 use flux_protocol::{ExecutionId, limits};
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
+use crate::held::{Execution, Settled};
+
 enum Entry {
     /// A delivery, or a later one of the same execution, which takes its place.
-    Hold(ExecutionId, AckHandle),
+    Hold(Arc<Execution>, AckHandle),
     Ack(ExecutionId),
     Release(ExecutionId),
 }
@@ -31,19 +33,21 @@ impl Ledger {
         (Self { entries }, keep(received))
     }
 
-    /// From now on the delivery is marked in progress.
-    pub(crate) async fn hold(&self, id: ExecutionId, ack: AckHandle) {
-        self.send(Entry::Hold(id, ack)).await;
+    /// From now on the delivery is marked in progress. That of an execution whose end is settled meanwhile ends as that did.
+    pub(crate) async fn hold(&self, execution: Arc<Execution>, ack: AckHandle) {
+        self.send(Entry::Hold(execution, ack)).await;
     }
 
     /// The outcome is recorded: the delivery ends.
-    pub(crate) async fn ack(&self, id: ExecutionId) {
-        self.send(Entry::Ack(id)).await;
+    pub(crate) async fn ack(&self, execution: &Execution) {
+        execution.settle(Settled::Recorded);
+        self.send(Entry::Ack(execution.id)).await;
     }
 
     /// Another agent may have it.
-    pub(crate) async fn release(&self, id: ExecutionId) {
-        self.send(Entry::Release(id)).await;
+    pub(crate) async fn release(&self, execution: &Execution) {
+        execution.settle(Settled::GivenUp);
+        self.send(Entry::Release(execution.id)).await;
     }
 
     async fn send(&self, entry: Entry) {
@@ -61,12 +65,17 @@ async fn keep(mut entries: mpsc::Receiver<Entry>) {
             biased;
             _ = marks.tick(), if !held.is_empty() => mark_all(&held).await,
             entry = entries.recv() => match entry {
-                Some(Entry::Hold(id, ack)) => {
-                    if held.is_empty() {
-                        marks.reset();
+                Some(Entry::Hold(execution, handle)) => match execution.settled() {
+                    None => {
+                        if held.is_empty() {
+                            marks.reset();
+                        }
+                        held.insert(execution.id, handle);
                     }
-                    held.insert(id, ack);
-                }
+                    // A redelivery that met the end of its execution: nobody will say more of it.
+                    Some(Settled::Recorded) => ack(Some(handle), execution.id).await,
+                    Some(Settled::GivenUp) => drop(handle),
+                },
                 Some(Entry::Ack(id)) => ack(held.remove(&id), id).await,
                 Some(Entry::Release(id)) => drop(held.remove(&id)),
                 None => return,

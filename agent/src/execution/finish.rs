@@ -37,9 +37,9 @@ impl Attempt {
         let _permit = self.node.finishing.acquire().await;
         drop(room);
         if self.record(status, encoded).await {
-            self.node.ledger.ack(self.execution.id).await;
+            self.node.ledger.ack(&self.execution).await;
         } else {
-            self.node.ledger.release(self.execution.id).await;
+            self.node.ledger.release(&self.execution).await;
         }
         self.node.held.end(self.execution.id);
     }

@@ -68,12 +68,12 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
     let number = invocation.attempt.saturating_add(redeliveries);
     let execution = match node.held.begin(id, &queue, number, &position) {
         Begin::Start(execution) => execution,
-        Begin::AlreadyHere => {
+        Begin::AlreadyHere(execution) => {
             tracing::info!(execution_id = %id, redeliveries, "delivered again while it runs here");
-            return node.ledger.hold(id, ack).await;
+            return node.ledger.hold(execution, ack).await;
         }
     };
-    node.ledger.hold(id, ack).await;
+    node.ledger.hold(Arc::clone(&execution), ack).await;
     let trace = invocation.traceparent.as_deref().and_then(TraceParent::parse).unwrap_or_default();
     let span = tracing::info_span!(
         "execution",
@@ -123,7 +123,7 @@ impl Attempt {
     /// No outcome: another agent starts the next attempt once the broker misses our marks.
     async fn abandon(self) {
         tracing::info!("given up: this agent goes away");
-        self.node.ledger.release(self.execution.id).await;
+        self.node.ledger.release(&self.execution).await;
         self.execution.processes_gone(false);
         self.node.held.end(self.execution.id);
     }
