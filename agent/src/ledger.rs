@@ -57,26 +57,26 @@ impl Ledger {
 }
 
 async fn keep(mut entries: mpsc::Receiver<Entry>) {
-    let mut held: HashMap<ExecutionId, AckHandle> = HashMap::new();
+    let mut held: HashMap<ExecutionId, (Arc<Execution>, AckHandle)> = HashMap::new();
     let mut marks = tokio::time::interval(limits::IN_PROGRESS_EVERY);
     marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            _ = marks.tick(), if !held.is_empty() => mark_all(&held).await,
+            _ = marks.tick(), if !held.is_empty() => mark_all(&mut held).await,
             entry = entries.recv() => match entry {
                 Some(Entry::Hold(execution, handle)) => match execution.settled() {
                     None => {
                         if held.is_empty() {
                             marks.reset();
                         }
-                        held.insert(execution.id, handle);
+                        held.insert(execution.id, (execution, handle));
                     }
                     // A redelivery that met the end of its execution: nobody will say more of it.
                     Some(Settled::Recorded) => ack(Some(handle), execution.id).await,
                     Some(Settled::GivenUp) => drop(handle),
                 },
-                Some(Entry::Ack(id)) => ack(held.remove(&id), id).await,
+                Some(Entry::Ack(id)) => ack(held.remove(&id).map(|(_, handle)| handle), id).await,
                 Some(Entry::Release(id)) => drop(held.remove(&id)),
                 None => return,
             },
@@ -84,8 +84,10 @@ async fn keep(mut entries: mpsc::Receiver<Entry>) {
     }
 }
 
-async fn mark_all(held: &HashMap<ExecutionId, AckHandle>) {
-    for (id, ack) in held {
+async fn mark_all(held: &mut HashMap<ExecutionId, (Arc<Execution>, AckHandle)>) {
+    // Given up without a word, by a panic: another agent may have it.
+    held.retain(|_, (execution, _)| execution.settled() != Some(Settled::GivenUp));
+    for (id, (_, ack)) in held.iter() {
         if let Err(error) = ack.progress().await {
             tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not marked in progress");
         }

@@ -34,7 +34,7 @@ use flux_protocol::{
 use tracing::Instrument as _;
 
 use crate::{
-    held::{Begin, Execution, Stop},
+    held::{Begin, Execution, Settled, Stop},
     node::Node,
     room::Room,
 };
@@ -73,6 +73,7 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
             return node.ledger.hold(execution, ack).await;
         }
     };
+    let _end = EndWithoutAWord { node: Arc::clone(&node), execution: Arc::clone(&execution) };
     node.ledger.hold(Arc::clone(&execution), ack).await;
     let trace = invocation.traceparent.as_deref().and_then(TraceParent::parse).unwrap_or_default();
     let span = tracing::info_span!(
@@ -94,6 +95,25 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
         trace,
     };
     attempt.see_through(room).instrument(span).await;
+}
+
+/// Lets go of an execution whose task ended before its end was settled: by a panic. The ledger drops its handle with
+/// the next marks, and the broker delivers it again.
+struct EndWithoutAWord {
+    node: Arc<Node>,
+    execution: Arc<Execution>,
+}
+
+impl Drop for EndWithoutAWord {
+    fn drop(&mut self) {
+        if self.execution.settled().is_some() {
+            return;
+        }
+        tracing::error!(execution_id = %self.execution.id, "its task ended without an outcome; it begins again");
+        self.execution.settle(Settled::GivenUp);
+        self.execution.processes_gone(false);
+        self.node.held.end(self.execution.id);
+    }
 }
 
 impl Attempt {

@@ -42,6 +42,25 @@ async fn a_lost_launcher_begins_the_next_attempt() {
 }
 
 #[tokio::test]
+async fn a_panic_of_its_task_begins_the_next_attempt() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    let tries = Arc::new(AtomicU32::new(0));
+    executor.launch("f", move |call| {
+        assert!(tries.fetch_add(1, Ordering::SeqCst) > 0, "the first try panics: by design of this test");
+        assert_eq!(call.env("FLUX_ATTEMPT"), Some("2"));
+        Launch::Run(Box::pin(async { End::Exit(0) }))
+    });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    let status = world.end_of(id).await;
+    assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    assert_eq!(status.attempt, 2);
+    world.until_empty(Lane::Invoke, "f").await;
+}
+
+#[tokio::test]
 async fn losses_are_limited() {
     let world = World::new().await;
     let executor = FakeExecutor::new();
