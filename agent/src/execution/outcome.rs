@@ -97,6 +97,11 @@ fn error_of_exit(ended: &EndedReport, spec: &FunctionSpec, notes: &mut Vec<Strin
     }
 }
 
+/// The agent's own trouble: nothing was started, and the function has no part in it.
+pub(super) fn is_own_trouble(error: &LaunchError) -> bool {
+    matches!(error, LaunchError::Unavailable { .. } | LaunchError::Start { .. } | LaunchError::Socket(_))
+}
+
 /// What is recorded of a process that did not start; `None` when the attempt was lost with its launcher.
 pub(super) fn of_launch_error(error: &LaunchError) -> Option<ExecutionError> {
     let told = |kind| Some(ExecutionError::new(kind, crate::error_chain(error)));

@@ -82,7 +82,7 @@ impl Attempt {
         )
     }
 
-    fn check_age(&self) -> Result<(), Box<Outcome>> {
+    pub(super) fn check_age(&self) -> Result<(), Box<Outcome>> {
         let now = time::now();
         if let Some(deadline) = self.invocation.deadline.filter(|deadline| *deadline <= now) {
             return over(ErrorKind::Expired, format!("it was not started before its deadline, {deadline}"));

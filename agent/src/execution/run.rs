@@ -26,6 +26,8 @@ use crate::{
     retry,
 };
 
+/// Starting is tried again for this long while the agent's own trouble is in the way (no launcher, no descriptors).
+const START_WITHIN: Duration = Duration::from_secs(30);
 /// A process that does not end at SIGKILL sleeps in the kernel; after this long its outcome is told without it.
 const KILL_TAKES_AT_MOST: Duration = Duration::from_secs(10);
 
@@ -78,8 +80,9 @@ impl Clock {
 impl Attempt {
     pub(super) async fn run(&mut self, ready: &Ready) -> Ran {
         let spec = &ready.version.spec;
-        let (process, mut capture) = match self.start(ready).await {
+        let (process, mut capture) = match self.start_within(ready).await {
             Ok(started) => started,
+            Err(Started::Late(outcome)) => return Ran::Ended { outcome, by_cancel: false },
             Err(Started::Stopped(Stop::Abandoned)) => return Ran::Abandoned,
             Err(Started::Stopped(Stop::Cancelled(reason))) => {
                 return Ran::Ended { outcome: Box::new(super::cancelled(&reason)), by_cancel: true };
@@ -108,6 +111,23 @@ impl Attempt {
         let outcome = outcome::of_process(&report, ending.as_ref(), spec, started_at_us, output, &mut self.notes);
         let by_cancel = outcome.status == OutcomeStatus::Cancelled;
         Ran::Ended { outcome: Box::new(outcome), by_cancel }
+    }
+
+    /// What keeps the agent from starting anything is no failure of the function: it is waited for, within limits.
+    async fn start_within(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+        let until = Instant::now() + START_WITHIN;
+        let mut tries = 0;
+        loop {
+            let error = match self.start(ready).await {
+                Err(Started::Refused(error)) if outcome::is_own_trouble(&error) && Instant::now() < until => error,
+                other => return other,
+            };
+            self.check_age().map_err(Started::Late)?;
+            tries += 1;
+            tracing::warn!(error = &error as &dyn std::error::Error, tries, "not started; trying on");
+            // A stop is looked at by the next try.
+            let _ = tokio::time::timeout(retry::pause(tries), self.execution.until_stopped()).await;
+        }
     }
 
     async fn start(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
@@ -258,6 +278,8 @@ fn refused(error: &LaunchError) -> Ran {
 /// Why there is no process.
 enum Started {
     Refused(LaunchError),
+    /// It is too late to start it.
+    Late(Box<Outcome>),
     Stopped(Stop),
 }
 

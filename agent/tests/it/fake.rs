@@ -51,7 +51,12 @@ pub(crate) enum End {
 /// What the launcher does with a request.
 pub(crate) enum Launch {
     Run(BoxFuture<'static, End>),
-    Refuse { step: &'static str, message: &'static str },
+    Refuse {
+        step: &'static str,
+        message: &'static str,
+    },
+    /// There is no launcher.
+    Unavailable,
     Lost,
 }
 
@@ -116,6 +121,7 @@ impl Executor for FakeExecutor {
         let work = match program(Call { request, stdin, stdout, stderr, signals }) {
             Launch::Run(work) => work,
             Launch::Lost => return Err(LaunchError::LauncherLost),
+            Launch::Unavailable => return Err(LaunchError::Unavailable { waited_ms: 0 }),
             Launch::Refuse { step, message } => {
                 let refused = RefusedReport { id: 0, step: step.to_owned(), errno: 2, message: message.to_owned() };
                 return Err(LaunchError::Refused(refused));

@@ -61,6 +61,28 @@ async fn a_panic_of_its_task_begins_the_next_attempt() {
 }
 
 #[tokio::test]
+async fn what_the_agent_cannot_start_for_now_is_no_failure() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    let tries = Arc::new(AtomicU32::new(0));
+    executor.launch("f", move |_call| match tries.fetch_add(1, Ordering::SeqCst) {
+        0..3 => Launch::Unavailable,
+        _ => Launch::Run(Box::pin(async { End::Exit(0) })),
+    });
+    executor.launch("never", |_call| Launch::Unavailable);
+    world.deploy("name: f\nhandler: f").await;
+    world.deploy("name: never\nhandler: never").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let reply = world.call("f", "").await;
+    assert_eq!(reply.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    assert_eq!(reply.attempt, 1, "nothing was started, so nothing was lost");
+    // Its deadline ends the trying.
+    let deadline = Some(flux_protocol::time::now().plus(Duration::from_secs(1)));
+    let reply = world.call_with("never", Invocation { deadline, ..invocation("") }).await;
+    assert_eq!(kind(&reply), Some(ErrorKind::Expired));
+}
+
+#[tokio::test]
 async fn losses_are_limited() {
     let world = World::new().await;
     let executor = FakeExecutor::new();
