@@ -42,7 +42,7 @@ pub fn launchers(settings: &AgentSettings) -> Result<Source, StartError> {
 /// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
 pub async fn start(settings: &AgentSettings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
     let (pool, driver) = LauncherPool::connect(launchers(settings)?).await?;
-    tasks.spawn("launcher", end_with(driver, tasks.shutdown().kill_token()));
+    tasks.spawn_essential("launcher", end_with(driver, tasks.shutdown().kill_token()));
     let parts = AgentParts {
         broker,
         work_dir: work_dir(settings),
