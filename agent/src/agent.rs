@@ -99,7 +99,7 @@ impl Agent {
         let pool = PoolName::parse(&settings.pool).map_err(|source| StartError::Setting { field: "pool", source })?;
         let machine = Machine::new();
         let total = budget::of(&settings, Machine::cores(), machine.memory_total_mb());
-        let (ledger, keep) = Ledger::new();
+        let (ledger, keep) = Ledger::new(broker.connection());
         tasks.spawn_essential("ledger", keep);
         let finishing = (total.tasks as usize).saturating_mul(FINISHING_PER_TASK).max(FINISHING_AT_LEAST);
         let node = Arc::new(Node {

@@ -9,7 +9,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use flux_broker::AckHandle;
 use flux_protocol::{ExecutionId, limits};
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 
 use crate::held::{Execution, Settled};
 
@@ -27,10 +30,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger and the task that is it.
-    pub(crate) fn new() -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// The ledger and the task that is it. `connection` is 0 while the broker is out of reach.
+    pub(crate) fn new(connection: watch::Receiver<u64>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (entries, received) = mpsc::channel(limits::CHANNEL);
-        (Self { entries }, keep(received))
+        (Self { entries }, keep(received, connection))
     }
 
     /// From now on the delivery is marked in progress. That of an execution whose end is settled meanwhile ends as that did.
@@ -56,14 +59,22 @@ impl Ledger {
     }
 }
 
-async fn keep(mut entries: mpsc::Receiver<Entry>) {
+async fn keep(mut entries: mpsc::Receiver<Entry>, connection: watch::Receiver<u64>) {
     let mut held: HashMap<ExecutionId, (Arc<Execution>, AckHandle)> = HashMap::new();
     let mut marks = tokio::time::interval(limits::IN_PROGRESS_EVERY);
     marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            _ = marks.tick(), if !held.is_empty() => mark_all(&mut held).await,
+            _ = marks.tick(), if !held.is_empty() => {
+                // Given up without a word, by a panic: another agent may have it.
+                held.retain(|_, (execution, _)| execution.settled() != Some(Settled::GivenUp));
+                // Without a connection marks would only wait in a buffer, and everything else behind them.
+                let connected = *connection.borrow() != 0;
+                if connected {
+                    mark_all(&held).await;
+                }
+            }
             entry = entries.recv() => match entry {
                 Some(Entry::Hold(execution, handle)) => match execution.settled() {
                     None => {
@@ -84,10 +95,8 @@ async fn keep(mut entries: mpsc::Receiver<Entry>) {
     }
 }
 
-async fn mark_all(held: &mut HashMap<ExecutionId, (Arc<Execution>, AckHandle)>) {
-    // Given up without a word, by a panic: another agent may have it.
-    held.retain(|_, (execution, _)| execution.settled() != Some(Settled::GivenUp));
-    for (id, (_, ack)) in held.iter() {
+async fn mark_all(held: &HashMap<ExecutionId, (Arc<Execution>, AckHandle)>) {
+    for (id, (_, ack)) in held {
         if let Err(error) = ack.progress().await {
             tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not marked in progress");
         }
