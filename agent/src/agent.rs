@@ -85,7 +85,7 @@ impl Agent {
     /// Starts with a launcher and the usual code cache.
     pub fn start(parts: AgentParts, launchers: LauncherPool) -> Result<Self, StartError> {
         let (executor, follow) = LauncherExecutor::new(launchers);
-        parts.tasks.spawn("launcher's capabilities", follow);
+        parts.tasks.spawn_essential("launcher's capabilities", follow);
         let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
         let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
         let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
