@@ -38,6 +38,10 @@ const SWEPT: usize = 20_000;
 const PAGE: usize = 64;
 /// Round trips to the broker at once.
 const AT_ONCE: usize = 64;
+/// Fewer statuses than this in the log are a steady flow, of which each is recorded within a moment.
+const STEADY_BACKLOG: u64 = 256;
+/// With a steady flow, how long nothing was heard of what is judged.
+const SILENT_FOR: Duration = Duration::from_secs(30);
 const COOLED_AT_ONCE: usize = 50;
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 const EXPIRED_AT_ONCE: usize = 500;
@@ -170,7 +174,9 @@ impl Reconciler {
             looked_at += page.len();
             let full = page.len() >= PAGE;
             self.cursor = page.last().map(|record| record.execution_id).filter(|_| full);
-            look_after(inner, round, page).await?;
+            // Asked after the page was read: whatever it does not tell yet is in the log.
+            let backlog = inner.broker.backlog().await?;
+            look_after(inner, round, judged(page, round.now, backlog)).await?;
             if !full {
                 self.sweeping = false;
                 break;
@@ -209,6 +215,22 @@ impl Reconciler {
         // A full hand means that there is more.
         self.expired_at = (expired.len() < EXPIRED_AT_ONCE).then(Instant::now);
         Ok(())
+    }
+}
+
+/// Of a page of open records, those that the statuses that wait to be recorded cannot be about, or hardly: judging by
+/// a record whose end waits in the log would run it a second time.
+///
+/// With an empty log that is all of them. A few statuses are always on their way under load, none of them for long; so
+/// then it is what was silent for [`SILENT_FOR`]. A log that is truly behind hides the ends of anything.
+fn judged(page: Vec<ExecutionRecord>, now: Timestamp, backlog: u64) -> Vec<ExecutionRecord> {
+    match backlog {
+        0 => page,
+        1..STEADY_BACKLOG => page.into_iter().filter(|record| now.since(record.status_at) >= SILENT_FOR).collect(),
+        _ => {
+            tracing::debug!(backlog, "statuses wait to be recorded; nothing is judged lost meanwhile");
+            Vec::new()
+        }
     }
 }
 

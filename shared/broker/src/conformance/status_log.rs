@@ -49,12 +49,20 @@ pub async fn an_unacked_status_comes_again(on: &Subject) {
     assert_eq!(first.len(), 1);
     let sequence = first[0].sequence;
     drop(first);
+    assert_eq!(on.other.backlog().await.expect("backlog"), 1, "one that is out counts");
     let mut log = on.other.statuses(8).await.expect("statuses");
     let second = within("the batch again", log.next()).await.expect("it goes on");
     assert_eq!(second.iter().map(|delivery| delivery.sequence).collect::<Vec<_>>(), [sequence]);
     for delivery in second {
         delivery.ack.ack().await.expect("ack");
     }
+    // Acks are not confirmed.
+    within("an empty log", async {
+        while on.other.backlog().await.expect("backlog") > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 pub async fn the_same_status_is_stored_once(on: &Subject) {

@@ -56,6 +56,11 @@ impl StatusLog for MemoryBroker {
         self.inner.connected("read the status log")?;
         Ok(Box::new(Recorder { inner: Arc::clone(&self.inner), most: most.max(1) }))
     }
+
+    async fn backlog(&self) -> Result<u64, BrokerError> {
+        self.inner.connected("read the status log")?;
+        Ok(self.inner.statuses.lock().statuses.len() as u64)
+    }
 }
 
 struct Recorder {

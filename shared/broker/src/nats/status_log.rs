@@ -17,7 +17,7 @@ use super::{
     deliveries::{NatsAcker, Standing},
     heat::nanos,
     inbox::Info,
-    queue::MESSAGE_ID,
+    queue::{ConsumerInfo, MESSAGE_ID},
 };
 use crate::{AckHandle, BrokerError, StatusBatch, StatusDelivery, StatusLog};
 
@@ -57,6 +57,17 @@ impl StatusLog for NatsBroker {
             standing: standing(&self.core, most),
             unreadable: 0,
         }))
+    }
+
+    async fn backlog(&self) -> Result<u64, BrokerError> {
+        let attempted = "look at the status log";
+        let subject = format!("CONSUMER.INFO.{STATUS_STREAM}.{RECORDER}");
+        let info: ConsumerInfo = self
+            .core
+            .api(attempted, &subject, Bytes::new())
+            .await
+            .map_err(|failure| failure.into_broker(attempted, STATUS_STREAM))?;
+        Ok(info.num_pending.saturating_add(info.num_ack_pending))
     }
 }
 

@@ -23,6 +23,9 @@ pub trait StatusLog {
     /// Takes transitions for recording, in batches; each must be acked once the store has it.
     /// Several gateways share the work. `most` bounds a batch.
     async fn statuses(&self, most: usize) -> Result<Box<dyn StatusBatch>, BrokerError>;
+
+    /// Transitions that are not recorded yet: neither acked nor thrown away, those out at any gateway included.
+    async fn backlog(&self) -> Result<u64, BrokerError>;
 }
 
 /// A source of batches.
