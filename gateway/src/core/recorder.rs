@@ -115,15 +115,57 @@ async fn genuine(batch: Vec<StatusDelivery>) -> Vec<StatusDelivery> {
 }
 
 async fn record(inner: &Arc<Inner>, batch: Vec<StatusDelivery>) {
-    let Some(recorded) = store_patiently(inner, &batch).await else { return };
-    metrics::counter!("flux_statuses_recorded_total").increment(batch.len() as u64);
-    for (delivery, recorded) in batch.into_iter().zip(recorded) {
-        follow_up(inner, delivery, &recorded).await;
+    match store_patiently(inner, &batch).await {
+        Ok(recorded) => return follow_up_all(inner, batch, &recorded).await,
+        Err(StoreError::Closed) => return,
+        Err(error) if batch.len() > 1 => tracing::debug!(
+            statuses = batch.len(),
+            error = &error as &dyn std::error::Error,
+            "the store refuses a batch of statuses; recording them one at a time"
+        ),
+        Err(error) => return give_up_all(batch, &error).await,
+    }
+    // One that the store will never take must not keep the others from it.
+    for delivery in batch {
+        let alone = vec![delivery];
+        match store_patiently(inner, &alone).await {
+            Ok(recorded) => follow_up_all(inner, alone, &recorded).await,
+            Err(StoreError::Closed) => return,
+            Err(error) => give_up_all(alone, &error).await,
+        }
     }
 }
 
-/// Records, however long the store is away. `None`: the store was closed.
-async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Option<Vec<Recorded>> {
+async fn follow_up_all(inner: &Arc<Inner>, batch: Vec<StatusDelivery>, recorded: &[Recorded]) {
+    metrics::counter!("flux_statuses_recorded_total").increment(batch.len() as u64);
+    for (delivery, recorded) in batch.into_iter().zip(recorded) {
+        follow_up(inner, delivery, recorded).await;
+    }
+}
+
+/// What the store refused for a reason that waiting does not mend, by itself: it would come again for ever, and all
+/// that is behind it would wait.
+async fn give_up_all(batch: Vec<StatusDelivery>, error: &StoreError) {
+    for delivery in batch {
+        metrics::counter!("flux_statuses_unrecorded_total").increment(1);
+        tracing::error!(
+            execution_id = %delivery.status.execution_id,
+            function = %delivery.status.function,
+            attempt = delivery.status.attempt,
+            phase = ?delivery.status.phase,
+            sequence = delivery.sequence,
+            error = error as &dyn std::error::Error,
+            "a status can never be recorded and is thrown away; its execution's row in the store needs a look"
+        );
+        let _ = delivery.ack.ack().await;
+    }
+}
+
+/// Records, however long the store is away.
+///
+/// # Errors
+/// The store was closed, or refuses these statuses whenever they come.
+async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Result<Vec<Recorded>, StoreError> {
     let mut backoff = Duration::from_millis(20);
     loop {
         let updates = batch
@@ -131,10 +173,13 @@ async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Option
             .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.sequence })
             .collect();
         match inner.store.record(updates).await {
-            Ok(recorded) => return Some(recorded),
-            Err(StoreError::Closed) => return None,
+            Ok(recorded) => return Ok(recorded),
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
                 metrics::counter!("flux_store_errors_total", "while" => "record").increment(1);
+                if !error.is_retryable() {
+                    return Err(error);
+                }
                 tracing::warn!(
                     statuses = batch.len(),
                     error = &error as &dyn std::error::Error,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -21,11 +21,22 @@ pub(crate) struct FlakyStore {
     inner: SharedStore,
     away: AtomicBool,
     refused: AtomicU32,
+    unreadable: Mutex<Option<FunctionName>>,
 }
 
 impl FlakyStore {
     pub(crate) fn over(inner: &SharedStore) -> Arc<Self> {
-        Arc::new(Self { inner: Arc::clone(inner), away: AtomicBool::new(false), refused: AtomicU32::new(0) })
+        Arc::new(Self {
+            inner: Arc::clone(inner),
+            away: AtomicBool::new(false),
+            refused: AtomicU32::new(0),
+            unreadable: Mutex::default(),
+        })
+    }
+
+    /// Recording anything of this function's executions fails from now on, as with a row that is damaged.
+    pub(crate) fn damage(&self, function: FunctionName) {
+        *self.unreadable.lock().unwrap() = Some(function);
     }
 
     pub(crate) fn set_away(&self, away: bool) {
@@ -54,6 +65,15 @@ macro_rules! delegate {
                 self.there()?.$name($($arg),*).await
             })*
 
+            async fn record(&self, updates: Vec<StatusUpdate>) -> Result<Vec<Recorded>, StoreError> {
+                let store = self.there()?;
+                let damaged = self.unreadable.lock().unwrap().clone();
+                if updates.iter().any(|update| Some(&update.status.function) == damaged.as_ref()) {
+                    return Err(StoreError::Corrupt { problem: "the test said so".to_owned() });
+                }
+                store.record(updates).await
+            }
+
             async fn close(&self) {
                 self.inner.close().await;
             }
@@ -72,7 +92,6 @@ delegate! {
     fn delete_function(&self, name: &FunctionName) -> bool;
     fn digests(&self) -> Vec<Digest>;
     fn insert_queued(&self, record: ExecutionRecord) -> ();
-    fn record(&self, updates: Vec<StatusUpdate>) -> Vec<Recorded>;
     fn execution(&self, id: ExecutionId) -> Option<ExecutionRecord>;
     fn executions(&self, filter: &ExecutionFilter) -> Vec<ExecutionRecord>;
     fn open_executions(&self, before: Timestamp, after: Option<ExecutionId>, limit: usize) -> Vec<ExecutionRecord>;

@@ -1,6 +1,6 @@
 //! While the store is away: nothing is accepted that it does not hold, nothing recorded is lost, and calls that need it not go on.
 
-use flux_broker::Queue as _;
+use flux_broker::{Queue as _, StatusLog as _};
 use flux_protocol::{ErrorCode, Lane, OutcomeStatus, PoolName, subject::QueueName};
 
 use crate::{
@@ -85,4 +85,28 @@ async fn a_next_attempt_that_could_not_be_published_is_published_when_the_status
     assert_eq!(agent.taken(), [(accepted.execution_id, 1), (accepted.execution_id, 2)]);
     eventually("there is one letter", || async { gateway.dead_letters(&name("f"), 0, 9).await.unwrap().len() == 1 })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_can_never_be_recorded_does_not_hold_up_the_others() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    for function in ["damaged", "sound"] {
+        deploy(&gateway, function, "").await;
+    }
+    // While the store is away statuses of both gather, so that they come in one batch.
+    let damaged = gateway.invoke(&name("damaged"), payload("")).await.unwrap().execution_id;
+    let sound = gateway.invoke(&name("sound"), payload("")).await.unwrap().execution_id;
+    store.damage(name("damaged"));
+    store.set_away(true);
+    let agent = world.agent_with("a", 4, 1, |_| Act::Succeed(String::new())).await;
+    agent.until("both ran", |agent| agent.taken().len() == 2 && agent.running().is_empty()).await;
+    store.set_away(false);
+    assert_eq!(ended(&world, sound).await.outcome.unwrap().status, OutcomeStatus::Success);
+    // What came after is recorded too, and what cannot be does not come again.
+    let later = gateway.invoke(&name("sound"), payload("")).await.unwrap().execution_id;
+    ended(&world, later).await;
+    assert!(!world.store.execution(damaged).await.unwrap().unwrap().is_terminal());
+    eventually("the log is empty", || async { world.broker.backlog().await.unwrap() == 0 }).await;
 }
