@@ -64,7 +64,7 @@ impl Fleet {
     pub(super) fn start(broker: Arc<dyn Broker>, tasks: &Tasks) -> Self {
         let (sender, view) = watch::channel(View::default());
         let drained = tasks.shutdown().kill_token();
-        tasks.spawn("fleet", async move {
+        tasks.spawn_essential("fleet", async move {
             tokio::select! {
                 () = follow(broker, sender) => {}
                 () = drained.cancelled() => {}

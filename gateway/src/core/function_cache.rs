@@ -100,7 +100,7 @@ impl FunctionCache {
         let cache = Arc::new(Self { store, names: RwLock::default(), changes: AtomicU64::new(0) });
         let watching = Arc::clone(&cache);
         let killed = tasks.shutdown().kill_token();
-        tasks.spawn("function-cache", async move {
+        tasks.spawn_essential("function-cache", async move {
             tokio::select! {
                 () = watching.follow(broker) => {}
                 () = killed.cancelled() => {}

@@ -38,7 +38,7 @@ impl HotQueues {
             Arc::new(Self { broker, started: Instant::now(), known: RwLock::default(), heating: Mutex::default() });
         let watching = Arc::clone(&queues);
         let killed = tasks.shutdown().kill_token();
-        tasks.spawn("hot-queues", async move {
+        tasks.spawn_essential("hot-queues", async move {
             tokio::select! {
                 () = watching.follow() => {}
                 () = killed.cancelled() => {}
