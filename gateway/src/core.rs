@@ -141,10 +141,11 @@ impl Gateway {
             .listen(&subject::replies(&id))
             .await
             .map_err(|source| StartError { attempted: "listen for replies", source })?;
+        let fleet = Fleet::start(Arc::clone(&broker), &tasks);
         let inner = Arc::new(Inner {
             functions: FunctionCache::start(Arc::clone(&store), Arc::clone(&broker), &tasks),
-            fleet: Fleet::start(Arc::clone(&broker), &tasks),
-            hot: HotQueues::start(Arc::clone(&broker), &tasks),
+            hot: HotQueues::start(Arc::clone(&broker), fleet.clone(), &tasks),
+            fleet,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
             payloads: payloads::Payloads::default(),

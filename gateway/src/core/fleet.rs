@@ -122,6 +122,17 @@ impl Fleet {
             .collect()
     }
 
+    /// Executions that all agents together run at once.
+    pub(super) fn tasks(&self) -> u64 {
+        self.view
+            .borrow()
+            .agents
+            .values()
+            .filter(|known| !known.offline)
+            .map(|known| u64::from(known.heartbeat.total.tasks))
+            .sum()
+    }
+
     /// Agents that were heard of lately.
     pub(super) fn online(&self) -> Vec<AgentId> {
         self.view.borrow().agents.iter().filter(|(_, known)| !known.offline).map(|(id, _)| id.clone()).collect()

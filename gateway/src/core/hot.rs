@@ -3,6 +3,10 @@
 //! Knowing saves a round trip for each invocation. The knowledge may be a few milliseconds old: a queue that was cooled
 //! just now looks hot. What is published into it then is found by a ring, by the grace of a sync call, or by the
 //! reconciler's counts.
+//!
+//! Where more queues are hot than agents have slots, agents cannot have a pull on each, and one that waits for its
+//! turn may wait longer than a caller does. Then each use of a queue rings the agents: its key is put again, which
+//! they take as word of work.
 
 use std::{
     collections::HashMap,
@@ -20,9 +24,16 @@ use futures::StreamExt as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::{sync::OnceCell, time::Instant};
 
+use super::fleet::Fleet;
+
+/// A queue is rung for once in this time: what comes meanwhile is seen with what was rung for.
+const RING_EVERY_MS: u64 = 20;
+
 /// Shared by everything that publishes, and the reconciler.
 pub(super) struct HotQueues {
     broker: Arc<dyn Broker>,
+    fleet: Fleet,
+    tasks: Tasks,
     started: Instant,
     known: RwLock<HashMap<QueueName, LastUsed>>,
     /// Queues being made hot now: a burst on a cold function asks the broker once.
@@ -30,12 +41,27 @@ pub(super) struct HotQueues {
 }
 
 /// Milliseconds since the start of the gateway.
-struct LastUsed(AtomicU64);
+struct LastUsed {
+    at: AtomicU64,
+    rung: AtomicU64,
+}
+
+impl LastUsed {
+    fn new(at: u64) -> Self {
+        Self { at: AtomicU64::new(at), rung: AtomicU64::new(0) }
+    }
+}
 
 impl HotQueues {
-    pub(super) fn start(broker: Arc<dyn Broker>, tasks: &Tasks) -> Arc<Self> {
-        let queues =
-            Arc::new(Self { broker, started: Instant::now(), known: RwLock::default(), heating: Mutex::default() });
+    pub(super) fn start(broker: Arc<dyn Broker>, fleet: Fleet, tasks: &Tasks) -> Arc<Self> {
+        let queues = Arc::new(Self {
+            broker,
+            fleet,
+            tasks: tasks.clone(),
+            started: Instant::now(),
+            known: RwLock::default(),
+            heating: Mutex::default(),
+        });
         let watching = Arc::clone(&queues);
         let killed = tasks.shutdown().kill_token();
         tasks.spawn_essential("hot-queues", async move {
@@ -47,9 +73,10 @@ impl HotQueues {
         queues
     }
 
-    /// Makes the queue hot unless it is known to be.
+    /// Makes the queue hot unless it is known to be. Called for each use of a queue.
     pub(super) async fn heat(&self, queue: &QueueName) -> Result<(), BrokerError> {
         if self.touch(queue) {
+            self.ring(queue);
             return Ok(());
         }
         let cell = Arc::clone(self.heating.lock().entry(queue.clone()).or_default());
@@ -80,9 +107,33 @@ impl HotQueues {
     pub(super) fn touch(&self, queue: &QueueName) -> bool {
         let now = self.millis();
         self.known.read().get(queue).is_some_and(|used| {
-            used.0.store(now, Ordering::Relaxed);
+            used.at.store(now, Ordering::Relaxed);
             true
         })
+    }
+
+    /// Tells agents that there is work, where there are too many hot queues for a pull on each. Not waited for.
+    pub(super) fn ring(&self, queue: &QueueName) {
+        let now = self.millis();
+        {
+            let known = self.known.read();
+            if known.len() < 2 || u64::try_from(known.len()).unwrap_or(u64::MAX) < self.fleet.tasks() {
+                return;
+            }
+            let Some(used) = known.get(queue) else { return };
+            let rung = used.rung.load(Ordering::Relaxed);
+            let first = now.saturating_sub(rung) >= RING_EVERY_MS
+                && used.rung.compare_exchange(rung, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            if !first {
+                return;
+            }
+        }
+        let (broker, key) = (Arc::clone(&self.broker), queue.key());
+        self.tasks.spawn("ring", async move {
+            if let Err(error) = broker.put(Table::Hot, &key, bytes::Bytes::new()).await {
+                tracing::debug!(key, error = &error as &dyn std::error::Error, "cannot ring; agents come in turn");
+            }
+        });
     }
 
     /// Hot queues that nothing used for `idle`.
@@ -91,7 +142,7 @@ impl HotQueues {
         self.known
             .read()
             .iter()
-            .filter(|(_, used)| used.0.load(Ordering::Relaxed) < before)
+            .filter(|(_, used)| used.at.load(Ordering::Relaxed) < before)
             .map(|(queue, _)| queue.clone())
             .collect()
     }
@@ -113,7 +164,7 @@ impl HotQueues {
     }
 
     fn insert(&self, queue: QueueName) {
-        let used = LastUsed(AtomicU64::new(self.millis()));
+        let used = LastUsed::new(self.millis());
         self.known.write().insert(queue, used);
     }
 
@@ -130,10 +181,7 @@ impl HotQueues {
                         match change {
                             Ok(Change::Put(entry)) => {
                                 if let Some(queue) = QueueName::from_key(&entry.key) {
-                                    self.known
-                                        .write()
-                                        .entry(queue)
-                                        .or_insert_with(|| LastUsed(AtomicU64::new(self.millis())));
+                                    self.known.write().entry(queue).or_insert_with(|| LastUsed::new(self.millis()));
                                 }
                             }
                             Ok(Change::Deleted { key, .. }) => {

@@ -9,8 +9,10 @@
 //!     running ─┬─ its message is stored (it would be redelivered) ────► keep
 //!              ├─ an agent holds it ──────────────────────────────────► keep
 //!              └─ as queued and gone
-//!   call lane: its gateway waits for it, publishes it again and ends it; only what is long past its deadline
-//!              was left behind by a gateway that died ────────────────► expire, or agent_lost
+//!   call lane: its gateway waits for it, publishes it again and ends it, all within moments. What is silent for
+//!              longer, in no queue and held by nobody, was left behind by a gateway that died
+//!                                                        ─────────────► end as agent_lost
+//!              long past its deadline ────────────────────────────────► expire, or agent_lost
 //! ```
 
 use std::time::Duration;
@@ -108,6 +110,11 @@ fn is_gone(record: &ExecutionRecord, facts: &Facts) -> bool {
 fn plan_call(record: &ExecutionRecord, facts: &Facts) -> Action {
     const NO_DEADLINE: Duration = Duration::from_secs(2 * limits::SYNC_WAIT.as_secs());
     let deadline = record.deadline.unwrap_or_else(|| record.queued_at.plus(NO_DEADLINE));
+    let silent = facts.now.since(record.status_at) >= limits::LOST_AFTER;
+    let nowhere = facts.stored != Some(true) && facts.queue_empty && !facts.held && facts.all_answered;
+    if silent && nowhere {
+        return Action::EndAsLost;
+    }
     if facts.held || facts.now.since(deadline) < limits::LOST_AFTER || deadline > facts.now {
         return Action::Keep;
     }
@@ -189,6 +196,23 @@ mod tests {
         assert_eq!(plan(&record(Lane::Invoke, Phase::Running, SILENT), &held), Action::Keep);
         let unheard = Facts { held: false, all_answered: false, ..held };
         assert_eq!(plan(&record(Lane::Invoke, Phase::Running, SILENT), &unheard), Action::Keep);
+    }
+
+    #[test]
+    fn a_call_that_its_gateway_left_behind_ends() {
+        let call = record(Lane::Call, Phase::Running, SILENT);
+        let nowhere = Facts { stored: Some(false), queue_empty: true, ..facts() };
+        assert_eq!(plan(&call, &nowhere), Action::EndAsLost);
+        // Not while it may be somewhere, nor before its own gateway had time to publish it again.
+        for somewhere in [
+            Facts { held: true, ..nowhere },
+            Facts { all_answered: false, ..nowhere },
+            Facts { queue_empty: false, ..nowhere },
+            Facts { stored: Some(true), ..nowhere },
+        ] {
+            assert_eq!(plan(&call, &somewhere), Action::Keep);
+        }
+        assert_eq!(plan(&record(Lane::Call, Phase::Running, Duration::from_secs(2)), &nowhere), Action::Keep);
     }
 
     #[test]

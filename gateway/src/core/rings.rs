@@ -17,7 +17,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         match inner.broker.rings().await {
             Ok(rings) => {
                 rings
-                    .filter(|ring| std::future::ready(!inner.hot.touch(&ring.queue)))
+                    .filter(|ring| std::future::ready(!inner.is_no_news(&ring.queue)))
                     .for_each_concurrent(AT_ONCE, |ring| {
                         let inner = Arc::clone(&inner);
                         async move { inner.answer_ring(&ring.queue).await }
@@ -36,6 +36,15 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 impl Inner {
+    /// Whether the queue is hot; then agents are at most rung for.
+    fn is_no_news(&self, queue: &QueueName) -> bool {
+        let hot = self.hot.touch(queue);
+        if hot {
+            self.hot.ring(queue);
+        }
+        hot
+    }
+
     /// Makes the queue hot, or takes what lies in it where no such function exists.
     pub(super) async fn answer_ring(&self, queue: &QueueName) {
         match self.functions.current(&queue.function).await {
