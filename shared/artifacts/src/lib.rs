@@ -14,6 +14,7 @@ use bytes::Bytes;
 use flux_protocol::Digest;
 
 pub mod archive;
+#[cfg(feature = "blobs")]
 mod blobs;
 mod cache;
 mod filesystem;
@@ -22,6 +23,7 @@ pub mod fuzzing;
 mod tiered;
 
 pub use archive::{ArchiveError, ArchiveSummary, pack_dir};
+#[cfg(feature = "blobs")]
 pub use blobs::BlobArtifacts;
 pub use cache::{CacheError, CodeCache, CodeDir};
 pub use filesystem::Filesystem;

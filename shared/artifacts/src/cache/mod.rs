@@ -86,7 +86,8 @@ impl CodeDir {
     }
 }
 
-/// See the [module](self). Cheap to clone.
+/// Unpacked code on an agent, by digest. What is there costs one look into a table; what is not is fetched,
+/// verified and unpacked once, however many wait for it. Cheap to clone.
 #[derive(Clone)]
 pub struct CodeCache {
     shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! What every engine must do: one function per clause of [`Store`](crate::Store)'s documentation.
+//! What every engine must do: one function per clause of [`Store`]'s documentation.
 //!
 //! An engine's tests name all of them at once, each as a test of its own on a store that is empty:
 //!
