@@ -3,7 +3,7 @@
 //! A figure by itself says little on a machine that others use too, so each stands beside its yardstick from the same
 //! run, and the two are measured in turn, round after round. What counts is the ratio of the medians.
 //!
-//! It starts a Flux of its own on a temporary directory, and the yardsticks (`flux-yardstick`) against the same
+//! It starts a Flux of its own on a temporary directory, and the yardsticks (`yardstick`) against the same
 //! `nats-server`; both end with it.
 
 use std::{path::PathBuf, time::Duration};
@@ -45,7 +45,7 @@ struct Effort {
     singles: usize,
 }
 
-const QUICK: Effort = Effort { rounds: 3, seconds: 1.0, warm_up: 0.2, invocations: 1_500, singles: 30 };
+const QUICK: Effort = Effort { rounds: 3, seconds: 0.8, warm_up: 0.2, invocations: 1_000, singles: 30 };
 const FULL: Effort = Effort { rounds: 7, seconds: 3.0, warm_up: 0.5, invocations: 5_000, singles: 200 };
 /// Concurrent connections of the throughput figures.
 const MANY: usize = 16;

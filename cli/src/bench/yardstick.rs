@@ -1,4 +1,4 @@
-//! The floors, and the load generator: `flux-yardstick`, a program of its own that prints a line of JSON.
+//! The floors, and the load generator: `yardstick`, a program of its own that prints a line of JSON.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::error::CliError;
 
-const NAME: &str = "flux-yardstick";
+const NAME: &str = "yardstick";
 /// 32 bytes, as the function gets them from [`Subject::body`](super::subject::Subject::body).
 pub(super) const BODY: &str = "\"0123456789abcdef0123456789abcd\"";
 

@@ -77,7 +77,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
             .into(),
             of_node(|node| span(std::time::Duration::from_secs(node.uptime_seconds))).into(),
             age(agent.last_heartbeat).into(),
-            if missing.is_empty() { NOTHING.to_owned() } else { missing.join(" ") }.into(),
+            if missing.is_empty() { NOTHING.to_owned() } else { missing.join(", ") }.into(),
         ]);
     }
     table

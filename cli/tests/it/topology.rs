@@ -121,3 +121,29 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
     }
     println!("gateway: everything had ended after {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_remote_agent_joins_a_flux_up() {
+    let queue = format!("127.0.0.1:{}", free_port());
+    let up = flux_testkit::FluxUp::start_with(&["--queue-listen", &queue]).await;
+    let dir = passable();
+    let mut remote = FluxCommand::new("flux-agent")
+        .args(["--queue-url", &format!("nats://{queue}"), "--id", "remote"])
+        .arg("--work-dir")
+        .arg(dir.path().join("remote"))
+        .spawn();
+    eventually(ENDS, "both agents", || async {
+        online(&up.api, "remote").await && up.api.get("/agents").await.json.as_array().map(Vec::len) == Some(2)
+    })
+    .await;
+    // Full at one a piece, so that a second call has to go to the other.
+    let yaml = "name: one\nhandler: run.sh\nmax_concurrency: 1\n";
+    up.api.deploy("one", yaml, &[File::executable("run.sh", "#!/bin/sh\nsleep 1\n")]).await;
+    let (a, b) = tokio::join!(up.api.execute("one", &Value::Null), up.api.execute("one", &Value::Null));
+    let (a, b) = (a.expect(200).json, b.expect(200).json);
+    assert_ne!(a["agent_id"], b["agent_id"], "{a} {b}");
+    remote.terminate();
+    assert_eq!(remote.wait_exit(ENDS).await.code(), Some(0), "{}", remote.log());
+    eventually(ENDS, "it to be gone", || async { !online(&up.api, "remote").await }).await;
+    up.api.execute("one", &Value::Null).await.expect(200);
+}
