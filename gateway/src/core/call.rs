@@ -67,7 +67,7 @@ impl Gateway {
         let called = if request.idempotency_key.is_some() {
             inner.call_once(&function, request).await
         } else {
-            inner.run_call(&function, ExecutionId::new(), request).await
+            inner.run_call(&function, ExecutionId::new(), request).await.map_err(|not_called| not_called.refusal)
         };
         count_call(&called, started.elapsed());
         called
@@ -101,8 +101,24 @@ enum End {
     Called(Called),
     /// Refused, and nothing of it is left anywhere.
     Refused(Refusal),
+    /// It ran to its end, and its outcome cannot be told.
+    Untold(Refusal),
     /// Given up on; whatever is left of it is to be ended behind the answer.
     Abandoned(Refusal),
+}
+
+/// A call without an outcome to tell.
+pub(super) struct NotCalled {
+    pub(super) refusal: Refusal,
+    /// It ran, or is in the queue as far as is known: its idempotency key must go on standing for it.
+    pub(super) may_run: bool,
+}
+
+impl From<Refusal> for NotCalled {
+    /// Refused before anything was published.
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, may_run: false }
+    }
 }
 
 impl Inner {
@@ -111,7 +127,7 @@ impl Inner {
         function: &Arc<Runnable>,
         id: ExecutionId,
         request: InvokeRequest,
-    ) -> Result<Called, Refusal> {
+    ) -> Result<Called, NotCalled> {
         let keyed = request.idempotency_key.is_some();
         let spec = function.spec();
         let reply_to = subject::reply(&self.id);
@@ -120,8 +136,8 @@ impl Inner {
         let queue = function.queue(Lane::Call);
         let (admission, place) = match self.in_flight.admit(nonce, id, queue, spec, &fleet) {
             Ok(admitted) => admitted,
-            Err((Admission::Refuse(shortage), mine)) => return Err(refusal(spec, &fleet, &mine, shortage)),
-            Err(_) => return Err(Refusal::new(ErrorCode::Internal, "admission refused without a shortage")),
+            Err((Admission::Refuse(shortage), mine)) => return Err(refusal(spec, &fleet, &mine, shortage).into()),
+            Err(_) => return Err(Refusal::new(ErrorCode::Internal, "admission refused without a shortage").into()),
         };
         let began = Instant::now();
         let allowed = sync_deadline(spec, request.timeout);
@@ -174,7 +190,7 @@ impl Inner {
         };
         let mut guard = Guard(Some(Box::new(driver)));
         let Some(driver) = guard.0.as_mut() else {
-            return Err(Refusal::new(ErrorCode::Internal, "a call has no driver"));
+            return Err(Refusal::new(ErrorCode::Internal, "a call has no driver").into());
         };
         let span = tracing::debug_span!(
             "call",
@@ -189,10 +205,14 @@ impl Inner {
             }
             End::Refused(refusal) => {
                 guard.finish();
-                Err(refusal)
+                Err(refusal.into())
+            }
+            End::Untold(refusal) => {
+                guard.finish();
+                Err(NotCalled { refusal, may_run: true })
             }
             // The guard is dropped armed.
-            End::Abandoned(refusal) => Err(refusal),
+            End::Abandoned(refusal) => Err(NotCalled { refusal, may_run: true }),
         }
     }
 
@@ -383,7 +403,7 @@ impl Driver {
     async fn called(&mut self, attempt: u32, agent_id: Option<AgentId>, outcome: Outcome) -> End {
         let outcome = match self.inner.whole(outcome).await {
             Ok(outcome) => outcome,
-            Err(refusal) => return End::Refused(refusal),
+            Err(refusal) => return End::Untold(refusal),
         };
         End::Called(Called {
             execution_id: self.id,
@@ -585,7 +605,7 @@ impl Driver {
 }
 
 /// Whether a failed publish may have been stored all the same, so that only repeating it, or cancelling, settles it.
-fn may_be_stored(error: &BrokerError) -> bool {
+pub(super) fn may_be_stored(error: &BrokerError) -> bool {
     matches!(error, BrokerError::Unavailable { .. } | BrokerError::NotFound { .. })
 }
 

@@ -142,6 +142,13 @@ impl Fleet {
         self.view.borrow().agents.get(agent).is_some_and(|known| !known.offline)
     }
 
+    /// Whether agents may live that are not online as far as this gateway heard: fallen silent lately, or not heard of yet.
+    pub(super) fn may_have_silent(&self) -> bool {
+        let view = self.view.borrow();
+        let silent = view.agents.values().any(|known| known.offline && !known.forgotten);
+        silent || (view.agents.is_empty() && self.is_young())
+    }
+
     /// Whether an agent runs the function now, as far as heartbeats say.
     pub(super) fn runs(&self, function: &FunctionName) -> bool {
         self.view.borrow().agents.values().any(|known| {

@@ -63,7 +63,9 @@ impl Inner {
     ) -> Result<Called, Refusal> {
         let id = ExecutionId::new();
         let name = function.spec().name.clone();
-        let Some(key) = request.idempotency_key.clone() else { return self.run_call(function, id, request).await };
+        let Some(key) = request.idempotency_key.clone() else {
+            return self.run_call(function, id, request).await.map_err(|not_called| not_called.refusal);
+        };
         let body = request.digest();
         let until = Instant::now() + sync_deadline(function.spec(), request.timeout);
         loop {
@@ -77,14 +79,16 @@ impl Inner {
                 }
             }
         }
-        let called = self.run_call(function, id, request).await;
-        if let Err(refusal) = &called {
-            // Refused before it ran: the same key may try again. Past its deadline it may have run.
-            if refusal.code != ErrorCode::DeadlineExceeded {
-                self.release(&name, &key, id).await;
+        match self.run_call(function, id, request).await {
+            Ok(called) => Ok(called),
+            Err(not_called) => {
+                // Refused before it ran: the same key may try again.
+                if !not_called.may_run {
+                    self.release(&name, &key, id).await;
+                }
+                Err(not_called.refusal)
             }
         }
-        called
     }
 
     /// Waits for the execution that has the key. `None`: there is none, its gateway died before it was accepted.

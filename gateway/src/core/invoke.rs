@@ -11,8 +11,12 @@ use flux_protocol::{
 };
 
 use super::{
-    Accepted, Gateway, Inner, InvokeRequest, call::message_of, function_cache::Runnable, idempotency::Standing,
-    payloads::NOTE, publish_again::queued_record,
+    Accepted, Gateway, Inner, InvokeRequest,
+    call::{NotCalled, may_be_stored, message_of},
+    function_cache::Runnable,
+    idempotency::Standing,
+    payloads::NOTE,
+    publish_again::queued_record,
 };
 use crate::refusal::Refusal;
 
@@ -43,7 +47,7 @@ impl Inner {
     ) -> Result<Accepted, Refusal> {
         let id = ExecutionId::new();
         let Some(key) = request.idempotency_key.clone() else {
-            self.publish_accepted(function, id, request, redrive_of).await?;
+            self.accept_to_the_end(function, id, request, redrive_of, None).await?;
             return Ok(Accepted { execution_id: id, replayed: false });
         };
         let name = &function.spec().name;
@@ -59,13 +63,38 @@ impl Inner {
                 }
             }
         }
-        match self.publish_accepted(function, id, request, redrive_of).await {
-            Ok(()) => Ok(Accepted { execution_id: id, replayed: false }),
-            Err(refusal) => {
-                self.release(name, &key, id).await;
-                Err(refusal)
-            }
-        }
+        self.accept_to_the_end(function, id, request, redrive_of, Some(key)).await?;
+        Ok(Accepted { execution_id: id, replayed: false })
+    }
+
+    /// Publishes and records in a task of its own: a caller that goes in between would leave a message without a record,
+    /// or a key that stands for nothing.
+    async fn accept_to_the_end(
+        self: &Arc<Self>,
+        function: &Arc<Runnable>,
+        id: ExecutionId,
+        request: InvokeRequest,
+        redrive_of: Option<ExecutionId>,
+        key: Option<String>,
+    ) -> Result<(), Refusal> {
+        let (told, accepted) = tokio::sync::oneshot::channel();
+        let (inner, function) = (Arc::clone(self), Arc::clone(function));
+        self.tasks.spawn("accept", async move {
+            let accepted = match inner.publish_accepted(&function, id, request, redrive_of).await {
+                Ok(()) => Ok(()),
+                Err(NotCalled { refusal, may_run }) => {
+                    // What may run keeps its key: the same request again must not run beside it.
+                    if let Some(key) = key.filter(|_| !may_run) {
+                        inner.release(&function.spec().name, &key, id).await;
+                    }
+                    Err(refusal)
+                }
+            };
+            let _ = told.send(accepted);
+        });
+        accepted.await.unwrap_or_else(|_| {
+            Err(Refusal::new(flux_protocol::ErrorCode::Internal, "accepting the invocation did not end"))
+        })
     }
 
     async fn publish_accepted(
@@ -74,7 +103,7 @@ impl Inner {
         id: ExecutionId,
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), NotCalled> {
         let queue = function.queue(Lane::Invoke);
         let queued_at = now();
         let traceparent = request.traceparent();
@@ -88,7 +117,7 @@ impl Inner {
             version: Some(function.version.version),
             traceparent: Some(traceparent),
             redrive_of,
-            payload: self.place_payload(id, request.payload).await?,
+            payload: self.place_payload(id, request.payload).await.map_err(Refusal::from)?,
         };
         let large = matches!(invocation.payload, Payload::Blob(_));
         let message = message_of(&invocation);
@@ -103,8 +132,9 @@ impl Inner {
         let stored = match stored {
             Ok(stored) => stored,
             Err(error) => {
+                let may_run = may_be_stored(&error);
                 self.give_up(id, queue, &invocation, None).await;
-                return Err(error.into());
+                return Err(NotCalled { refusal: error.into(), may_run });
             }
         };
         let position = stored.position;
@@ -115,24 +145,24 @@ impl Inner {
             record.notes.push(NOTE.to_owned());
         }
         if let Err(error) = self.store.insert_queued(record).await {
-            self.give_up(id, queue, &invocation, Some(position)).await;
-            return Err(error.into());
+            let taken_back = self.give_up(id, queue, &invocation, Some(position)).await;
+            return Err(NotCalled { refusal: error.into(), may_run: !taken_back });
         }
         Ok(())
     }
 
-    /// Takes a message out of the queue that was not accepted after all.
+    /// Takes a message out of the queue that was not accepted after all. Whether it is out, and no agent had it.
     async fn give_up(
         self: &Arc<Self>,
         id: ExecutionId,
         queue: &QueueName,
         invocation: &Invocation,
         position: Option<QueuePosition>,
-    ) {
+    ) -> bool {
         self.discard_payload(invocation);
         if let Some(position) = position {
             match self.broker.take_back(queue, &position).await {
-                Ok(TakenBack::NeverDelivered) => return,
+                Ok(TakenBack::NeverDelivered) => return true,
                 Ok(TakenBack::Delivered) | Err(BrokerError::Unsupported { .. }) => {}
                 Err(error) => {
                     tracing::warn!(
@@ -148,5 +178,6 @@ impl Inner {
         self.tasks.spawn("give-up", async move {
             let _ = inner.cancel_on_agents(id, "it was not accepted: the store or the queue refused", None).await;
         });
+        false
     }
 }

@@ -141,8 +141,10 @@ impl Inner {
         Ok(left)
     }
 
-    /// Calls whose agent went silent and whose message is gone: nothing would ever redeliver them.
-    pub(super) async fn search_orphaned_calls(&self) {
+    /// Calls whose agent went silent and whose message is gone: nothing would ever redeliver them. The silence may have been
+    /// ours; so the agents are asked, and nobody is judged before they had time to come back.
+    pub(super) async fn search_orphaned_calls(&self) -> Result<(), BrokerError> {
+        let mut suspects: Vec<Arc<Call>> = Vec::new();
         for call in self.in_flight.all() {
             let known = call.known();
             let (Some(position), Some(holder)) = (known.position, known.holder) else { continue };
@@ -150,8 +152,19 @@ impl Inner {
                 continue;
             }
             if matches!(self.broker.is_stored(&call.queue, &position).await, Ok(false)) {
+                suspects.push(call);
+            }
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = suspects.iter().map(|call| call.execution_id).collect();
+        let held = self.ask_holds(&ids).await?;
+        for call in suspects {
+            if !held.holds(call.execution_id) {
                 call.tell(CallEvent::Lost);
             }
         }
+        Ok(())
     }
 }

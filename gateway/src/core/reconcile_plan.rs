@@ -113,7 +113,8 @@ fn plan_call(record: &ExecutionRecord, facts: &Facts) -> Action {
     let silent = facts.now.since(record.status_at) >= limits::LOST_AFTER;
     let nowhere = facts.stored != Some(true) && facts.queue_empty && !facts.held && facts.all_answered;
     if silent && nowhere {
-        return Action::EndAsLost;
+        let too_late = record.phase == Phase::Queued && deadline < facts.now;
+        return if too_late { Action::Expire } else { Action::EndAsLost };
     }
     if facts.held || facts.now.since(deadline) < limits::LOST_AFTER || deadline > facts.now {
         return Action::Keep;

@@ -42,6 +42,8 @@ const AT_ONCE: usize = 64;
 const STEADY_BACKLOG: u64 = 256;
 /// With a steady flow, how long nothing was heard of what is judged.
 const SILENT_FOR: Duration = Duration::from_secs(30);
+/// After the connection came (back), agents get this long to come back too before anything is judged lost.
+const SETTLE: Duration = Duration::from_secs(3);
 const COOLED_AT_ONCE: usize = 50;
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 const EXPIRED_AT_ONCE: usize = 500;
@@ -51,15 +53,26 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let mut reconciler = Reconciler::default();
     let mut ticks = tokio::time::interval(limits::RECONCILE_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut connection = (0, Instant::now());
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = inner.reconcile_now.notified() => {}
         }
-        if *inner.broker.connection().borrow() == 0 {
+        let connects = *inner.broker.connection().borrow();
+        if connects == 0 {
             continue;
         }
-        inner.search_orphaned_calls().await;
+        if connects != connection.0 {
+            connection = (connects, Instant::now());
+        }
+        // Agents lost the broker when this gateway did, and are silent until they are back.
+        reconciler.settled = connection.1.elapsed() >= SETTLE;
+        if reconciler.settled
+            && let Err(error) = inner.search_orphaned_calls().await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot ask who runs the calls of silent agents");
+        }
         metrics::gauge!("flux_calls_in_flight")
             .set(f64::from(u32::try_from(inner.in_flight.len()).unwrap_or(u32::MAX)));
         match inner.store.lease(LEASE, inner.id.as_str(), now(), LEASE_TTL).await {
@@ -91,6 +104,8 @@ struct Reconciler {
     /// A stream was made anew: all open executions are looked at, however lately they were heard of.
     sweeping: bool,
     expired_at: Option<Instant>,
+    /// The connection has been there for [`SETTLE`].
+    settled: bool,
 }
 
 /// What is the same for all executions of a round.
@@ -130,7 +145,9 @@ impl Reconciler {
         }
         self.epochs.clone_from(&round.epochs);
         self.look_after_queues(inner, &round).await;
-        if inner.recorder_health.is_behind() {
+        if !self.settled {
+            tracing::debug!("the connection is new; nothing is judged lost before agents are back too");
+        } else if inner.recorder_health.is_behind() {
             tracing::debug!("statuses wait to be recorded; nothing is judged lost meanwhile");
         } else {
             self.look_after_executions(inner, &round).await?;
@@ -261,6 +278,10 @@ async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord
     let ids: Vec<_> = questionable.iter().map(|(record, _)| record.execution_id).collect();
     let held = inner.ask_holds(&ids).await?;
     let online = inner.agents_online();
+    if online.is_empty() && inner.fleet.may_have_silent() {
+        // All answered, since there is none that could: that says nothing yet.
+        return Ok(());
+    }
     futures::stream::iter(questionable)
         .for_each_concurrent(AT_ONCE, |(record, stored)| {
             let (held, online) = (&held, &online);
