@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use flux_protocol::{Timestamp, function::parse_yaml};
+use flux_protocol::Timestamp;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -24,8 +24,6 @@ use crate::{client::Client, error::CliError, model::rows, project};
 const KEY: &str = "bench";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
-/// An agent's budget is four times its cores, and the loads have 16 connections.
-const MILLICORES_PER_CORE: usize = 4 * 1000 / super::MANY;
 const POLL: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
@@ -49,16 +47,6 @@ pub(super) fn program(function: &Path) -> Result<PathBuf, CliError> {
     program.canonicalize().map_err(|_| {
         CliError::problem(format!("{} is not built", program.display()), "`make bench` builds everything and runs this")
     })
-}
-
-/// CPU that an execution may use: as much as lets as many run at once as are asked for. A program this short that is held
-/// to a hundredth of a core measures the kernel's bandwidth periods.
-fn roomy(configuration: &str) -> Result<String, CliError> {
-    let cannot = |error: String| CliError::Problem { what: format!("the function to measure: {error}"), remedy: None };
-    let mut spec = parse_yaml(configuration).map_err(|error| cannot(error.to_string()))?;
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    spec.resources.cpu = u32::try_from(cores * MILLICORES_PER_CORE).unwrap_or(u32::MAX);
-    serde_json::to_string(&spec).map_err(|error| cannot(error.to_string()))
 }
 
 impl Subject {
@@ -103,7 +91,7 @@ impl Subject {
         let put = |segments: &[&str], kind: &str| {
             self.client.request(Method::PUT, self.client.url(segments, &[])).header(CONTENT_TYPE, kind)
         };
-        let configuration = roomy(&project.configuration.unwrap_or_default())?;
+        let configuration = project.configuration.unwrap_or_default();
         self.client.json(put(&["functions"], "application/yaml").body(configuration)).await?;
         let name = project.name.as_str();
         self.client.json(put(&["deploy", name], "application/zip").body(project.archive)).await?;
