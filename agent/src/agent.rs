@@ -184,6 +184,9 @@ impl Agent {
             tracing::warn!("the drain deadline passed: what runs is ended, and begins again elsewhere");
             self.kill().await;
         }
+        if tokio::time::timeout(KILLED_WITHIN, self.node.ledger.flush()).await.is_err() {
+            tracing::warn!("not every ack could be sent; what they ended is settled by its record");
+        }
         self.stop.cancel();
     }
 

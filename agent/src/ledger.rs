@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 use flux_broker::AckHandle;
 use flux_protocol::{ExecutionId, limits};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::MissedTickBehavior,
 };
 
@@ -21,6 +21,8 @@ enum Entry {
     Hold(Arc<Execution>, AckHandle),
     Ack(ExecutionId),
     Release(ExecutionId),
+    /// Answered once everything before it was done.
+    Flush(oneshot::Sender<()>),
 }
 
 /// Sends to the task. Clones share it.
@@ -51,6 +53,14 @@ impl Ledger {
     pub(crate) async fn release(&self, execution: &Execution) {
         execution.settle(Settled::GivenUp);
         self.send(Entry::Release(execution.id)).await;
+    }
+
+    /// Done when every ack that was asked for has been sent: an agent that goes away must not leave recorded work to
+    /// be run again.
+    pub(crate) async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        self.send(Entry::Flush(done)).await;
+        let _ = flushed.await;
     }
 
     async fn send(&self, entry: Entry) {
@@ -89,6 +99,9 @@ async fn keep(mut entries: mpsc::Receiver<Entry>, connection: watch::Receiver<u6
                 },
                 Some(Entry::Ack(id)) => ack(held.remove(&id).map(|(_, handle)| handle), id).await,
                 Some(Entry::Release(id)) => drop(held.remove(&id)),
+                Some(Entry::Flush(done)) => {
+                    let _ = done.send(());
+                }
                 None => return,
             },
         }
