@@ -1,7 +1,7 @@
 //! The `flux` command: a client of the public HTTP API, and `flux up`, which composes a gateway, an agent and a
 //! `nats-server` into one process tree.
 //!
-//! **Architecture Invariant:** outside [`up`] and [`bench`] nothing here knows brokers, stores or agents: a command
+//! **Architecture Invariant:** outside [`up`] and [`mod@bench`] nothing here knows brokers, stores or agents: a command
 //! sees what any HTTP client sees.
 
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
 //! How a gateway is asked: one route for each row of the API, on HTTP/1.1 and HTTP/2 in the clear.
 //!
-//! A request passes [`entry`] (request id, key, metrics, the one place where a refusal becomes bytes), then its
+//! A request passes `entry` (request id, key, metrics, the one place where a refusal becomes bytes), then its
 //! route, which reads what was sent, calls one method of [`Gateway`] and writes down what came back. Routes decide
 //! nothing. There is no other middleware: `/execute` is the hot path, and each layer is paid for on every call.
 //!
-//! The bodies that go out are types of their own ([`wire`]) and not the domain's, so that a field of the API does
+//! The bodies that go out are types of their own (`wire`) and not the domain's, so that a field of the API does
 //! not change because a struct did. The OpenAPI document is made from the same annotations that the routes are
 //! registered with, so that what is served and what is documented cannot differ.
 //!
