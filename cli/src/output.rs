@@ -100,6 +100,16 @@ impl Output {
         self.line(text);
     }
 
+    /// A document as it came: neither its numbers nor the order of its keys change.
+    pub(crate) fn json_text(self, text: &[u8]) {
+        if self.stdout_is_terminal
+            && let Ok(value) = serde_json::from_slice(text)
+        {
+            return self.json(&value);
+        }
+        self.bytes(&[text.trim_ascii_end(), b"\n"].concat());
+    }
+
     /// Clears the terminal, for a table that is drawn again.
     pub(crate) fn clear(self) {
         if self.stdout_is_terminal {

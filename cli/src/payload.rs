@@ -54,9 +54,18 @@ fn too_large(what: &str) -> CliError {
     )
 }
 
-/// The body of `POST /execute/{name}`. A payload that is JSON goes in as it is; other text as a JSON string, which
-/// the function gets as that text.
-pub(crate) fn body(payload: Vec<u8>, args: &[String]) -> Result<Vec<u8>, CliError> {
+/// The body of `POST /execute/{name}`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) content_type: &'static str,
+    /// What the body has no room for: `?arg=`.
+    pub(crate) args_in_query: Vec<String>,
+}
+
+/// A payload that is JSON goes in as it is; other text as a JSON string, which the function gets as that text; bytes
+/// that are neither are the whole body.
+pub(crate) fn body(payload: Vec<u8>, args: &[String]) -> Result<Body, CliError> {
     let mut body = b"{\"args\":".to_vec();
     body.extend_from_slice(&encoded(args)?);
     if !payload.iter().all(u8::is_ascii_whitespace) {
@@ -64,17 +73,20 @@ pub(crate) fn body(payload: Vec<u8>, args: &[String]) -> Result<Vec<u8>, CliErro
         if serde_json::from_slice::<serde::de::IgnoredAny>(&payload).is_ok() {
             body.extend_from_slice(&payload);
         } else {
-            let text = String::from_utf8(payload).map_err(|_| {
-                CliError::problem(
-                    "the payload is neither JSON nor UTF-8 text",
-                    "encode it first, for example with `base64`",
-                )
-            })?;
-            body.extend_from_slice(&encoded(&text)?);
+            match String::from_utf8(payload) {
+                Ok(text) => body.extend_from_slice(&encoded(&text)?),
+                Err(binary) => {
+                    return Ok(Body {
+                        bytes: binary.into_bytes(),
+                        content_type: "application/octet-stream",
+                        args_in_query: args.to_vec(),
+                    });
+                }
+            }
         }
     }
     body.push(b'}');
-    Ok(body)
+    Ok(Body { bytes: body, content_type: "application/json", args_in_query: Vec::new() })
 }
 
 fn encoded<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CliError> {
@@ -87,7 +99,9 @@ mod tests {
 
     fn text(payload: &str, args: &[&str]) -> String {
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        String::from_utf8(body(payload.as_bytes().to_vec(), &args).expect("a body")).expect("UTF-8")
+        let body = body(payload.as_bytes().to_vec(), &args).expect("a body");
+        assert_eq!(body.content_type, "application/json");
+        String::from_utf8(body.bytes).expect("UTF-8")
     }
 
     #[test]
@@ -99,8 +113,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_said() {
-        let error = body(vec![0xff, 0xfe], &[]).expect_err("not text");
-        assert_eq!(error.to_string(), "the payload is neither JSON nor UTF-8 text");
+    fn what_is_neither_is_the_body_itself() {
+        let sent = body(vec![0xff, 0xfe], &["-v".to_owned()]).expect("a body");
+        assert_eq!((sent.bytes.as_slice(), sent.content_type), ([0xff, 0xfe].as_slice(), "application/octet-stream"));
+        assert_eq!(sent.args_in_query, ["-v"]);
     }
 }

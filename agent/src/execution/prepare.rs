@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flux_broker::BrokerError;
+use flux_broker::{BrokerError, Table};
 use flux_protocol::{Digest, ErrorKind, FunctionVersion, Lane, Outcome, Payload, Timestamp, limits, subject, time};
 
 use flux_protocol::execution::BlobRef;
 
-use super::{Attempt, failed};
+use super::{Attempt, cancelled, failed};
 use crate::{
     code::{CodeError, CodeFolder},
     functions::Unresolved,
@@ -54,6 +54,7 @@ impl Attempt {
     async fn gather(&mut self, room: &mut Room) -> Result<Ready, Box<Outcome>> {
         self.check_losses()?;
         self.check_age()?;
+        self.check_cancelled().await?;
         let version = self.resolve().await?;
         self.version = Some(Arc::clone(&version));
         room.recost(Amount::of_one(version.spec.resources));
@@ -100,6 +101,25 @@ impl Attempt {
     fn accepted_at(&self) -> Timestamp {
         let is_v7 = self.execution.id.as_bytes()[6] >> 4 == 7;
         if is_v7 { self.execution.id.created_at().min(self.stored_at) } else { self.stored_at }
+    }
+
+    /// Only what was published more than once can have been cancelled while its message was where nobody looked.
+    async fn check_cancelled(&self) -> Result<(), Box<Outcome>> {
+        if self.invocation.attempt <= 1 {
+            return Ok(());
+        }
+        let id = self.execution.id.to_string();
+        let mut tries = 0;
+        loop {
+            match self.node.broker.get(Table::Cancelled, &id).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(entry)) => return Err(Box::new(cancelled(&String::from_utf8_lossy(&entry.value)))),
+                Err(error) => {
+                    tries += 1;
+                    self.pause_or_end("whether it was cancelled cannot be looked up", &error, tries).await?;
+                }
+            }
+        }
     }
 
     async fn resolve(&self) -> Result<Arc<FunctionVersion>, Box<Outcome>> {

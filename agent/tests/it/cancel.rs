@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use flux_protocol::{ErrorKind, Lane, OutcomeStatus};
+use flux_broker::Table;
+use flux_protocol::{ErrorKind, Invocation, Lane, OutcomeStatus};
 
 use crate::{
     fake::{End, FakeExecutor},
@@ -56,4 +57,25 @@ async fn a_cancel_ends_a_function_that_ignores_sigterm() {
     world.until_running(id).await;
     assert!(world.cancel(id, SOON).await.expect("an answer").cancelled);
     assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+}
+
+#[tokio::test]
+async fn what_was_cancelled_while_its_retry_was_on_its_way_does_not_start() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: f\nhandler: f").await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    let first = invocation("");
+    let retry = Invocation { attempt: 2, ..invocation("") };
+    let (ran, cancelled) = (first.execution_id.expect("given"), retry.execution_id.expect("given"));
+    world.broker.put(Table::Cancelled, &cancelled.to_string(), "by the test".into()).await.expect("put");
+    for invocation in [&retry, &first] {
+        world.publish(&World::queue(Lane::Invoke, "f"), invocation).await;
+    }
+    let status = world.end_of(cancelled).await;
+    assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!(message(&status), "by the test");
+    assert_eq!(world.end_of(ran).await.outcome.expect("an outcome").status, OutcomeStatus::Success);
+    assert_eq!(executor.started(), 1, "the other");
 }

@@ -43,7 +43,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
         ">FREE",
         ">CPU",
         ">MEMORY",
-        ">UP",
+        ">NODE UP",
         ">HEARD",
         "NOT GIVEN",
     ]);

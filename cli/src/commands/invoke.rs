@@ -7,7 +7,7 @@ use reqwest::{Method, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{Context, duration, follow::follow, function_name};
+use super::{Context, duration, follow::follow, function_name, shown};
 use crate::{
     error::CliError,
     model::{Execution, Failure},
@@ -18,7 +18,7 @@ use crate::{
 pub(crate) struct Args {
     #[arg(value_name = "NAME", value_parser = function_name)]
     name: FunctionName,
-    /// JSON or text; @FILE reads a file, - standard input; without one, what is piped in
+    /// JSON, text or bytes; @FILE reads a file, - standard input; without one, what is piped in
     payload: Option<String>,
     /// Read the payload from a file
     #[arg(long, value_name = "FILE", conflicts_with = "payload")]
@@ -66,9 +66,10 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         Err(_) => cx.client.decode(&answer)?,
     };
     if cx.out.json {
-        cx.out.json(&cx.client.decode(&answer)?);
+        cx.out.json_text(&answer);
     } else {
         show(cx, &called, args.raw);
+        shown::note_dropped(cx.out, called.output_dropped_bytes);
     }
     if called.status == "success" {
         return Ok(());
@@ -88,23 +89,24 @@ struct Called {
     result: Option<Box<RawValue>>,
     #[serde(default)]
     error: Option<Failure>,
+    #[serde(default)]
+    output_dropped_bytes: u64,
 }
 
 async fn send(
     args: &Args,
     tail: &[&str],
-    body: Vec<u8>,
+    body: payload::Body,
     cx: &Context,
 ) -> Result<(reqwest::StatusCode, bytes::Bytes), CliError> {
     let timeout = args.timeout.map(format_duration);
-    let query: Vec<_> = timeout.iter().map(|timeout| ("timeout", timeout.as_str())).collect();
+    let mut query: Vec<_> = timeout.iter().map(|timeout| ("timeout", timeout.as_str())).collect();
+    query.extend(body.args_in_query.iter().map(|arg| ("arg", arg.as_str())));
     let segments: Vec<&str> = ["execute", args.name.as_str()].iter().chain(tail).copied().collect();
-    let (body, bar) = progress::upload(cx.out, "sending", body.into());
-    let mut request = cx
-        .client
-        .request(Method::POST, cx.client.url(&segments, &query))
-        .header(CONTENT_TYPE, "application/json")
-        .body(body);
+    let content_type = body.content_type;
+    let (body, bar) = progress::upload(cx.out, "sending", body.bytes.into());
+    let mut request =
+        cx.client.request(Method::POST, cx.client.url(&segments, &query)).header(CONTENT_TYPE, content_type).body(body);
     if let Some(key) = &args.idempotency_key {
         request = request.header("Idempotency-Key", key);
     }
@@ -150,10 +152,13 @@ async fn follow_to_the_end(cx: &Context, id: &str) -> Result<(), CliError> {
     tokio::select! {
         record = follow(cx, id) => {
             let record = record?;
+            let execution: Execution = cx.client.view(&record)?;
             if cx.out.json {
                 cx.out.json(&record);
+            } else {
+                shown::note_dropped(cx.out, execution.output_dropped_bytes);
             }
-            judge(&cx.client.view(&record)?)
+            judge(&execution)
         }
         _ = tokio::signal::ctrl_c() => Err(CliError::Interrupted {
             remedy: format!("{id} goes on: `flux logs -f {id}` follows it again, `flux cancel {id}` ends it"),

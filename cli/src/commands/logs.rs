@@ -1,6 +1,6 @@
 //! `flux logs`: what an execution printed, or prints.
 
-use super::{Context, follow::follow};
+use super::{Context, follow::follow, shown};
 use crate::{
     error::CliError,
     model::{Execution, rows},
@@ -20,6 +20,9 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let id = if args.target.starts_with("exc-") { args.target } else { latest(&args.target, cx).await? };
     if args.follow {
         let record: Execution = cx.client.view(&follow(cx, &id).await?)?;
+        if !cx.out.json {
+            shown::note_dropped(cx.out, record.output_dropped_bytes);
+        }
         return super::invoke::judge(&record);
     }
     let answer = cx.client.get(&["executions", &id], &[]).await?;
@@ -29,6 +32,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     }
     let execution: Execution = cx.client.view(&answer)?;
     cx.out.bytes(execution.output.as_deref().unwrap_or_default().as_bytes());
+    shown::note_dropped(cx.out, execution.output_dropped_bytes);
     if let Some(error) = &execution.error {
         cx.out.note(format!("{id} {}: {}: {}", execution.shown_status(), error.kind(), error.message()));
     }

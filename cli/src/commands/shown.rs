@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use flux_protocol::{Timestamp, time};
+use flux_protocol::{Timestamp, limits, time};
+
+use crate::output::Output;
 
 pub(crate) const NOTHING: &str = "-";
 
@@ -17,6 +19,14 @@ pub(crate) fn span(span: Duration) -> String {
         s if s < 2 * 3600 => format!("{}m", s / 60),
         s if s < 48 * 3600 => format!("{}h", s / 3600),
         s => format!("{}d", s / 86_400),
+    }
+}
+
+/// Says that an output is not whole.
+pub(crate) fn note_dropped(out: Output, bytes: u64) {
+    if bytes > 0 {
+        let limit = limits::OUTPUT / limits::MIB;
+        out.note(format!("{bytes} bytes of the middle of the output were not kept: the limit is {limit} MiB"));
     }
 }
 

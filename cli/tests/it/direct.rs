@@ -11,7 +11,7 @@ use crate::cluster::{deploy_script, flux, settings};
 
 const ENDS: Duration = Duration::from_secs(30);
 
-async fn queue(up: &FluxUp) -> async_nats::Client {
+pub(crate) async fn queue(up: &FluxUp) -> async_nats::Client {
     async_nats::connect(settings(up)["queue"]["url"].as_str().expect("a URL")).await.expect("a connection")
 }
 

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod big;
+mod cancel;
 mod cluster;
 mod direct;
 mod follow;

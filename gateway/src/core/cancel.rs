@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flux_broker::{BrokerError, TakenBack};
+use flux_broker::{BrokerError, Table, TakenBack};
 use flux_protocol::{
     AgentId, ErrorCode, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Lane, Outcome, OutcomeStatus, Phase,
     StatusMessage,
@@ -63,7 +63,12 @@ impl Gateway {
             return Err(already_terminal(&record));
         }
         let outcome = cancelled(REASON);
-        if inner.take_back(&record).await? == Some(TakenBack::NeverDelivered) || inner.nobody_holds(&record).await {
+        let taken_back = inner.take_back(&record).await? == Some(TakenBack::NeverDelivered);
+        if !taken_back && may_wait_elsewhere(&record) {
+            // Before agents are asked: one that starts it later reads this first.
+            inner.broker.put(Table::Cancelled, &id.to_string(), REASON.into()).await?;
+        }
+        if taken_back || inner.nobody_holds(&record).await {
             inner.end(&record, outcome).await?;
             inner.settled(id).await;
             return Ok(());
@@ -106,6 +111,12 @@ fn already_terminal(record: &ExecutionRecord) -> Refusal {
         format!("`{}` has ended already: {}", record.execution_id, record.status_text()),
     )
     .with_details(serde_json::json!({ "status": record.status_text() }))
+}
+
+/// Whether the message of its next attempt may be where its record does not say: a retry that was due was moved, and
+/// what was published again after a loss has its new place in the record later.
+fn may_wait_elsewhere(record: &ExecutionRecord) -> bool {
+    record.lane == Lane::Invoke && (record.attempt > 1 || record.phase == Phase::Ended)
 }
 
 pub(super) fn queue_of(record: &ExecutionRecord) -> QueueName {

@@ -7,6 +7,9 @@
 //! 3. hot queues without work for long are cooled;
 //! 4. now and then: history that is old enough goes, with its blobs.
 //!
+//! The first of these each gateway does once when its connection comes, whoever has the lease: a gateway that died keeps
+//! the lease for some seconds, and what it had accepted is not to wait for that.
+//!
 //! It does not touch what agents do by themselves: redelivery, deadlines and retries are theirs and the recorder's.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -65,6 +68,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         }
         if connects != connection.0 {
             connection = (connects, Instant::now());
+            reconciler.woken = false;
         }
         // Agents lost the broker when this gateway did, and are silent until they are back.
         reconciler.settled = connection.1.elapsed() >= SETTLE;
@@ -77,7 +81,15 @@ pub(super) async fn run(inner: Arc<Inner>) {
             .set(f64::from(u32::try_from(inner.in_flight.len()).unwrap_or(u32::MAX)));
         match inner.store.lease(LEASE, inner.id.as_str(), now(), LEASE_TTL).await {
             Ok(Some(_)) => {}
-            Ok(None) => continue,
+            Ok(None) => {
+                // Not this gateway's turn. Work that waited while none was there does not wait for a dead one's lease.
+                if !reconciler.woken
+                    && let Err(error) = reconciler.wake_queues(&inner).await
+                {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "cannot look at what is queued");
+                }
+                continue;
+            }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the reconciler cannot get its lease");
                 continue;
@@ -106,6 +118,8 @@ struct Reconciler {
     expired_at: Option<Instant>,
     /// The connection has been there for [`SETTLE`].
     settled: bool,
+    /// Queues were looked at since the connection came.
+    woken: bool,
 }
 
 /// What is the same for all executions of a round.
@@ -116,6 +130,19 @@ struct Round {
 }
 
 impl Round {
+    async fn look(inner: &Inner) -> Result<Self, BrokerError> {
+        let mut round = Self { now: now(), epochs: HashMap::new(), depths: HashMap::new() };
+        for pool in &inner.pools {
+            for lane in Lane::ALL {
+                round.epochs.insert((lane, pool.clone()), inner.broker.epoch(lane, pool).await?);
+                for QueueDepth { queue, messages } in inner.broker.depths(lane, pool).await? {
+                    round.depths.insert(queue, messages);
+                }
+            }
+        }
+        Ok(round)
+    }
+
     fn stream_lost(&self, record: &ExecutionRecord) -> bool {
         let epoch = self.epochs.get(&(record.lane, record.pool.clone()));
         match (&record.position, epoch) {
@@ -127,18 +154,19 @@ impl Round {
 
 impl Reconciler {
     async fn round(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {
-        let mut round = Round { now: now(), epochs: HashMap::new(), depths: HashMap::new() };
-        for pool in &inner.pools {
-            for lane in Lane::ALL {
-                round.epochs.insert((lane, pool.clone()), inner.broker.epoch(lane, pool).await?);
-                for QueueDepth { queue, messages } in inner.broker.depths(lane, pool).await? {
-                    round.depths.insert(queue, messages);
-                }
+        let round = Round::look(inner).await?;
+        let anew = |(stream, epoch): &(&(Lane, PoolName), &Timestamp)| {
+            round.epochs.get(*stream).is_some_and(|now| now != *epoch)
+        };
+        let lost: Vec<Lane> = self.epochs.iter().filter(anew).map(|((lane, _), _)| *lane).collect();
+        if !lost.is_empty() {
+            if lost.contains(&Lane::Invoke) {
+                tracing::warn!("the queue's storage was made anew; looking after every open execution");
+            } else {
+                tracing::info!(
+                    "the queue restarted, and sync calls wait in its memory; looking after every open execution"
+                );
             }
-        }
-        let lost = self.epochs.iter().any(|(stream, epoch)| round.epochs.get(stream).is_some_and(|now| now != epoch));
-        if lost {
-            tracing::warn!("the queue's storage was made anew; looking after every open execution");
             self.sweeping = true;
             self.cursor = None;
             inner.hot.forget();
@@ -154,6 +182,13 @@ impl Reconciler {
         }
         self.cool(inner, &round).await;
         self.expire(inner).await?;
+        Ok(())
+    }
+
+    /// Makes queues with messages hot, which any gateway may do at any time.
+    async fn wake_queues(&mut self, inner: &Arc<Inner>) -> Result<(), BrokerError> {
+        let round = Round::look(inner).await?;
+        self.look_after_queues(inner, &round).await;
         Ok(())
     }
 
@@ -180,6 +215,7 @@ impl Reconciler {
             })
             .await;
         self.last.clone_from(&round.depths);
+        self.woken = true;
     }
 
     async fn look_after_executions(&mut self, inner: &Arc<Inner>, round: &Round) -> Result<(), Refusal> {

@@ -44,6 +44,12 @@ impl ApiKey {
         self.digest.ct_eq(&given).into()
     }
 
+    /// Whether any key is shown, be it this one or not.
+    pub(super) fn any_in(headers: &HeaderMap) -> bool {
+        headers.contains_key(&X_API_KEY)
+            || headers.get(AUTHORIZATION).is_some_and(|value| bearer_token(value.as_bytes()).is_some())
+    }
+
     /// Which header shows this key, if one does.
     pub(super) fn shown_in(&self, headers: &HeaderMap) -> Option<KeyHeader> {
         if headers.get(&X_API_KEY).is_some_and(|key| self.is(key.as_bytes())) {

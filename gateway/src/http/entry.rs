@@ -21,7 +21,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tower::{Layer, Service};
 
 use super::{
-    Http,
+    ApiKey, Http,
     api_key::KeyHeader,
     measures::Measures,
     refused,
@@ -87,8 +87,9 @@ where
             let closes = request.version() < Version::HTTP_2;
             let shown = http.options.api_key.shown_in(request.headers());
             let mut response = if shown.is_none() && !PUBLIC.contains(&request.uri().path()) {
+                let refusal = unauthorized(ApiKey::any_in(request.headers()));
                 discard_for_a_moment(request.into_body()).await;
-                unauthorized().into_response()
+                refusal.into_response()
             } else {
                 if let Some(header) = shown {
                     request.extensions_mut().insert(Authenticated(header));
@@ -116,9 +117,11 @@ fn defect(panic: &(dyn Any + Send)) -> Refusal {
         .caused_by(said.unwrap_or_else(|| "a panic".to_owned()))
 }
 
-fn unauthorized() -> Refusal {
-    Refusal::new(
-        ErrorCode::Unauthorized,
-        "this needs a key: send `X-API-Key: <key>` or `Authorization: Bearer <key>` with the key that the gateway was started with",
-    )
+fn unauthorized(shows_a_key: bool) -> Refusal {
+    let message = if shows_a_key {
+        "this is not the key that the gateway was started with (`--api-key`, or the file `api-key` in the data directory of `flux up`)"
+    } else {
+        "this needs a key: send `X-API-Key: <key>` or `Authorization: Bearer <key>` with the key that the gateway was started with"
+    };
+    Refusal::new(ErrorCode::Unauthorized, message)
 }

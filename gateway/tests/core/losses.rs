@@ -208,3 +208,19 @@ async fn a_producers_message_without_headers_has_the_same_id_whoever_takes_it() 
     assert_eq!(record.attempt, 2);
     assert_eq!(second.taken(), [(id, 2)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_found_though_a_dead_gateway_still_has_the_lease() {
+    let world = World::new().await;
+    let hour = Duration::from_secs(3600);
+    world.store.lease("reconciler", "gw-dead", now(), hour).await.unwrap().unwrap();
+    // Before any gateway is there to hear the ring.
+    let queue = queue(Lane::Invoke, "f");
+    world.broker.publish(&queue, Message::default()).await.unwrap();
+    let _gateway = world.gateway().await;
+    eventually("its queue is hot, or the message taken for its unknown function", || async {
+        world.broker.get(Table::Hot, &queue.key()).await.unwrap().is_some()
+            || world.broker.depth(&queue).await.unwrap() == 0
+    })
+    .await;
+}

@@ -111,6 +111,15 @@ fn answer(called: Called) -> Result<Response, Refusal> {
         let details = json!({ "execution_id": execution_id, "status": outcome.status, "error": outcome.error });
         return Err(Refusal::new(ErrorCode::FunctionFailed, message).with_details(details));
     }
+    if outcome.output.dropped_bytes > 0 {
+        let message = format!(
+            "the function's answer is larger than {} MiB: {} bytes of it are gone",
+            limits::OUTPUT / limits::MIB,
+            outcome.output.dropped_bytes
+        );
+        return Err(Refusal::new(ErrorCode::FunctionFailed, message)
+            .with_details(json!({ "execution_id": execution_id, "limit_bytes": limits::OUTPUT })));
+    }
     said(&outcome.output).map_err(|problem| {
         Refusal::new(ErrorCode::FunctionFailed, format!("the function's answer is no HTTP response: {problem}"))
             .with_details(json!({ "execution_id": execution_id }))

@@ -220,9 +220,9 @@ impl ExecutionBody {
             Phase::Queued | Phase::Ended => "queued",
         };
         let running_for = record.started_at.filter(|_| record.phase == Phase::Running).map(|at| now().since(at));
-        let (error, duration, usage) = match record.outcome {
-            Some(outcome) => (outcome.error, outcome.duration_ms, outcome.usage),
-            None => (None, running_for.unwrap_or_default().into(), Usage::default()),
+        let (error, duration, usage, output_dropped_bytes) = match record.outcome {
+            Some(outcome) => (outcome.error, outcome.duration_ms, outcome.usage, outcome.output.dropped_bytes),
+            None => (None, running_for.unwrap_or_default().into(), Usage::default(), 0),
         };
         Self {
             execution_id: record.execution_id.to_string(),
@@ -242,7 +242,7 @@ impl ExecutionBody {
             usage: usage.into(),
             deadline: record.deadline.map(time),
             redrive_of: record.redrive_of.map(|id| id.to_string()),
-            output_dropped_bytes: 0,
+            output_dropped_bytes,
             notes: record.notes,
         }
     }

@@ -29,7 +29,7 @@ async fn synced(watch: &mut Watch) {
 }
 
 pub async fn a_watch_tells_what_is_there_then_what_changes(on: &Subject) {
-    for table in [Table::Versions, Table::Hot, Table::Agents] {
+    for table in [Table::Versions, Table::Hot, Table::Agents, Table::Cancelled] {
         let mut empty = on.other.watch(table, false).await.expect("watch");
         synced(&mut empty).await;
         let first = on.broker.put(table, "a", "1".into()).await.expect("put");

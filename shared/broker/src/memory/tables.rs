@@ -3,12 +3,11 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{Timestamp, limits, time::now};
+use flux_protocol::{Timestamp, time::now};
 use futures::{StreamExt as _, stream};
 
 use super::{Inner, MemoryBroker};
@@ -53,8 +52,7 @@ impl Log {
 }
 
 fn is_alive(table: Table, row: &Row) -> bool {
-    let aged = matches!(table, Table::Agents) && now().since(row.at) > limits::AGENT_FORGOTTEN_AFTER;
-    row.value.is_some() && !aged
+    row.value.is_some() && table.ttl().is_none_or(|ttl| now().since(row.at) <= ttl)
 }
 
 impl Inner {
@@ -128,13 +126,6 @@ impl Tables for MemoryBroker {
             Some((Ok(change), watching))
         })
         .boxed())
-    }
-
-    fn ttl(&self, table: Table) -> Option<Duration> {
-        match table {
-            Table::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
-            Table::Functions | Table::Versions | Table::Hot => None,
-        }
     }
 }
 

@@ -52,6 +52,7 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
         publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"));
         publish.push(format!("$JS.API.CONSUMER.DELETE.{stream}.*"));
     }
+    publish.push(format!("$JS.API.DIRECT.GET.{}.>", bucket(Table::Cancelled).stream));
     for objects in [CODE_BUCKET, BLOB_BUCKET] {
         publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}"));
         publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}.>"));

@@ -9,7 +9,7 @@ use std::{
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{limits, time::now};
+use flux_protocol::time::now;
 use futures::{StreamExt as _, stream};
 
 use super::{
@@ -29,6 +29,7 @@ pub(super) const fn bucket(table: Table) -> Bucket {
         Table::Versions => Bucket { stream: "KV_flux_versions", prefix: "$KV.flux_versions." },
         Table::Agents => Bucket { stream: "KV_flux_agents", prefix: "$KV.flux_agents." },
         Table::Hot => Bucket { stream: "KV_flux_hot", prefix: "$KV.flux_hot." },
+        Table::Cancelled => Bucket { stream: "KV_flux_cancelled", prefix: "$KV.flux_cancelled." },
     }
 }
 
@@ -81,7 +82,7 @@ impl Tables for NatsBroker {
         let watching = Watching {
             // That something was removed is forgotten after a while, so a resumed watch could miss it.
             follow: if is_passing(table) { follow.anew_on_reconnect() } else { follow },
-            ages: self.ttl(table).is_some(),
+            ages: table.ttl().is_some(),
             known: HashSet::new(),
             unconfirmed: HashSet::new(),
             ready: VecDeque::new(),
@@ -91,13 +92,6 @@ impl Tables for NatsBroker {
             Some((Ok(change), watching))
         })
         .boxed())
-    }
-
-    fn ttl(&self, table: Table) -> Option<Duration> {
-        match table {
-            Table::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
-            Table::Functions | Table::Versions | Table::Hot => None,
-        }
     }
 }
 

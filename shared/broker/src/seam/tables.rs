@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::Timestamp;
+use flux_protocol::{Timestamp, limits};
 use futures::stream::BoxStream;
 
 use crate::BrokerError;
@@ -15,10 +15,24 @@ pub enum Table {
     Functions,
     /// Key: `<function>.<version>`. Value: that `FunctionVersion`.
     Versions,
-    /// Key: agent. Value: its last `Heartbeat`; kept in memory for [`limits::AGENT_FORGOTTEN_AFTER`](flux_protocol::limits::AGENT_FORGOTTEN_AFTER).
+    /// Key: agent. Value: its last `Heartbeat`; kept in memory for [`limits::AGENT_FORGOTTEN_AFTER`].
     Agents,
     /// Key: [`QueueName::key`](flux_protocol::subject::QueueName::key). Value: empty. What agents pull on.
     Hot,
+    /// Key: execution. Value: why it was cancelled. What was cancelled while nobody could say where its message was;
+    /// kept for [`limits::EVENT_AGE`], after which no message is started any more.
+    Cancelled,
+}
+
+impl Table {
+    /// How long a value lives in the table, if not for ever.
+    pub const fn ttl(self) -> Option<Duration> {
+        match self {
+            Self::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
+            Self::Cancelled => Some(limits::EVENT_AGE),
+            Self::Functions | Self::Versions | Self::Hot => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -64,7 +78,4 @@ pub trait Tables {
     /// it any more are told as deleted just before `Synced` (revision 0), except in a table whose values age. Tables
     /// that come and go (hot queues, agents) are told anew after each reconnection.
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError>;
-
-    /// How long a value lives in the table, if not for ever.
-    fn ttl(&self, table: Table) -> Option<Duration>;
 }
