@@ -194,6 +194,7 @@ impl FunctionCache {
                 Ok(mut changes) => {
                     while let Some(change) = changes.next().await {
                         match change {
+                            Ok(Change::Put(entry)) if self.is_known(&entry.key, &entry.value) => {}
                             Ok(Change::Put(entry)) => self.changed(&entry.key),
                             Ok(Change::Deleted { key, .. }) => self.changed(&key),
                             // What was read before the watch saw the present may be old.
@@ -219,6 +220,14 @@ impl FunctionCache {
             self.forget_all();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// Whether the change says what is cached already, as each deployment's own does a moment after it was made.
+    fn is_known(&self, key: &str, value: &[u8]) -> bool {
+        let Ok(name) = FunctionName::parse(key) else { return false };
+        let names = self.names.read();
+        let Some(cached) = names.young.get(&name).or_else(|| names.old.get(&name)) else { return false };
+        serde_json::from_slice::<FunctionVersion>(value).is_ok_and(|said| said == cached.version)
     }
 
     fn changed(&self, key: &str) {
