@@ -59,6 +59,8 @@ fn main() {
             match Reply::decode(&buffer[..packet.len]).unwrap() {
                 Reply::Started { .. } => started_us = us(),
                 Reply::Ended(_) => return (started_us, us()),
+                // Said with its end.
+                Reply::Ran { .. } => return (us(), us()),
                 Reply::Refused(refused) => panic!("{refused:?}"),
             }
         }

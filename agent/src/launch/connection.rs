@@ -1,6 +1,6 @@
 //! The two sockets, and who waits for what on them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use flux_launcher::wire::{
 };
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::running::Running;
 use super::{Driver, LaunchError};
@@ -38,6 +38,9 @@ pub(super) struct Connection {
     /// `None` once the launcher is gone: nothing can be added that nobody would ever resolve.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
     pings: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    /// Signals for which the control socket had no room.
+    unsent: Mutex<VecDeque<Control>>,
+    has_unsent: Notify,
     next_id: AtomicU64,
     closed: watch::Sender<bool>,
 }
@@ -85,6 +88,8 @@ impl Connection {
             control: async_fd(control)?,
             pending: Mutex::new(Some(HashMap::new())),
             pings: Mutex::new(HashMap::new()),
+            unsent: Mutex::default(),
+            has_unsent: Notify::new(),
             next_id: AtomicU64::new(1),
             closed: watch::Sender::new(false),
         })
@@ -153,12 +158,29 @@ impl Connection {
 
     /// Sends a signal to an execution. One that ended already, or a launcher that is gone, is no error.
     pub(super) fn kill(&self, id: u64, signal: i32) {
-        let packet = Control::Kill { id, signal }.encode();
-        if let Err(error) = socket::try_send(self.control.get_ref().as_fd(), &packet, &[])
-            && error.kind() == io::ErrorKind::WouldBlock
-        {
-            // Hundreds of unread kills: the launcher's control thread is stuck, and pings will say so.
-            tracing::error!(id, signal, "the launcher does not read its control socket");
+        let kill = Control::Kill { id, signal };
+        let mut unsent = self.unsent.lock();
+        let full = unsent.is_empty()
+            && socket::try_send(self.control.get_ref().as_fd(), &kill.encode(), &[])
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        // At most one for each execution and signal that is under way, since those that ended are no longer killed.
+        if full || !unsent.is_empty() {
+            tracing::warn!(id, signal, "the launcher is slow to read its control socket; the signal waits");
+            unsent.push_back(kill);
+            self.has_unsent.notify_one();
+        }
+    }
+
+    /// Sends the signals that found the socket full, in their order. Never ends.
+    async fn send_unsent(&self) -> io::Result<()> {
+        loop {
+            let next = self.unsent.lock().front().copied();
+            let Some(kill) = next else {
+                self.has_unsent.notified().await;
+                continue;
+            };
+            send(&self.control, &kill.encode(), &[]).await?;
+            self.unsent.lock().pop_front();
         }
     }
 
@@ -191,6 +213,13 @@ impl Connection {
             return;
         };
         match reply {
+            Reply::Ran { pid, started_at_us, ended } => {
+                if let Some(entry) = pending.remove(&ended.id) {
+                    let _ = entry.ended.send(ended);
+                    // Who gave up on it has nothing left to kill.
+                    let _ = entry.started.map(|waiter| waiter.send(Ok((pid, started_at_us))));
+                }
+            }
             Reply::Started { id, pid, started_at_us } => {
                 let waiter = pending.get_mut(&id).and_then(|p| p.started.take());
                 let wanted = waiter.is_some_and(|w| w.send(Ok((pid, started_at_us))).is_ok());
@@ -254,8 +283,12 @@ pub(super) fn drive(connection: &Arc<Connection>) -> Driver {
         let mut spawn_buffer = vec![0; MAX_REPLY];
         let mut control_buffer = vec![0; MAX_REPLY];
         let mut control_open = true;
+        let unsent = connection.send_unsent();
+        tokio::pin!(unsent);
         loop {
             tokio::select! {
+                // Only by an error: the launcher is going, which reading will tell.
+                _ = &mut unsent, if control_open => control_open = false,
                 packet = recv(&connection.spawn, &mut spawn_buffer) => {
                     let Some(bytes) = taken(packet, &spawn_buffer) else { return };
                     match Reply::decode(bytes) {

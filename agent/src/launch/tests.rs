@@ -109,6 +109,19 @@ async fn a_process_is_started_and_waited_for() {
 }
 
 #[tokio::test]
+async fn the_start_and_end_of_a_short_process_come_together() {
+    let (fake, launcher, mut driver) = Fake::connected().await;
+    let spawning = launcher.spawn(SpawnRequest::default(), stdio());
+    tokio::pin!(spawning);
+    assert!(futures::poll!(&mut spawning).is_pending());
+    let id = fake.requested();
+    fake.say(&Reply::Ran { pid: 42, started_at_us: 7, ended: report(id) });
+    let mut run = beside(&mut driver, spawning).await.unwrap();
+    assert_eq!((run.pid(), run.started_at_us()), (42, 7));
+    assert_eq!(beside(&mut driver, run.wait()).await, Ended::Finished(report(id)));
+}
+
+#[tokio::test]
 async fn a_refusal_is_an_error_with_its_reason() {
     let (fake, launcher, mut driver) = Fake::connected().await;
     let spawning = launcher.spawn(SpawnRequest::default(), stdio());
@@ -227,4 +240,21 @@ async fn the_tree_hands_out_launchers() {
     let waited = tokio::time::timeout(Duration::from_secs(5), asking).await.unwrap();
     let Err(error) = waited else { panic!("there was a launcher") };
     assert!(error.to_string().contains("no room"));
+}
+
+#[tokio::test]
+async fn signals_wait_for_a_launcher_that_is_slow_to_read_them() {
+    let (fake, launcher, mut driver) = Fake::connected().await;
+    let (run, id) = running(&fake, &launcher, &mut driver).await;
+    // Far more than the socket has room for.
+    let signals: Vec<i32> = (1..=4000).collect();
+    for signal in &signals {
+        run.kill(*signal);
+    }
+    beside(&mut driver, async {
+        for signal in signals {
+            assert_eq!(fake.controlled().await, Control::Kill { id, signal });
+        }
+    })
+    .await;
 }

@@ -26,6 +26,9 @@ use super::{Inner, verdict::may_say};
 /// Functions that get a label of their own in the metrics; further ones share `other`.
 const LABELLED: usize = 500;
 
+/// Between two batches that were not full. A status that comes alone is recorded at once.
+const BREATH: Duration = Duration::from_millis(10);
+
 /// How the recorder is doing; the reconciler judges nothing lost while statuses wait to be recorded.
 #[derive(Default)]
 pub(super) struct Health {
@@ -87,11 +90,17 @@ pub(super) async fn run(inner: Arc<Inner>) {
 async fn take_all(inner: &Arc<Inner>, statuses: &mut dyn StatusBatch) {
     while let Some(batch) = statuses.next().await {
         inner.recorder_health.took();
+        let taken = batch.len();
         let batch = genuine(batch).await;
         if !batch.is_empty() {
             record(inner, batch).await;
         }
         inner.recorder_health.done();
+        // What comes meanwhile shares one transaction, and one write of acks: with a status at a time each of them
+        // would cost more than the execution that it tells of.
+        if taken < limits::STATUS_BATCH {
+            tokio::time::sleep(BREATH).await;
+        }
     }
 }
 

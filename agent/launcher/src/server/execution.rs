@@ -17,6 +17,9 @@ use crate::sys::vfork::{ChildPlan, ChildStack};
 use crate::sys::{process, socket, vfork};
 use crate::wire::{EndedReport, ExitStatus, INLINE_REQUEST, Network, RefusedReport, Reply, SpawnRequest, memfd_size};
 
+/// That a process has started is said after this long, unless its end can be said with it. Static programs are over
+/// sooner; what an interpreter does takes longer than the agent could notice the delay.
+const SHORT: Duration = Duration::from_millis(1);
 /// How many slots are tried for one execution.
 const ATTEMPTS: u32 = 2;
 
@@ -181,18 +184,24 @@ impl Server {
         drop(starting);
         // The function's copies are the only ones from here on: its end is the end of its output.
         stdio.clear();
-        self.started(request.id, pid);
-        let waited = self.wait(request.id, pid);
+        let (id, started_at_us) = (request.id, process::now_us());
+        let number = pid.cast_unsigned();
+        let is_over = process::ends_within(pid, SHORT).unwrap_or(false);
+        if !is_over {
+            self.reply(&Reply::Started { id, pid: number, started_at_us });
+        }
+        let waited = self.wait(id, pid);
         let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
         let peak = cgroup.and_then(|c| c.peak()).unwrap_or(waited.max_rss_bytes);
-        self.reply(&Reply::Ended(EndedReport {
-            id: request.id,
+        let ended = EndedReport {
+            id,
             status: waited.status,
             oom_killed,
             cpu_us: waited.cpu_us,
             memory_peak_bytes: peak,
             ended_at_us: process::now_us(),
-        }));
+        };
+        self.reply(&if is_over { Reply::Ran { pid: number, started_at_us, ended } } else { Reply::Ended(ended) });
         Ok(pid)
     }
 
@@ -215,10 +224,6 @@ impl Server {
             list.push((libc::RLIMIT_DATA, limits.memory_bytes));
         }
         list
-    }
-
-    fn started(&self, id: u64, pid: i32) {
-        self.reply(&Reply::Started { id, pid: pid.cast_unsigned(), started_at_us: process::now_us() });
     }
 
     /// Waits for the main process, and takes it off the list before its number can mean another.

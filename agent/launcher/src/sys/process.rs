@@ -48,6 +48,19 @@ pub(crate) fn wait_without_reaping(pid: i32) -> io::Result<()> {
     }
 }
 
+/// Waits for the end of a child for at most `time`; whether it has ended. It is not reaped.
+pub(crate) fn ends_within(pid: i32, time: std::time::Duration) -> io::Result<bool> {
+    let pidfd = pidfd(pid)?;
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    // SAFETY: one pollfd and one timespec of this frame.
+    let ready = unsafe { libc::ppoll(&raw mut poll, 1, &raw const limit, std::ptr::null()) };
+    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
+}
+
 /// Whether this process has any child, ended ones included.
 pub(crate) fn has_children() -> bool {
     // SAFETY: an all-zero siginfo_t is valid, and writable for the call.

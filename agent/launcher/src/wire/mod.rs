@@ -151,6 +151,14 @@ pub enum Reply {
         started_at_us: u64,
     },
     Ended(EndedReport),
+    /// Both at once, of a process that was over within a moment: one packet wakes the agent once.
+    Ran {
+        /// As the launcher saw it.
+        pid: u32,
+        /// `CLOCK_REALTIME`.
+        started_at_us: u64,
+        ended: EndedReport,
+    },
     Refused(RefusedReport),
 }
 
@@ -180,6 +188,7 @@ const SPAWN_IN_MEMFD: u8 = 2;
 const STARTED: u8 = 10;
 const ENDED: u8 = 11;
 const REFUSED: u8 = 12;
+const RAN: u8 = 13;
 const KILL: u8 = 20;
 const PING: u8 = 21;
 const HELLO: u8 = 30;
@@ -289,6 +298,36 @@ impl SpawnRequest {
     }
 }
 
+impl EndedReport {
+    fn write(&self, w: &mut Writer) {
+        w.u64(self.id);
+        let (how, number) = match self.status {
+            ExitStatus::Exited(code) => (0, code),
+            ExitStatus::Signaled(signal) => (1, signal),
+        };
+        w.u8(how);
+        w.i32(number);
+        w.u8(u8::from(self.oom_killed));
+        w.u64(self.cpu_us);
+        w.u64(self.memory_peak_bytes);
+        w.u64(self.ended_at_us);
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, WireError> {
+        let id = r.u64()?;
+        let how = r.u8()?;
+        let number = r.i32()?;
+        Ok(EndedReport {
+            id,
+            status: if how == 0 { ExitStatus::Exited(number) } else { ExitStatus::Signaled(number) },
+            oom_killed: r.u8()? != 0,
+            cpu_us: r.u64()?,
+            memory_peak_bytes: r.u64()?,
+            ended_at_us: r.u64()?,
+        })
+    }
+}
+
 impl Reply {
     pub fn encode(&self) -> Vec<u8> {
         match self {
@@ -301,17 +340,14 @@ impl Reply {
             }
             Reply::Ended(ended) => {
                 let mut w = writer(ENDED, 64);
-                w.u64(ended.id);
-                let (how, number) = match ended.status {
-                    ExitStatus::Exited(code) => (0, code),
-                    ExitStatus::Signaled(signal) => (1, signal),
-                };
-                w.u8(how);
-                w.i32(number);
-                w.u8(u8::from(ended.oom_killed));
-                w.u64(ended.cpu_us);
-                w.u64(ended.memory_peak_bytes);
-                w.u64(ended.ended_at_us);
+                ended.write(&mut w);
+                w.0
+            }
+            Reply::Ran { pid, started_at_us, ended } => {
+                let mut w = writer(RAN, 80);
+                w.u32(*pid);
+                w.u64(*started_at_us);
+                ended.write(&mut w);
                 w.0
             }
             Reply::Refused(refused) => {
@@ -329,19 +365,8 @@ impl Reply {
         let (kind, mut r) = reader(bytes)?;
         let reply = match kind {
             STARTED => Reply::Started { id: r.u64()?, pid: r.u32()?, started_at_us: r.u64()? },
-            ENDED => {
-                let id = r.u64()?;
-                let how = r.u8()?;
-                let number = r.i32()?;
-                Reply::Ended(EndedReport {
-                    id,
-                    status: if how == 0 { ExitStatus::Exited(number) } else { ExitStatus::Signaled(number) },
-                    oom_killed: r.u8()? != 0,
-                    cpu_us: r.u64()?,
-                    memory_peak_bytes: r.u64()?,
-                    ended_at_us: r.u64()?,
-                })
-            }
+            ENDED => Reply::Ended(EndedReport::read(&mut r)?),
+            RAN => Reply::Ran { pid: r.u32()?, started_at_us: r.u64()?, ended: EndedReport::read(&mut r)? },
             REFUSED => {
                 Reply::Refused(RefusedReport { id: r.u64()?, step: r.string()?, errno: r.i32()?, message: r.string()? })
             }

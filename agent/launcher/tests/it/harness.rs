@@ -177,12 +177,16 @@ impl Launched {
             let packet = socket::recv(self.spawn.as_fd(), &mut buffer).expect("a reply in time");
             assert!(packet.len > 0, "the launcher is gone");
             let reply = Reply::decode(&buffer[..packet.len]).unwrap();
-            let to = match &reply {
-                Reply::Started { id, .. } => *id,
-                Reply::Ended(ended) => ended.id,
-                Reply::Refused(refused) => refused.id,
+            let (to, said) = match reply {
+                Reply::Started { id, .. } => (id, vec![reply]),
+                Reply::Ended(ended) => (ended.id, vec![reply]),
+                Reply::Ran { pid, started_at_us, ended } => {
+                    let id = ended.id;
+                    (id, vec![Reply::Started { id, pid, started_at_us }, Reply::Ended(ended)])
+                }
+                Reply::Refused(ref refused) => (refused.id, vec![reply]),
             };
-            self.replies.entry(to).or_default().push(reply);
+            self.replies.entry(to).or_default().extend(said);
         }
     }
 
@@ -200,7 +204,7 @@ impl Launched {
                 Ok(Process { id: request.id, pid: pid.cast_signed(), stdout: out_read, stderr: err_read })
             }
             Reply::Refused(refused) => Err(refused),
-            Reply::Ended(_) => panic!("ended before it started"),
+            Reply::Ended(_) | Reply::Ran { .. } => panic!("ended before it started"),
         }
     }
 

@@ -77,8 +77,10 @@ pub fn parse_yaml(text: &str) -> Result<FunctionSpec, SpecError> {
     // `y`, `yes` and `on` are words, and `007` is text: YAML 1.2.
     let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
     let value: Value = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let said = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        let said = said.strip_prefix("error: ").unwrap_or(&said);
         // It quotes the line, which may be all of the input.
-        let shown: String = error.to_string().chars().take(ERROR_LENGTH).collect();
+        let shown: String = said.chars().take(ERROR_LENGTH).collect();
         SpecError::Syntax { message: format!("not valid YAML: {shown}") }
     })?;
     parse_json(&value)
@@ -206,14 +208,19 @@ fn unknown_value(field: &str, given: &str, known: &[&str]) -> SpecError {
 }
 
 fn string<'a>(value: &'a Value, field: &str) -> Result<&'a str, SpecError> {
-    value.as_str().ok_or_else(|| wrong(field, format!("must be text, not {}", kind(value))))
+    value.as_str().ok_or_else(|| wrong(field, not_text(value)))
+}
+
+fn not_text(value: &Value) -> String {
+    let remedy = if matches!(value, Value::Bool(_) | Value::Number(_)) { " (put it in quotes)" } else { "" };
+    format!("must be text, not {}{remedy}", kind(value))
 }
 
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
-        Value::Bool(_) => "true or false (put it in quotes)",
-        Value::Number(_) => "a number (put it in quotes)",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
         Value::Object(_) => "a mapping",
@@ -324,7 +331,7 @@ fn env(value: &Value) -> Result<BTreeMap<String, String>, SpecError> {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
             Value::Bool(flag) => flag.to_string(),
-            _ => return Err(wrong(at(), format!("must be text, not {}", kind(value)))),
+            _ => return Err(wrong(at(), not_text(value))),
         };
         if text.contains('\0') {
             return Err(wrong(at(), "must not contain a NUL byte"));

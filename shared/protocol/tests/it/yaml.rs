@@ -139,7 +139,7 @@ fn what_is_no_mapping() {
         ("- a\n- b", "must be a mapping"),
         ("name: [", "not valid YAML"),
         ("name: a\n  handler: b", "not valid YAML"),
-        ("name: a\nname: b\nhandler: x", "not valid YAML"),
+        ("name: a\nname: b\nhandler: x", "not valid YAML: line 2 column 1: duplicate mapping key: name\n"),
         ("name: a\nhandler: x\ntimeout: .inf", "not valid YAML"),
         ("env: { A: 1, A: 2 }\nname: a\nhandler: x", "not valid YAML"),
     ] {
