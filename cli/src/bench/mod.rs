@@ -58,7 +58,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let effort = if args.quick { QUICK } else { FULL };
     let yardsticks = Yardsticks::find()?;
     let program = subject::program(&args.function)?;
-    let before = report::load_average();
+    let before = report::Before::look();
     let subject = Subject::start(&args.function).await?;
     let servers = yardsticks.start(subject.queue_url())?;
     let mut figures = Figures::default();
@@ -129,10 +129,14 @@ async fn measure(
     figures.add("dispatch_p50_us", dispatched.p50_us);
     figures.add("dispatch_p95_us", dispatched.p95_us);
 
-    let begun = tokio::time::Instant::now();
-    let url = subject.async_url();
-    let accepted = yardsticks.load(&Load::counted(&url, MANY, effort.invocations).headers(&headers).body(&body))?;
+    // Of a function that no agent has room for: what accepting costs, without what running costs.
+    let url = subject.async_url(subject::WAITS);
+    let accepted = yardsticks.load(&load(&url, MANY).headers(&headers).body(&body))?;
     figures.add("accepted_per_s", accepted.per_s);
+
+    let begun = tokio::time::Instant::now();
+    let url = subject.async_url(subject::ECHO);
+    yardsticks.load(&Load::counted(&url, MANY, effort.invocations).headers(&headers).body(&body))?;
     subject.until_idle().await?;
     #[allow(clippy::cast_precision_loss)] // some thousands
     figures.add("executed_per_s", effort.invocations as f64 / begun.elapsed().as_secs_f64());

@@ -22,7 +22,11 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("sync_many_p99_us", "µs", "**Flux, sync call**, p99 at c=16"),
     ("dispatch_p50_us", "µs", "**Flux, async**, accepted → process started, p50, idle"),
     ("dispatch_p95_us", "µs", "**Flux, async**, accepted → process started, p95, idle"),
-    ("accepted_per_s", "/s", "**Flux, async**, accepted/s at c=16, while it runs them"),
+    (
+        "accepted_per_s",
+        "/s",
+        "**Flux, async**, accepted/s at c=16 (202: the queue and the store both hold it), for a function that waits",
+    ),
     ("executed_per_s", "/s", "**Flux, async**, executed/s, from the first accept to the last outcome"),
 ];
 
@@ -34,17 +38,55 @@ pub(super) struct Machine {
     kernel: String,
     load_before: String,
     load_after: String,
+    stolen_percent: f64,
     build: &'static str,
     memory: Vec<(String, u64)>,
 }
 
-pub(super) fn load_average() -> String {
+/// How busy the machine was before the run.
+#[derive(Debug)]
+pub(super) struct Before {
+    load: String,
+    ticks: Option<Ticks>,
+}
+
+impl Before {
+    pub(super) fn look() -> Self {
+        Self { load: load_average(), ticks: Ticks::look() }
+    }
+}
+
+/// CPU time of the whole machine since it started, and how much of it a hypervisor gave to others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ticks {
+    all: f64,
+    stolen: f64,
+}
+
+impl Ticks {
+    fn look() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        let first = stat.lines().next()?.strip_prefix("cpu ")?;
+        // user, nice, system, idle, iowait, irq, softirq, steal; guest time is in user already.
+        let numbers: Vec<f64> = first.split_whitespace().take(8).filter_map(|number| number.parse().ok()).collect();
+        Some(Self { all: numbers.iter().sum(), stolen: *numbers.get(7)? })
+    }
+}
+
+fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
 }
 
 impl Machine {
-    pub(super) fn look(subject: &Subject, load_before: String) -> Self {
+    pub(super) fn look(subject: &Subject, before: Before) -> Self {
+        let stolen = before
+            .ticks
+            .zip(Ticks::look())
+            .map_or(0.0, |(before, after)| 100.0 * (after.stolen - before.stolen) / (after.all - before.all).max(1.0));
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo")
             .lines()
@@ -53,8 +95,9 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             cpu: cpu.unwrap_or_else(|| "unknown".to_owned()),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load_before,
+            load_before: before.load,
             load_after: load_average(),
+            stolen_percent: stolen,
             build: if cfg!(debug_assertions) { "debug (figures mean nothing)" } else { "release" },
             memory: subject.memory(),
         }
@@ -65,6 +108,7 @@ impl Machine {
         vec![
             format!("{} × {}, Linux {}, {} build, {rounds} rounds", self.cores, self.cpu, self.kernel, self.build),
             format!("load average before {}, after {} (the load generator is part of it)", self.load_before, self.load_after),
+            format!("{:.0} % of the CPU time was stolen: given to other machines of the same host", self.stolen_percent),
             "durability: JetStream on disk, synced by the server's interval; SQLite WAL, commits not synced: survives kill -9, \
              not power loss of the last moments"
                 .to_owned(),
@@ -150,4 +194,17 @@ fn sign(reach: Reach) -> &'static str {
 
 fn number(value: f64) -> String {
     format!("{value:.0}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stolen_time_is_the_eighth_number() {
+        let stat = "cpu  10 20 30 40 50 60 70 80 5 5\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        assert_eq!(Ticks::parse(stat), Some(Ticks { all: 360.0, stolen: 80.0 }));
+        assert_eq!(Ticks::parse("intr 1"), None);
+        assert_eq!(Ticks::parse("cpu  1 2 3"), None);
+    }
 }
