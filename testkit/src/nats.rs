@@ -99,7 +99,7 @@ impl NatsServer {
 
     /// SIGSTOP: connections stay open and nothing answers, like a network that swallows packets.
     pub fn pause(&self) {
-        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGSTOP);
+        crate::process_tree::pause(self.running.as_ref().expect("nats-server is down").pid());
     }
 
     pub fn resume(&self) {

@@ -150,7 +150,7 @@ impl FluxProcess {
 
     /// SIGSTOP: it lives and does nothing, like a machine that hangs.
     pub fn pause(&self) {
-        self.running.signal(Signal::SIGSTOP);
+        crate::process_tree::pause(self.running.pid());
     }
 
     pub fn resume(&self) {

@@ -65,7 +65,9 @@ impl Process {
 
     /// SIGSTOP: it lives and does nothing, like a machine that hangs.
     pub fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
+        if self.is_alive() {
+            pause(self.pid);
+        }
     }
 
     pub fn resume(&self) {
@@ -97,6 +99,26 @@ impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}, child of {}, {}): {}", self.pid, self.name, self.parent, self.state, self.command)
     }
+}
+
+/// Stops a process, and returns once it has: a thread that runs on another core does so for a moment after the signal.
+pub(crate) fn pause(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+    let begun = std::time::Instant::now();
+    while !is_stopped(pid) {
+        assert!(begun.elapsed() < GONE_WITHIN, "process {pid} does not stop at SIGSTOP");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether no thread of it runs; one that is gone does not.
+fn is_stopped(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, after)| after.chars().next());
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        stat.map_or(true, |stat| matches!(state(stat), Some('T' | 't' | 'Z' | 'X')))
+    })
 }
 
 /// Is there a process with this id that is not a zombie?

@@ -45,12 +45,17 @@ impl Attempt {
     }
 
     async fn terminal_status(&mut self, mut outcome: Outcome) -> StatusMessage {
-        if outcome.output.len() > limits::INLINE_OUTPUT {
-            self.store_output(&mut outcome).await;
-        }
         let lane = self.execution.queue.lane;
         let spec = self.version.as_ref().map(|version| &version.spec);
         outcome.will_retry = outcome::will_retry(lane, &outcome, self.invocation.failures, spec);
+        if outcome.output.len() > limits::INLINE_OUTPUT {
+            if outcome.will_retry {
+                // The record soon tells of the next attempt, and nobody would delete what this one stored apart.
+                outcome.output = outcome::cut_inline(std::mem::take(&mut outcome.output));
+            } else {
+                self.store_output(&mut outcome).await;
+            }
+        }
         let carries_invocation = lane == Lane::Invoke && outcome.status == OutcomeStatus::Failed;
         let mut status = self.status(Phase::Ended, Some(outcome));
         status.invocation = carries_invocation.then(|| Box::new(self.invocation.clone()));
@@ -61,7 +66,10 @@ impl Attempt {
     async fn store_output(&mut self, outcome: &mut Outcome) {
         let log = std::mem::take(&mut outcome.output);
         match self.put_output(&log).await {
-            Ok(blob) => outcome.output_ref = Some(blob),
+            Ok(blob) => {
+                outcome.output_ref = Some(blob);
+                outcome.output.dropped_bytes = log.dropped_bytes;
+            }
             Err(error) => {
                 let written = log.len();
                 outcome.output = outcome::cut_inline(log);

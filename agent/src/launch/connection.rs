@@ -21,13 +21,17 @@ use super::{Driver, LaunchError};
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-type StartedSender = oneshot::Sender<Result<(u32, u64), RefusedReport>>;
+/// What was started travels as [`Running`], which kills when nobody takes it.
+type StartedSender = oneshot::Sender<Result<Running, RefusedReport>>;
+
+/// Signals that may wait for a launcher that does not read them: one that has stood still for so long is ended.
+const UNSENT: usize = 16_384;
 
 /// One execution that the launcher has not finished with.
 #[derive(Debug)]
 struct Pending {
-    /// Until `Started` or `Refused` came.
-    started: Option<StartedSender>,
+    /// Until `Started`, `Ran` or `Refused` came; and what the started one will hear its end by.
+    started: Option<(StartedSender, oneshot::Receiver<EndedReport>)>,
     ended: oneshot::Sender<EndedReport>,
 }
 
@@ -121,7 +125,7 @@ impl Connection {
         let (started_tx, started_rx) = oneshot::channel();
         let (ended_tx, ended_rx) = oneshot::channel();
         match this.pending.lock().as_mut() {
-            Some(pending) => pending.insert(id, Pending { started: Some(started_tx), ended: ended_tx }),
+            Some(pending) => pending.insert(id, Pending { started: Some((started_tx, ended_rx)), ended: ended_tx }),
             None => return Err(LaunchError::LauncherLost),
         };
         let sent = this.send_request(&encoded, &stdio).await;
@@ -134,7 +138,7 @@ impl Connection {
             });
         }
         match started_rx.await {
-            Ok(Ok((pid, started_at_us))) => Ok(Running::new(Arc::clone(this), id, pid, started_at_us, ended_rx)),
+            Ok(Ok(running)) => Ok(running),
             Ok(Err(refused)) => Err(LaunchError::Refused(refused)),
             Err(_) => Err(LaunchError::LauncherLost),
         }
@@ -163,15 +167,21 @@ impl Connection {
         let full = unsent.is_empty()
             && socket::try_send(self.control.get_ref().as_fd(), &kill.encode(), &[])
                 .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        // At most one for each execution and signal that is under way, since those that ended are no longer killed.
-        if full || !unsent.is_empty() {
-            tracing::warn!(id, signal, "the launcher is slow to read its control socket; the signal waits");
-            unsent.push_back(kill);
-            self.has_unsent.notify_one();
+        if !full && unsent.is_empty() {
+            return;
         }
+        if unsent.len() >= UNSENT {
+            tracing::error!(unsent = unsent.len(), "the launcher does not read its control socket; it is replaced");
+            return self.end_launcher();
+        }
+        if unsent.is_empty() {
+            tracing::warn!(id, signal, "the launcher is slow to read its control socket; signals wait");
+        }
+        unsent.push_back(kill);
+        self.has_unsent.notify_one();
     }
 
-    /// Sends the signals that found the socket full, in their order. Never ends.
+    /// Sends the signals that found the socket full, in their order. Ends by an error alone.
     async fn send_unsent(&self) -> io::Result<()> {
         loop {
             let next = self.unsent.lock().front().copied();
@@ -207,26 +217,27 @@ impl Connection {
         if answered { Ok(sent_at.elapsed()) } else { Err(LaunchError::LauncherLost) }
     }
 
-    fn on_reply(&self, reply: Reply) {
+    fn on_reply(self: &Arc<Self>, reply: Reply) {
         let mut guard = self.pending.lock();
         let Some(pending) = guard.as_mut() else {
             return;
         };
+        let running = |id, pid, started_at_us, ended| Running::new(Arc::clone(self), id, pid, started_at_us, ended);
         match reply {
             Reply::Ran { pid, started_at_us, ended } => {
                 if let Some(entry) = pending.remove(&ended.id) {
                     let _ = entry.ended.send(ended);
-                    // Who gave up on it has nothing left to kill.
-                    let _ = entry.started.map(|waiter| waiter.send(Ok((pid, started_at_us))));
+                    if let Some((waiter, heard)) = entry.started {
+                        let _ = waiter.send(Ok(running(ended.id, pid, started_at_us, heard)));
+                    }
                 }
             }
             Reply::Started { id, pid, started_at_us } => {
-                let waiter = pending.get_mut(&id).and_then(|p| p.started.take());
-                let wanted = waiter.is_some_and(|w| w.send(Ok((pid, started_at_us))).is_ok());
-                if !wanted {
-                    // The caller gave up between asking and this answer.
-                    drop(guard);
-                    self.kill(id, nix::libc::SIGKILL);
+                match pending.get_mut(&id).and_then(|entry| entry.started.take()) {
+                    // Dropped, here or on its way, by a caller that gave up: it is killed.
+                    Some((waiter, heard)) => drop(waiter.send(Ok(running(id, pid, started_at_us, heard)))),
+                    // The caller gave up before the request was sent whole.
+                    None => self.kill(id, nix::libc::SIGKILL),
                 }
             }
             Reply::Ended(report) => {
@@ -235,7 +246,7 @@ impl Connection {
                 }
             }
             Reply::Refused(report) => {
-                if let Some(waiter) = pending.remove(&report.id).and_then(|p| p.started) {
+                if let Some((waiter, _)) = pending.remove(&report.id).and_then(|entry| entry.started) {
                     let _ = waiter.send(Err(report));
                 }
             }
@@ -250,14 +261,22 @@ impl Connection {
         }
     }
 
-    /// Resolves everything that waits (dropping the senders is what tells them) and ends a launcher that still lives.
-    fn close(&self) {
+    /// The end of its control socket is a launcher's end.
+    fn end_launcher(&self) {
         // Fails only where the other end is gone already.
         let _ = nix::sys::socket::shutdown(
             std::os::fd::AsRawFd::as_raw_fd(self.control.get_ref()),
             nix::sys::socket::Shutdown::Both,
         );
-        self.pending.lock().take();
+    }
+
+    /// Resolves everything that waits (dropping the senders is what tells them) and ends a launcher that still lives.
+    fn close(&self) {
+        self.end_launcher();
+        // Taken out of the lock first: what was started is dropped with it, and kills.
+        let pending = self.pending.lock().take();
+        drop(pending);
+        self.unsent.lock().clear();
         self.pings.lock().clear();
         self.closed.send_replace(true);
     }

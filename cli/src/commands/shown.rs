@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux_protocol::{Timestamp, limits, time};
+use flux_protocol::{Timestamp, time};
 
 use crate::output::Output;
 
@@ -25,8 +25,7 @@ pub(crate) fn span(span: Duration) -> String {
 /// Says that an output is not whole.
 pub(crate) fn note_dropped(out: Output, bytes: u64) {
     if bytes > 0 {
-        let limit = limits::OUTPUT / limits::MIB;
-        out.note(format!("{bytes} bytes of the middle of the output were not kept: the limit is {limit} MiB"));
+        out.note(format!("{bytes} bytes of the middle of the output were not kept: it was over the limit"));
     }
 }
 

@@ -12,7 +12,7 @@ const ENDS: Duration = Duration::from_secs(40);
 const AGAIN_WITHIN: Duration = Duration::from_secs(15);
 
 /// A directory that the user `flux` can enter, where the tests are root.
-pub(crate) fn passable() -> TempDir {
+fn passable() -> TempDir {
     let dir = tempfile::Builder::new().prefix("flux-apart-").tempdir().expect("a directory");
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("its mode");
     dir

@@ -1,9 +1,10 @@
 //! Ending an execution that is queued or running.
 //!
 //! What is queued is taken back: a removed message that no consumer ever delivered never ran. Otherwise every agent is told,
-//! and remembers it for a minute, since the delivery may be under way to one of them. The cancel is confirmed when the
-//! agent that held it answers (its processes are gone then), or when its lease has ended and nobody answered: the message
-//! is removed by then, so nobody will start it again.
+//! and remembers it for a minute, since the delivery may be under way to one of them; and the table of cancelled
+//! executions, which agents read before any attempt after the first, covers messages whose place is not known. The
+//! cancel is confirmed when the agent that held it answers (its processes are gone then), or when its lease has ended
+//! and nobody answered: nobody will start it again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +27,8 @@ const ASK: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(3);
 /// Longest wait for an agent that lives and does not confirm: `stop_grace` may take its time.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// An attempt that fails while it is being cancelled is followed by the next, which is then cancelled.
+const ATTEMPTS_CHASED: usize = 3;
 /// A confirmed cancel is answered once the record says so too, or after this.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,19 @@ impl Gateway {
     /// # Errors
     /// It is unknown, or has its outcome already.
     pub async fn cancel(&self, id: ExecutionId) -> Result<(), Refusal> {
+        for _ in 0..ATTEMPTS_CHASED {
+            if let Some(done) = self.cancel_once(id).await? {
+                return done;
+            }
+        }
+        Err(Refusal::new(
+            ErrorCode::DeadlineExceeded,
+            format!("`{id}` failed and was tried again each time that it was to be cancelled; try once more"),
+        ))
+    }
+
+    /// `None`: the attempt that was to be cancelled failed by itself, and another one follows.
+    async fn cancel_once(&self, id: ExecutionId) -> Result<Option<Result<(), Refusal>>, Refusal> {
         const REASON: &str = "cancelled by DELETE /executions";
         let inner = &self.inner;
         // Before the record is read, so that an end between the two is not missed.
@@ -64,44 +80,48 @@ impl Gateway {
         }
         let outcome = cancelled(REASON);
         let taken_back = inner.take_back(&record).await? == Some(TakenBack::NeverDelivered);
-        if !taken_back && may_wait_elsewhere(&record) {
-            // Before agents are asked: one that starts it later reads this first.
+        if !taken_back && record.lane == Lane::Invoke {
+            // The next attempt's message may be where the record does not say: the record may not tell of the last
+            // attempt's end yet, a retry that was due was moved, and what was published again after a loss has its
+            // new place in the record later. Before agents are asked: one that starts it after that reads this first.
             inner.broker.put(Table::Cancelled, &id.to_string(), REASON.into()).await?;
         }
-        if taken_back || inner.nobody_holds(&record).await {
-            inner.end(&record, outcome).await?;
-            inner.settled(id).await;
-            return Ok(());
-        }
-        let answer = tokio::select! {
-            answer = inner.cancel_on_agents(id, REASON, record.agent_id.as_ref()) => answer?,
-            status = next_terminal(&mut statuses) => match status.outcome.map(|outcome| outcome.status) {
-                Some(OutcomeStatus::Cancelled) => CancelAnswer::Cancelled,
-                _ => CancelAnswer::EndedItself,
-            },
+        let answer = if taken_back || inner.nobody_holds(&record).await {
+            CancelAnswer::NobodyHolds
+        } else {
+            tokio::select! {
+                answer = inner.cancel_on_agents(id, REASON, record.agent_id.as_ref()) => answer?,
+                status = next_terminal(&mut statuses) => match status.outcome.map(|outcome| outcome.status) {
+                    Some(OutcomeStatus::Cancelled) => CancelAnswer::Cancelled,
+                    _ => CancelAnswer::EndedItself,
+                },
+            }
         };
         match answer {
-            CancelAnswer::Cancelled => {
-                inner.settled(id).await;
-                Ok(())
+            CancelAnswer::NobodyHolds => inner.end(&record, outcome).await?,
+            CancelAnswer::Cancelled | CancelAnswer::EndedItself => {}
+            CancelAnswer::Unconfirmed => {
+                return Err(Refusal::new(
+                    ErrorCode::DeadlineExceeded,
+                    format!(
+                        "the agent that runs `{id}` was told to cancel it and has not confirmed within {} s; GET /executions/{id} tells when it has",
+                        PATIENCE.as_secs()
+                    ),
+                ));
             }
-            CancelAnswer::NobodyHolds => {
-                inner.end(&record, outcome).await?;
-                inner.settled(id).await;
-                Ok(())
-            }
-            CancelAnswer::EndedItself => Err(match inner.settled(id).await {
-                Some(record) => already_terminal(&record),
-                None => Refusal::new(ErrorCode::AlreadyTerminal, format!("`{id}` ended before the cancel reached it")),
-            }),
-            CancelAnswer::Unconfirmed => Err(Refusal::new(
-                ErrorCode::DeadlineExceeded,
-                format!(
-                    "the agent that runs `{id}` was told to cancel it and has not confirmed within {} s; GET /executions/{id} tells when it has",
-                    PATIENCE.as_secs()
-                ),
-            )),
         }
+        // The first end that was recorded is the one, and it may be of before this.
+        Ok(match inner.settled(id).await {
+            Some(record)
+                if record.outcome.as_ref().is_some_and(|outcome| outcome.status == OutcomeStatus::Cancelled) =>
+            {
+                Some(Ok(()))
+            }
+            Some(record) => Some(Err(already_terminal(&record))),
+            None if answer == CancelAnswer::EndedItself => None,
+            // Said, and not recorded yet.
+            None => Some(Ok(())),
+        })
     }
 }
 
@@ -111,12 +131,6 @@ fn already_terminal(record: &ExecutionRecord) -> Refusal {
         format!("`{}` has ended already: {}", record.execution_id, record.status_text()),
     )
     .with_details(serde_json::json!({ "status": record.status_text() }))
-}
-
-/// Whether the message of its next attempt may be where its record does not say: a retry that was due was moved, and
-/// what was published again after a loss has its new place in the record later.
-fn may_wait_elsewhere(record: &ExecutionRecord) -> bool {
-    record.lane == Lane::Invoke && (record.attempt > 1 || record.phase == Phase::Ended)
 }
 
 pub(super) fn queue_of(record: &ExecutionRecord) -> QueueName {
@@ -240,7 +254,7 @@ impl Inner {
     }
 
     /// Whether every agent that is online has said that it does not hold an execution that was not seen running.
-    /// Its message is removed by now, so none of them can get it later.
+    /// Its message is removed by now or its cancel is in the table, so none of them can start it later.
     async fn nobody_holds(&self, record: &ExecutionRecord) -> bool {
         if record.position.is_none() || record.phase == Phase::Running {
             return false;

@@ -1,7 +1,7 @@
 //! Current versions by name, so that the path of a call meets no store.
 //!
 //! A miss reads the store. A change in the functions' table, which every gateway watches, drops the entry it
-//! concerns; the next use reads again. A change that comes while a read is under way keeps its result from being
+//! concerns, unless it says what the entry says; the next use reads again. A change that comes while a read is under way keeps its result from being
 //! remembered, so an old version cannot stick.
 //!
 //! Bounded: two generations of names; the older one goes when the younger is full.
@@ -225,9 +225,15 @@ impl FunctionCache {
     /// Whether the change says what is cached already, as each deployment's own does a moment after it was made.
     fn is_known(&self, key: &str, value: &[u8]) -> bool {
         let Ok(name) = FunctionName::parse(key) else { return false };
+        let Ok(said) = serde_json::from_slice::<FunctionVersion>(value) else { return false };
         let names = self.names.read();
-        let Some(cached) = names.young.get(&name).or_else(|| names.old.get(&name)) else { return false };
-        serde_json::from_slice::<FunctionVersion>(value).is_ok_and(|said| said == cached.version)
+        let is_known =
+            names.young.get(&name).or_else(|| names.old.get(&name)).is_some_and(|cached| cached.version == said);
+        if is_known {
+            // What is being read may be older than what is said.
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+        is_known
     }
 
     fn changed(&self, key: &str) {

@@ -125,10 +125,6 @@ impl Inner {
         if let Some(blob) = record.outcome.as_ref().and_then(|outcome| outcome.output_ref.as_ref()) {
             self.delete_blob(&blob.key).await;
         }
-        // Attempts that failed and were retried, or were lost after they had stored their output.
-        for attempt in 1..record.attempt {
-            self.delete_blob(&subject::output_blob(record.execution_id, attempt)).await;
-        }
         if record.notes.iter().any(|note| note == NOTE) {
             self.delete_blob(&subject::payload_blob(record.execution_id)).await;
         }

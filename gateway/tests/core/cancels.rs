@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use flux_broker::Queue as _;
+use flux_broker::{Queue as _, Table, Tables as _};
 use flux_protocol::{ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, PoolName, subject::QueueName};
 use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
+    flaky_store::FlakyStore,
     world::{World, deploy, ended, eventually, knows, name, payload},
 };
 
@@ -84,6 +85,51 @@ async fn a_retry_that_waits_does_not_start() {
     let record = ended(&world, id).await;
     assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
     assert_eq!(agent.taken(), [(id, 1)]);
+}
+
+/// What runs between an end and its record: the next attempt is not known yet, and must not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_and_is_not_recorded_yet_is_cancelled_for_its_next_attempt_too() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "retry: { max_attempts: 2, backoff: 1h }").await;
+    store.set_records_nothing(true);
+    let agent = world.agent_with("a", 4, 2, |_| Act::Fail).await;
+    knows(&gateway, &[&agent]).await;
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    agent.until("it failed", |agent| agent.taken().len() == 1 && agent.running().is_empty()).await;
+    assert_eq!(gateway.execution(id).await.unwrap().status_text(), "running", "its failure is not recorded");
+    gateway.cancel(id).await.unwrap();
+    let kept = world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap();
+    assert!(kept.is_some(), "agents read it before they start the next attempt");
+    store.set_records_nothing(false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_succeeded_and_is_not_recorded_yet_is_not_called_cancelled() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    store.set_records_nothing(true);
+    let agent = world.agent("a", |_| Act::Succeed(String::new())).await;
+    knows(&gateway, &[&agent]).await;
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    agent.until("it ran", |agent| agent.taken().len() == 1 && agent.running().is_empty()).await;
+    let refused = store.refused();
+    eventually("the recorder has tried", || async { store.refused() > refused }).await;
+    let end = async {
+        // While the cancel waits for what is recorded first.
+        eventually("the cancel is published", || async {
+            world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some()
+        })
+        .await;
+        store.set_records_nothing(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), end);
+    assert_eq!(cancelled.unwrap_err().code, ErrorCode::AlreadyTerminal);
+    assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Success);
 }
 
 #[tokio::test(flavor = "multi_thread")]

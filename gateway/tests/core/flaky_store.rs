@@ -20,6 +20,8 @@ use flux_store::{
 pub(crate) struct FlakyStore {
     inner: SharedStore,
     away: AtomicBool,
+    /// Nothing is recorded; everything else works.
+    records_nothing: AtomicBool,
     refused: AtomicU32,
     unreadable: Mutex<Option<FunctionName>>,
 }
@@ -29,6 +31,7 @@ impl FlakyStore {
         Arc::new(Self {
             inner: Arc::clone(inner),
             away: AtomicBool::new(false),
+            records_nothing: AtomicBool::new(false),
             refused: AtomicU32::new(0),
             unreadable: Mutex::default(),
         })
@@ -43,6 +46,10 @@ impl FlakyStore {
         self.away.store(away, Ordering::SeqCst);
     }
 
+    pub(crate) fn set_records_nothing(&self, nothing: bool) {
+        self.records_nothing.store(nothing, Ordering::SeqCst);
+    }
+
     /// Calls that found it away.
     pub(crate) fn refused(&self) -> u32 {
         self.refused.load(Ordering::SeqCst)
@@ -50,10 +57,14 @@ impl FlakyStore {
 
     fn there(&self) -> Result<&SharedStore, StoreError> {
         if self.away.load(Ordering::SeqCst) {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Err(StoreError::Unavailable { attempted: "do anything", source: "the test said so".into() });
+            return Err(self.refuse());
         }
         Ok(&self.inner)
+    }
+
+    fn refuse(&self) -> StoreError {
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        StoreError::Unavailable { attempted: "do anything", source: "the test said so".into() }
     }
 }
 
@@ -67,6 +78,9 @@ macro_rules! delegate {
 
             async fn record(&self, updates: Vec<StatusUpdate>) -> Result<Vec<Recorded>, StoreError> {
                 let store = self.there()?;
+                if self.records_nothing.load(Ordering::SeqCst) {
+                    return Err(self.refuse());
+                }
                 let damaged = self.unreadable.lock().unwrap().clone();
                 if updates.iter().any(|update| Some(&update.status.function) == damaged.as_ref()) {
                     return Err(StoreError::Corrupt { problem: "the test said so".to_owned() });

@@ -41,7 +41,8 @@ async fn sync_calls_of_known_functions_run_and_are_recorded_once_it_is_back() {
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
 
-    // News of the deployment that come late drop what a call has cached: until they have come, a call may need the store.
+    // News of the deployment's first step that come late drop what a call has cached, and news that come during its
+    // read keep that from being cached: until they have come, a call may need the store.
     let without_the_store = async || {
         store.set_away(false);
         gateway.call(&name("f"), payload("")).await.unwrap();

@@ -111,14 +111,15 @@ fn answer(called: Called) -> Result<Response, Refusal> {
         let details = json!({ "execution_id": execution_id, "status": outcome.status, "error": outcome.error });
         return Err(Refusal::new(ErrorCode::FunctionFailed, message).with_details(details));
     }
-    if outcome.output.dropped_bytes > 0 {
+    let dropped = outcome.output.dropped_bytes;
+    if dropped > 0 {
         let message = format!(
-            "the function's answer is larger than {} MiB: {} bytes of it are gone",
-            limits::OUTPUT / limits::MIB,
-            outcome.output.dropped_bytes
+            "the function wrote more than is kept, and {dropped} bytes of it are gone; an answer and what goes to \
+             standard error are at most {} MiB together",
+            limits::OUTPUT / limits::MIB
         );
         return Err(Refusal::new(ErrorCode::FunctionFailed, message)
-            .with_details(json!({ "execution_id": execution_id, "limit_bytes": limits::OUTPUT })));
+            .with_details(json!({ "execution_id": execution_id, "output_dropped_bytes": dropped })));
     }
     said(&outcome.output).map_err(|problem| {
         Refusal::new(ErrorCode::FunctionFailed, format!("the function's answer is no HTTP response: {problem}"))

@@ -436,6 +436,9 @@ async fn an_agent_can_do_its_work_and_nothing_else() {
     let mut functions = agent.watch(Table::Functions, true).await.expect("watch");
     assert!(matches!(next_change(&mut functions).await, Change::Put(_)));
     assert!(agent.get(Table::Functions, "hello").await.expect("get").is_some());
+    gateway.put(Table::Cancelled, "exc-1", "why".into()).await.expect("put");
+    assert!(agent.get(Table::Cancelled, "exc-1").await.expect("get").is_some());
+    assert!(agent.get(Table::Cancelled, "exc-2").await.expect("get").is_none());
     for lane in Lane::ALL {
         let queue = queue(lane);
         gateway.heat(&queue).await.expect("heat");
@@ -462,6 +465,7 @@ async fn an_agent_can_do_its_work_and_nothing_else() {
         |what: &str, error: BrokerError| assert!(matches!(error, BrokerError::Denied { .. }), "{what}: {error:?}");
     denied("invoke", agent.publish(&queue(Lane::Invoke), message("m.2")).await.expect_err("denied"));
     denied("deploy", agent.put(Table::Functions, "hello", "2".into()).await.expect_err("denied"));
+    denied("cancel", agent.put(Table::Cancelled, "exc-3", "no".into()).await.expect_err("denied"));
     denied("be another", agent.put(Table::Agents, "agent-2", "beat".into()).await.expect_err("denied"));
     denied("heat", agent.heat(&queue(Lane::Invoke)).await.expect_err("denied"));
 }
