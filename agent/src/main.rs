@@ -44,7 +44,7 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Executions at once [default: 16 for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     tasks: Option<u32>,
     /// CPU budget in millicores [default: four times all cores]
     #[arg(long, value_name = "MILLICORES")]

@@ -15,7 +15,6 @@ use crate::{
     about = "A self-hosted serverless platform in one binary",
     after_help = "Start one here:   flux up\nFirst function:   flux init python hello && flux deploy hello && flux invoke hello\n\
                   Environment:      FLUX_URL, FLUX_KEY (see --url, --key), NO_COLOR",
-    disable_help_subcommand = true,
     max_term_width = 110
 )]
 pub(crate) struct Cli {

@@ -20,6 +20,9 @@ pub(crate) struct Execution {
     pub(crate) agent_id: Option<String>,
     #[serde(default)]
     pub(crate) output: Option<String>,
+    /// Where it is not all UTF-8.
+    #[serde(default)]
+    pub(crate) output_base64: Option<String>,
     /// Of the middle of the output, over its limit.
     #[serde(default)]
     pub(crate) output_dropped_bytes: u64,

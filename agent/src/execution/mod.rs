@@ -75,6 +75,9 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
     };
     let _end = EndWithoutAWord { node: Arc::clone(&node), execution: Arc::clone(&execution) };
     node.ledger.hold(Arc::clone(&execution), ack).await;
+    if !notes.is_empty() {
+        tracing::warn!(execution_id = %id, function = %queue.function, ?notes, "headers of its message make no sense and are ignored");
+    }
     let trace = invocation.traceparent.as_deref().and_then(TraceParent::parse).unwrap_or_default();
     let span = tracing::info_span!(
         "execution",

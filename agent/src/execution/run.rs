@@ -28,8 +28,6 @@ use crate::{
 
 /// Starting is tried again for this long while the agent's own trouble is in the way (no launcher, no descriptors).
 const START_WITHIN: Duration = Duration::from_secs(30);
-/// A process that does not end at SIGKILL sleeps in the kernel; after this long its outcome is told without it.
-const KILL_TAKES_AT_MOST: Duration = Duration::from_secs(10);
 
 pub(super) enum Ran {
     /// `by_cancel`: a cancel is what ended it.
@@ -62,7 +60,7 @@ struct Clock {
 impl Clock {
     fn next(&self, grace: Duration) -> (Alarm, Option<Instant>) {
         if let Some(killed) = self.killed {
-            return (Alarm::GiveUp, Some(killed + KILL_TAKES_AT_MOST));
+            return (Alarm::GiveUp, Some(killed + limits::KILL_TAKES_AT_MOST));
         }
         if let Some(asked) = self.asked_to_end {
             return (Alarm::Kill, Some(asked + grace));

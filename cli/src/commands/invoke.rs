@@ -84,6 +84,9 @@ struct Called {
     execution_id: String,
     #[serde(default)]
     output: String,
+    /// Where it is not all UTF-8.
+    #[serde(default)]
+    output_base64: Option<String>,
     /// As the function wrote it: neither numbers nor the order of keys change on the way.
     #[serde(default)]
     result: Option<Box<RawValue>>,
@@ -124,11 +127,14 @@ async fn send(
 }
 
 fn show(cx: &Context, called: &Called, raw: bool) {
+    let output = shown::output_bytes(&called.output, called.output_base64.as_deref());
     match &called.result {
-        _ if raw => cx.out.bytes(called.output.as_bytes()),
-        Some(result) => cx.out.line(result.get()),
-        None if called.output.is_empty() || called.output.ends_with('\n') => cx.out.bytes(called.output.as_bytes()),
-        None => cx.out.line(&called.output),
+        Some(result) if !raw => cx.out.line(result.get()),
+        // A text gets the end of its line; bytes get nothing.
+        None if !raw && called.output_base64.is_none() && !output.is_empty() && !output.ends_with(b"\n") => {
+            cx.out.line(&called.output);
+        }
+        _ => cx.out.bytes(&output),
     }
 }
 

@@ -31,10 +31,14 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         return Ok(());
     }
     let execution: Execution = cx.client.view(&answer)?;
-    cx.out.bytes(execution.output.as_deref().unwrap_or_default().as_bytes());
+    let output = execution.output.as_deref().unwrap_or_default();
+    cx.out.bytes(&shown::output_bytes(output, execution.output_base64.as_deref()));
     shown::note_dropped(cx.out, execution.output_dropped_bytes);
     if let Some(error) = &execution.error {
-        cx.out.note(format!("{id} {}: {}: {}", execution.shown_status(), error.kind(), error.message()));
+        let (status, kind) = (execution.shown_status(), error.kind());
+        // `cancelled` is both.
+        let why = if status == kind { status.to_owned() } else { format!("{status}: {kind}") };
+        cx.out.note(format!("{id} {why}: {}", error.message()));
     }
     Ok(())
 }

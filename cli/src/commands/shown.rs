@@ -1,7 +1,8 @@
 //! How values are worded in tables.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use flux_protocol::{Timestamp, time};
 
 use crate::output::Output;
@@ -19,6 +20,14 @@ pub(crate) fn span(span: Duration) -> String {
         s if s < 2 * 3600 => format!("{}m", s / 60),
         s if s < 48 * 3600 => format!("{}h", s / 3600),
         s => format!("{}d", s / 86_400),
+    }
+}
+
+/// An output as it was written: the exact bytes, where the answer has them beside the text.
+pub(crate) fn output_bytes<'a>(text: &'a str, exact: Option<&str>) -> Cow<'a, [u8]> {
+    match exact.and_then(|encoded| BASE64.decode(encoded).ok()) {
+        Some(bytes) => bytes.into(),
+        None => text.as_bytes().into(),
     }
 }
 

@@ -69,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Executions at once [default: 16 for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     tasks: Option<u32>,
     /// Where the queue listens, for remote agents and producers [default: 127.0.0.1:4222, or a free port]
     #[arg(long, value_name = "HOST:PORT")]

@@ -24,6 +24,8 @@ async fn a_wrong_command_line_is_exit_status_2() {
     alone(&["invoke", "a", "--timeout", "soon"]).await.fails(2, "write 250ms, 10s, 5m or 6h");
     alone(&["init", "perl", "x"]).await.fails(2, "possible values: python, node, bash, rust");
     alone(&["frobnicate"]).await.fails(2, "unrecognized subcommand");
+    alone(&["up", "--tasks", "0"]).await.fails(2, "--tasks");
+    assert!(alone(&["help", "dlq"]).await.ok().stdout.contains("redrive"));
 }
 
 #[tokio::test]

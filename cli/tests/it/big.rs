@@ -43,10 +43,7 @@ async fn more_output_loses_its_middle_and_says_how_much() {
     let said = flux(&up, &["invoke", "floods", "--raw"]).await.ok();
     assert!(said.stderr.contains("bytes of the middle of the output were not kept"), "{}", said.stderr);
     let url = up.api.get("/fn/floods").await.expect(500);
-    assert!(
-        url.json["error"]["message"].as_str().is_some_and(|text| text.contains("bytes of it are gone")),
-        "{url:?}"
-    );
+    assert!(url.json["error"]["message"].as_str().is_some_and(|text| text.contains("bytes of it are gone")), "{url:?}");
     let ran = flux(&up, &["invoke", "floods", "--json"]).await.ok();
     let record: Value = ran.json();
     let output = record["output"].as_str().expect("output");

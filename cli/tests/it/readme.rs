@@ -5,7 +5,7 @@ use std::time::Duration;
 use flux_testkit::{File, FluxUp, eventually};
 use serde_json::json;
 
-use crate::cluster::{deploy_script, flux, flux_with_input};
+use crate::cluster::{command, deploy_script, flux, flux_with_input};
 
 const ENDS: Duration = Duration::from_secs(30);
 
@@ -78,6 +78,20 @@ async fn deploy_invoke_logs_ps_rollback_cancel() {
 
     assert!(flux(&up, &["delete", "greet"]).await.ok().stdout.starts_with("greet removed"));
     flux(&up, &["invoke", "greet"]).await.fails(1, "error: function_not_found: ");
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_text_come_out_as_they_went_in() {
+    let up = FluxUp::start().await;
+    deploy_script(&up, "echo", "cat", "").await;
+    let file = up.path("bytes");
+    let bytes: Vec<u8> = (0..=255).chain(b"caf\xe9\n".iter().copied()).collect();
+    std::fs::write(&file, &bytes).expect("a file");
+    let path = file.to_str().expect("UTF-8");
+    let raw = command(&up, &["invoke", "echo", "--file", path, "--raw"]).output(ENDS).await;
+    assert_eq!(raw.stdout, bytes);
+    let logged = command(&up, &["logs", "echo"]).output(ENDS).await;
+    assert_eq!(logged.stdout, bytes);
 }
 
 #[tokio::test]

@@ -244,12 +244,21 @@ pub(super) fn refusal(spec: &FunctionSpec, fleet: &Summary, mine: &Mine, shortag
         Shortage::Concurrency => ErrorCode::AtConcurrency,
         Shortage::NeverFits | Shortage::Resources => ErrorCode::NoResources,
     };
-    let mut refusal = Refusal::new(code, explain(&spec.name, spec, fleet, mine, shortage));
+    let mut refusal = Refusal::new(code, explain(&spec.name, spec, fleet, mine, shortage, Told::Refused));
     // What only another machine can change is not worth asking for again at once.
     if matches!(shortage, Shortage::NeverFits | Shortage::NoCapability) {
         refusal.retry_after = Some(Duration::from_secs(30));
     }
     refusal
+}
+
+/// Who is told of a shortage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A caller who was refused.
+    Refused,
+    /// Whoever asks why an execution still waits.
+    Waiting,
 }
 
 /// One sentence or two for people, with numbers and the remedy.
@@ -259,8 +268,19 @@ pub(super) fn explain(
     fleet: &Summary,
     mine: &Mine,
     shortage: Shortage,
+    told: Told,
 ) -> String {
     let mut text = String::new();
+    let (concurrency_remedy, resources_remedy) = match told {
+        Told::Refused => (
+            "try again, raise it, add agents, or set `max_concurrency_behavior: wait`",
+            "try again, add agents, or set `resource_pressure_behavior: wait`",
+        ),
+        Told::Waiting => (
+            "it starts in its turn; raise it or add agents to run more at once",
+            "it starts in its turn; add agents to run more at once",
+        ),
+    };
     let need = spec.resources;
     let written = match shortage {
         Shortage::NoAgents => write!(
@@ -286,14 +306,14 @@ pub(super) fn explain(
         ),
         Shortage::Concurrency => write!(
             text,
-            "`{name}` runs {} times at once on {} agent(s) with a `max_concurrency` of {} each; try again, raise it, add agents, or set `max_concurrency_behavior: wait`",
+            "`{name}` runs {} times at once on {} agent(s) with a `max_concurrency` of {} each; {concurrency_remedy}",
             fleet.running.max(mine.of_function + fleet.invokes),
             fleet.able,
             spec.max_concurrency.unwrap_or_default()
         ),
         Shortage::Resources => write!(
             text,
-            "none of {} agent(s) has a free task slot with {} millicores and {} MB for `{name}` ({} executions fit when they are idle); try again, add agents, or set `resource_pressure_behavior: wait`",
+            "none of {} agent(s) has a free task slot with {} millicores and {} MB for `{name}` ({} executions fit when they are idle); {resources_remedy}",
             fleet.able, need.cpu, need.memory, fleet.capacity_known
         ),
     };

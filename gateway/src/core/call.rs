@@ -13,7 +13,7 @@
 //! A call that lasts longer than [`RECORD_AFTER`] gets a queued record beside it, so that any gateway can tell of it.
 //!
 //! **The deadline** is for starting and running together: the caller's `timeout` if it gave one; else, where the function
-//! waits for room, [`limits::SYNC_WAIT`]; else the function's own timeout and [`STARTING`]. Never more than `SYNC_WAIT`.
+//! waits for room, [`limits::SYNC_WAIT`]; else the function's own timeout, its `stop_grace` and [`STARTING_AND_ENDING`]. Never more than `SYNC_WAIT`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -48,8 +48,8 @@ const ACK_LATE: Duration = Duration::from_millis(75);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A publish that the broker did not answer is tried again for this long.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(5);
-/// Time to start, on top of the function's own timeout, where it does not wait for room.
-const STARTING: Duration = Duration::from_secs(5);
+/// Time to start and to be killed, on top of the function's own timeout, where it does not wait for room.
+const STARTING_AND_ENDING: Duration = Duration::from_secs(5).saturating_add(limits::KILL_TAKES_AT_MOST);
 
 impl Gateway {
     /// Runs a function and waits for its outcome. Dropping the future cancels the execution.
@@ -87,7 +87,7 @@ fn count_call(called: &Result<Called, Refusal>, took: Duration) {
 pub(super) fn sync_deadline(spec: &FunctionSpec, asked: Option<Duration>) -> Duration {
     let waits = waits_for_room(spec);
     asked
-        .or_else(|| spec.timeout.filter(|_| !waits).map(|timeout| timeout + STARTING))
+        .or_else(|| spec.timeout.filter(|_| !waits).map(|timeout| timeout + spec.stop_grace + STARTING_AND_ENDING))
         .unwrap_or(limits::SYNC_WAIT)
         .min(limits::SYNC_WAIT)
 }

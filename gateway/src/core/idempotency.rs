@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use flux_protocol::{Digest, ErrorCode, ExecutionId, FunctionName, Timestamp, limits, time::now};
 use flux_store::Claim;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{Called, Inner, InvokeRequest, call::sync_deadline, function_cache::Runnable};
 use crate::refusal::Refusal;
@@ -79,16 +79,26 @@ impl Inner {
                 }
             }
         }
-        match self.run_call(function, id, request).await {
-            Ok(called) => Ok(called),
-            Err(not_called) => {
-                // Refused before it ran: the same key may try again.
-                if !not_called.may_run {
-                    self.release(&name, &key, id).await;
+        // Others may have been promised its outcome: it does not end when this caller goes.
+        let (tell, told) = oneshot::channel();
+        let (inner, function) = (Arc::clone(self), Arc::clone(function));
+        self.tasks.spawn("call-with-key", async move {
+            let called = match inner.run_call(&function, id, request).await {
+                Ok(called) => Ok(called),
+                Err(not_called) => {
+                    // Refused before it ran: the same key may try again.
+                    if !not_called.may_run {
+                        inner.release(&name, &key, id).await;
+                    }
+                    Err(not_called.refusal)
                 }
-                Err(not_called.refusal)
-            }
-        }
+            };
+            let _ = tell.send(called);
+        });
+        told.await.unwrap_or_else(|_| {
+            let message = format!("the call ended without a word; GET /executions/{id} tells what became of it");
+            Err(Refusal::new(ErrorCode::Internal, message))
+        })
     }
 
     /// Waits for the execution that has the key. `None`: there is none, its gateway died before it was accepted.

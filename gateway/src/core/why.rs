@@ -5,7 +5,7 @@ use flux_protocol::{ExecutionId, ExecutionRecord, FunctionSpec, Lane, Phase, Tim
 
 use super::{
     Gateway, Inner, Why,
-    admission::{Mine, Shortage, Summary, explain},
+    admission::{Mine, Shortage, Summary, Told, explain},
     cancel::queue_of,
 };
 use crate::refusal::Refusal;
@@ -30,9 +30,13 @@ impl Gateway {
         } else {
             (None, None, None)
         };
+        let fleet = function.as_ref().map(|function| (function.spec().clone(), function.summary(&inner.fleet)));
+        // The queue keeps what runs until it has its outcome.
+        let running = fleet.as_ref().filter(|_| record.lane == Lane::Invoke).map_or(0, |(_, fleet)| fleet.invokes);
+        let queued = queued.map(|stored| stored.saturating_sub(running).max(1));
         let seen = Seen {
             now: now(),
-            fleet: function.as_ref().map(|function| (function.spec().clone(), function.summary(&inner.fleet))),
+            fleet,
             mine: function.as_ref().map(|function| inner.in_flight.mine(function.spec())).unwrap_or_default(),
             queued,
             delivered: delivered.unwrap_or(false),
@@ -88,7 +92,7 @@ fn explain_execution(record: &ExecutionRecord, seen: &Seen) -> (&'static str, St
     if seen.delivered {
         return ("starting", format!("an agent has taken it {waited} s ago at most and has not said yet that it runs"));
     }
-    let said = |shortage| explain(name, spec, fleet, &seen.mine, shortage);
+    let said = |shortage| explain(name, spec, fleet, &seen.mine, shortage, Told::Waiting);
     if fleet.online == 0 {
         return ("no_agents", said(Shortage::NoAgents));
     }

@@ -8,7 +8,15 @@ use crate::refusal::Refusal;
 
 /// Reads a body. `fields` are those of the outermost object, for "did you mean".
 pub(super) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], fields: &[&str]) -> Result<T, Refusal> {
-    serde_json::from_slice(bytes).map_err(|error| explain::<T>(bytes, &error, fields))
+    let first = bytes.trim_ascii_start().first().copied();
+    let read = serde_json::from_slice(bytes);
+    // A list would be taken as the fields in their order; `null` is no body where there need not be one.
+    let is_other = first.is_some_and(|first| first != b'{') && (first != Some(b'n') || read.is_err());
+    if is_other && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
+        let message = format!("the body must be a JSON object; its fields are: {}", fields.join(", "));
+        return Err(Refusal::new(ErrorCode::InvalidRequest, message));
+    }
+    read.map_err(|error| explain::<T>(bytes, &error, fields))
 }
 
 /// Reads it again, slowly, to learn which field it was: only a body that is wrong pays for that.
@@ -59,6 +67,9 @@ mod tests {
         let syntax = refusal("{\"args\": [\n  oops]}");
         assert!(syntax.message.contains("line 2"), "{syntax}");
         assert_eq!(syntax.details["line"], 2);
+        for other in ["[[\"a\"]]", "null", "1", "\"text\""] {
+            assert!(refusal(other).message.contains("must be a JSON object"), "{other}");
+        }
         let unknown = refusal("{\"arg\": []}");
         assert!(unknown.message.contains("did you mean `args`"), "{unknown}");
         assert_eq!(unknown.details["field"], "arg");

@@ -89,3 +89,27 @@ async fn a_refused_call_frees_its_key_and_ends_its_record() {
     let called = gateway.call(&function, keyed("x", "k")).await.unwrap();
     assert_eq!((called.outcome.output.to_text().as_str(), called.replayed), ("ran", false));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_with_a_key_goes_on_when_its_caller_goes() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    let end = Arc::new(Notify::new());
+    let agent = {
+        let end = Arc::clone(&end);
+        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
+    };
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let function = name("f");
+    tokio::select! {
+        called = gateway.call(&function, keyed("x", "k")) => panic!("it ended: {called:?}"),
+        () = agent.until("it runs", |agent| agent.running().len() == 1) => {}
+    }
+    // Somebody else was promised the same execution.
+    let accepted = gateway.invoke(&function, keyed("x", "k")).await.unwrap();
+    end.notify_one();
+    let record = ended(&world, accepted.execution_id).await;
+    assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Success);
+    assert_eq!(agent.taken().len(), 1);
+}

@@ -58,14 +58,13 @@ impl HttpResponse {
             .filter(|response| (100..=599).contains(&response.status_code))
     }
 
-    pub fn body_bytes(&self) -> Bytes {
-        match &self.body {
+    /// `None`: it says that it is base64 and is not.
+    pub fn body_bytes(&self) -> Option<Bytes> {
+        Some(match &self.body {
             serde_json::Value::Null => Bytes::new(),
-            serde_json::Value::String(text) if self.is_base64_encoded => {
-                BASE64.decode(text).map_or_else(|_| Bytes::from(text.clone()), Bytes::from)
-            }
+            serde_json::Value::String(text) if self.is_base64_encoded => BASE64.decode(text).ok()?.into(),
             serde_json::Value::String(text) => Bytes::from(text.clone()),
             other => Bytes::from(other.to_string()),
-        }
+        })
     }
 }

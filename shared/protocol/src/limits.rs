@@ -95,6 +95,8 @@ pub const PICKUP_GRACE: Duration = Duration::from_millis(500);
 pub const OUTPUT_PUBLISH_WITHIN: Duration = Duration::from_millis(20);
 /// Largest chunk of live output.
 pub const OUTPUT_CHUNK: usize = 64 * KIB;
+/// A process that does not end at SIGKILL sleeps in the kernel; after this long its outcome is told without it.
+pub const KILL_TAKES_AT_MOST: Duration = Duration::from_secs(10);
 /// After a process ended, its pipes are read for this long, whoever still holds them.
 pub const PIPE_DRAIN: Duration = Duration::from_millis(250);
 /// Agents remember a cancel for this long, for a delivery that was under way.

@@ -71,6 +71,14 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
+/// Bytes as text; and as they were, where they are not all UTF-8.
+fn text_or_bytes(bytes: Vec<u8>) -> (String, Option<Vec<u8>>) {
+    match String::from_utf8(bytes) {
+        Ok(text) => (text, None),
+        Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), Some(error.into_bytes())),
+    }
+}
+
 impl OutputLog {
     /// Bytes kept.
     pub fn len(&self) -> usize {
@@ -86,6 +94,11 @@ impl OutputLog {
         self.text_of(|_| true)
     }
 
+    /// As [`Self::to_text`], and the same byte for byte where that is not exact.
+    pub fn to_text_and_bytes(&self) -> (String, Option<Vec<u8>>) {
+        text_or_bytes(self.joined(|_| true))
+    }
+
     /// One stream's bytes, in order.
     pub fn bytes_of(&self, stream: Stream) -> Bytes {
         let mut matching = self.chunks.iter().filter(|chunk| chunk.stream == stream);
@@ -98,9 +111,13 @@ impl OutputLog {
     }
 
     fn text_of(&self, keep: impl Fn(&Chunk) -> bool) -> String {
+        text_or_bytes(self.joined(keep)).0
+    }
+
+    fn joined(&self, keep: impl Fn(&Chunk) -> bool) -> Vec<u8> {
         let mut all = Vec::with_capacity(self.len());
         self.chunks.iter().filter(|chunk| keep(chunk)).for_each(|chunk| all.extend_from_slice(&chunk.data));
-        String::from_utf8(all).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        all
     }
 
     /// stdout where that is one JSON document and nothing was dropped: a native function's `result`.

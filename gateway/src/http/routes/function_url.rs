@@ -151,7 +151,8 @@ fn respond(said: &HttpResponse) -> Result<Response, String> {
     let status = StatusCode::from_u16(said.status_code).ok().filter(|status| status.as_u16() >= 200);
     let status = status.ok_or_else(|| format!("{} is no status of a response; it is 200 to 599", said.status_code))?;
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = if bodiless { Bytes::new() } else { said.body_bytes() };
+    let body = said.body_bytes().ok_or("`isBase64Encoded` is true and `body` is not base64")?;
+    let body = if bodiless { Bytes::new() } else { body };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     for (name, value) in &said.headers {

@@ -1,5 +1,6 @@
 //! Executions: what was asked, what came of it, and the record.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use flux_protocol::{ErrorKind, ExecutionError, ExecutionRecord, Outcome, OutputLog, Phase, Stream, Usage, time::now};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -28,6 +29,9 @@ pub(in crate::http) struct CalledBody {
     status: &'static str,
     /// stdout and stderr as they were written, interleaved; what is not UTF-8 becomes U+FFFD.
     output: String,
+    /// The same byte for byte, where it is not all UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ExecutionErrorBody>,
     /// From start to end of the process.
@@ -45,6 +49,12 @@ pub(in crate::http) struct CalledBody {
     output_dropped_bytes: u64,
 }
 
+/// `output` and `output_base64`.
+fn text_and_base64(output: &OutputLog) -> (String, Option<String>) {
+    let (text, bytes) = output.to_text_and_bytes();
+    (text, bytes.map(|bytes| BASE64.encode(bytes)))
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_zero(n: &u64) -> bool {
     *n == 0
@@ -53,10 +63,12 @@ fn is_zero(n: &u64) -> bool {
 impl From<Called> for CalledBody {
     fn from(called: Called) -> Self {
         let Outcome { status, error, output, duration_ms, .. } = called.outcome;
+        let (text, output_base64) = text_and_base64(&output);
         Self {
             status: status.as_str(),
             result: result(&output),
-            output: output.to_text(),
+            output: text,
+            output_base64,
             output_dropped_bytes: output.dropped_bytes,
             error: error.map(Into::into),
             duration_ms: duration_ms.as_f64(),
@@ -157,6 +169,9 @@ pub(in crate::http) struct ExecutionBody {
     /// Grows while it runs. Lists, and the end of a stream, leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
+    /// The same byte for byte, where it is not all UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_base64: Option<String>,
     /// stdout, where it is one JSON document.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -203,8 +218,10 @@ impl From<Usage> for UsageBody {
 impl ExecutionBody {
     /// With its output.
     pub(in crate::http) fn whole(record: ExecutionRecord, output: &OutputLog) -> Self {
+        let (text, output_base64) = text_and_base64(output);
         Self {
-            output: Some(output.to_text()),
+            output: Some(text),
+            output_base64,
             result: record.is_terminal().then(|| result(output)).flatten(),
             output_dropped_bytes: output.dropped_bytes,
             ..Self::outline(record)
@@ -233,6 +250,7 @@ impl ExecutionBody {
             status,
             phase,
             output: None,
+            output_base64: None,
             result: None,
             error: error.map(Into::into),
             duration_ms: duration.as_f64(),

@@ -429,12 +429,13 @@ fn function_urls() {
 
     let response = |json: &str| HttpResponse::from_result(&serde_json::from_str(json).expect("JSON"));
     let full = response(r#"{"statusCode":201,"headers":{"a":"b"},"body":"/w==","isBase64Encoded":true}"#).expect("one");
-    assert_eq!((full.status_code, full.body_bytes()), (201, Bytes::from_static(&[0xff])));
-    assert_eq!(response(r#"{"statusCode":204}"#).expect("one").body_bytes(), Bytes::new());
+    assert_eq!((full.status_code, full.body_bytes()), (201, Some(Bytes::from_static(&[0xff]))));
+    assert_eq!(response(r#"{"statusCode":204}"#).expect("one").body_bytes(), Some(Bytes::new()));
     assert_eq!(
         response(r#"{"statusCode":200,"body":{"n":1}}"#).expect("one").body_bytes(),
-        Bytes::from_static(br#"{"n":1}"#)
+        Some(Bytes::from_static(br#"{"n":1}"#))
     );
+    assert_eq!(response(r#"{"statusCode":200,"body":"!","isBase64Encoded":true}"#).expect("one").body_bytes(), None);
     for none in
         [r#"{"body":"x"}"#, r#"{"statusCode":99}"#, r#"{"statusCode":600}"#, r#"{"statusCode":"200"}"#, "[]", "7"]
     {
