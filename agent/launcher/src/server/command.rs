@@ -122,6 +122,10 @@ fn explain_exec(request: &SpawnRequest, errno: i32) -> String {
                 format!("handler `{name}` is not a file; `handler` must name an executable file")
             }
             ProgramFile::NotExecutable => format!("handler `{name}` is not executable; chmod +x it before zipping"),
+            ProgramFile::Script(interpreter) if interpreter.ends_with('\r') => format!(
+                "handler `{name}` has no interpreter: its first line ends with CR LF, and the CR counts as part of `{}`; save it with LF line ends",
+                interpreter.trim_end()
+            ),
             ProgramFile::Script(interpreter) => format!(
                 "handler `{name}` has no interpreter: its first line asks for `{interpreter}`, which functions on this machine do not have or may not run"
             ),
@@ -172,7 +176,8 @@ fn inspect(path: &Path) -> ProgramFile {
         Some(line) => {
             let line = line.split(|&b| b == b'\n').next().unwrap_or_default();
             let text = String::from_utf8_lossy(line);
-            ProgramFile::Script(text.split_whitespace().next().unwrap_or_default().to_owned())
+            // As the kernel reads it: a CR is part of the name.
+            ProgramFile::Script(text.trim_start().split([' ', '\t']).next().unwrap_or_default().to_owned())
         }
         None => ProgramFile::Program,
     }

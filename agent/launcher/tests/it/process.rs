@@ -81,6 +81,9 @@ fn what_cannot_be_executed_says_why() {
     launcher.file("alien", "#!/opt/none/ruby -w\n", 0o755);
     let message = refused(&mut launcher, "alien");
     assert!(message.contains("no interpreter") && message.contains("`/opt/none/ruby`"), "{message}");
+    launcher.file("dos", "#!/bin/sh\r\nexit 0\r\n", 0o755);
+    let message = refused(&mut launcher, "dos");
+    assert!(message.contains("`/bin/sh`") && message.contains("LF line ends"), "{message}");
     launcher.file("noise", "\u{1}\u{2}\u{3}", 0o755);
     let message = refused(&mut launcher, "noise");
     assert!(message.contains("neither a program"), "{message}");

@@ -237,11 +237,14 @@ fn count(value: &Value, field: &str, least: u32, most: u32) -> Result<u32, SpecE
 
 fn duration(value: &Value, field: &str) -> Result<Duration, SpecError> {
     let parsed = match value {
-        Value::Number(number) => number
-            .as_f64()
-            .and_then(|s| Duration::try_from_secs_f64(s).ok())
-            .and_then(whole_millis)
-            .ok_or_else(|| "must not be negative".to_owned()),
+        Value::Number(number) => {
+            number.as_f64().and_then(|s| Duration::try_from_secs_f64(s).ok()).and_then(whole_millis).ok_or_else(|| {
+                match number.as_f64() {
+                    Some(seconds) if seconds < 0.0 => "must not be negative".to_owned(),
+                    _ => "is more seconds than there are".to_owned(),
+                }
+            })
+        }
         Value::String(text) => parse_duration(text),
         _ => Err("must be seconds, or text such as 250ms, 10s, 5m".to_owned()),
     };

@@ -54,6 +54,7 @@ fn refusals_name_the_field_and_the_remedy() {
         ("resources: { memory: 3 }", "resources.memory", "from 4 to"),
         ("resources: { memory: 99999999999 }", "resources.memory", "from 4 to"),
         ("timeout: -1", "timeout", "must not be negative"),
+        ("timeout: 1e99", "timeout", "more seconds than there are"),
         ("timeout: 86401", "timeout", "at most 86400"),
         ("timeout: soon", "timeout", "250ms, 10s"),
         ("timeout: [1]", "timeout", "must be seconds"),
