@@ -46,7 +46,7 @@ struct Effort {
 }
 
 const QUICK: Effort = Effort { rounds: 3, seconds: 0.8, warm_up: 0.2, invocations: 1_000, singles: 30 };
-const FULL: Effort = Effort { rounds: 7, seconds: 3.0, warm_up: 0.5, invocations: 5_000, singles: 200 };
+const FULL: Effort = Effort { rounds: 5, seconds: 2.0, warm_up: 0.5, invocations: 3_000, singles: 100 };
 /// Concurrent connections of the throughput figures.
 const MANY: usize = 16;
 /// Threads of the spawn loop that throughput is compared with.
