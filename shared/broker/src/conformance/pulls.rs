@@ -16,7 +16,8 @@ pub async fn a_pull_ends_when_it_is_filled(on: &Subject) {
     let mut pull = pull(&on.broker, &queue, 3, PATIENCE).await;
     for left in (2..5).rev() {
         let delivery = next(&mut pull).await;
-        assert!(delivery.pending.is_none_or(|pending| pending == left), "{:?} instead of {left}", delivery.pending);
+        // It may not count what was stored just now.
+        assert!(delivery.pending.is_none_or(|pending| pending <= left), "{:?} instead of {left}", delivery.pending);
         delivery.ack.ack().await.expect("ack");
     }
     ended(&mut pull).await;

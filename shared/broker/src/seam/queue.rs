@@ -119,7 +119,7 @@ pub struct Delivery {
     pub stored_at: Timestamp,
     /// How often it was delivered before, to anyone.
     pub redeliveries: u32,
-    /// How many more wait in the queue, where the engine says so.
+    /// How many more wait in the queue, where the engine says so; what was stored just now may be missing.
     pub pending: Option<u64>,
     pub ack: AckHandle,
 }
