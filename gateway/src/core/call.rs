@@ -15,27 +15,27 @@
 //! **The deadline** is for starting and running together: the caller's `timeout` if it gave one; else, where the function
 //! waits for room, [`limits::SYNC_WAIT`]; else the function's own timeout, its `stop_grace` and [`STARTING_AND_ENDING`]. Never more than `SYNC_WAIT`.
 
+mod driver;
+
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use flux_broker::{BrokerError, Message, Stored, TakenBack};
+use flux_broker::{BrokerError, Message};
 use flux_protocol::{
-    AgentId, ErrorCode, ErrorKind, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, Invocation, Lane, Outcome,
-    Payload, Phase, StatusMessage, Timestamp, function::PressureBehavior, limits, subject, time::now,
+    ErrorCode, ExecutionId, FunctionName, FunctionSpec, Invocation, Lane, Payload, function::PressureBehavior, limits,
+    subject, time::now,
 };
-use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::{
     Called, Gateway, Inner, InvokeRequest,
-    admission::{Admission, Shortage, Summary, not_picked_up, refusal},
+    admission::{Admission, Summary, refusal},
     function_cache::Runnable,
-    in_flight::{CallEvent, Place, nonce_of},
-    payloads::payload_of,
-    verdict::{Holders, Verdict},
+    in_flight::nonce_of,
+    verdict::Holders,
 };
 use crate::refusal::Refusal;
+use driver::{Driver, End, Timers};
 
 /// A call still waiting after this gets a record.
 const RECORD_AFTER: Duration = Duration::from_millis(250);
@@ -52,7 +52,8 @@ const PUBLISH_PATIENCE: Duration = Duration::from_secs(5);
 const STARTING_AND_ENDING: Duration = Duration::from_secs(5).saturating_add(limits::KILL_TAKES_AT_MOST);
 
 impl Gateway {
-    /// Runs a function and waits for its outcome. Dropping the future cancels the execution.
+    /// Runs a function and waits for its outcome. Dropping the future cancels the execution, unless it has an idempotency
+    /// key: others may have been promised its outcome.
     ///
     /// # Errors
     /// It was not run, or not to its end in time. A function's own failure is an outcome.
@@ -64,11 +65,7 @@ impl Gateway {
         function.require_code()?;
         inner.in_flight.require_room()?;
         let started = Instant::now();
-        let called = if request.idempotency_key.is_some() {
-            inner.call_once(&function, request).await
-        } else {
-            inner.run_call(&function, ExecutionId::new(), request).await.map_err(|not_called| not_called.refusal)
-        };
+        let called = inner.call_once(&function, request).await;
         count_call(&called, started.elapsed());
         called
     }
@@ -94,17 +91,6 @@ pub(super) fn sync_deadline(spec: &FunctionSpec, asked: Option<Duration>) -> Dur
 
 fn waits_for_room(spec: &FunctionSpec) -> bool {
     spec.max_concurrency_behavior == PressureBehavior::Wait || spec.resource_pressure_behavior == PressureBehavior::Wait
-}
-
-/// How a driven call ended.
-enum End {
-    Called(Called),
-    /// Refused, and nothing of it is left anywhere.
-    Refused(Refusal),
-    /// It ran to its end, and its outcome cannot be told.
-    Untold(Refusal),
-    /// Given up on; whatever is left of it is to be ended behind the answer.
-    Abandoned(Refusal),
 }
 
 /// A call without an outcome to tell.
@@ -240,367 +226,6 @@ impl Drop for Guard {
             let tasks = driver.inner.tasks.clone();
             tasks.spawn("abandon-call", driver.abandon());
         }
-    }
-}
-
-struct Timers {
-    deadline: Instant,
-    /// When to look whether an agent picked it up.
-    pickup: Option<Instant>,
-    /// When to give it a record.
-    record: Option<Instant>,
-    /// When to ask the store, should the reply have been lost.
-    look: Instant,
-}
-
-impl Timers {
-    fn next(&self) -> Instant {
-        [Some(self.deadline), self.pickup, self.record, Some(self.look)]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.deadline)
-    }
-}
-
-type Publishing = BoxFuture<'static, Result<Stored, BrokerError>>;
-
-struct Driver {
-    inner: Arc<Inner>,
-    function: Arc<Runnable>,
-    id: ExecutionId,
-    queued_at: Timestamp,
-    place: Place,
-    invocation: Invocation,
-    /// Until it is in the invocation, or in the blob seam.
-    payload: Bytes,
-    holders: Holders,
-    holder: Option<AgentId>,
-    /// The publish whose ack has not come yet.
-    publishing: Option<Publishing>,
-    publish_until: Instant,
-    publish_backoff: Duration,
-    timers: Timers,
-    probed: Option<Shortage>,
-    recorded: bool,
-}
-
-impl Driver {
-    async fn run(&mut self, keyed: bool) -> End {
-        if keyed {
-            // The key stands for this execution: whoever attaches to it must find a record.
-            if let Err(error) = self.inner.store.insert_queued(self.queued_record()).await {
-                return End::Refused(error.into());
-            }
-            self.recorded = true;
-        }
-        self.invocation.payload = payload_of(self.id, &self.payload);
-        let payload = std::mem::take(&mut self.payload);
-        if let Payload::Blob(blob) = &self.invocation.payload
-            && let Err(error) = self.inner.broker.put_blob(subject::BLOB_BUCKET, &blob.key, payload).await
-        {
-            return self.refused(error.into()).await;
-        }
-        let queue = self.function.queue(Lane::Call);
-        if let Err(error) = self.inner.hot.heat(queue).await
-            && !may_be_stored(&error)
-        {
-            return self.refused(error.into()).await;
-        }
-        self.publish(Duration::ZERO);
-        loop {
-            let next = self.timers.next();
-            let end = tokio::select! {
-                biased;
-                event = self.place.call.event() => self.on_event(event).await,
-                stored = async { match self.publishing.as_mut() {
-                    Some(publishing) => publishing.await,
-                    None => std::future::pending().await,
-                } } => {
-                    self.publishing = None;
-                    self.on_published(stored).await
-                }
-                () = tokio::time::sleep_until(next) => self.on_time().await,
-            };
-            if let Some(end) = end {
-                return end;
-            }
-        }
-    }
-
-    fn publish(&mut self, after: Duration) {
-        let broker = Arc::clone(&self.inner.broker);
-        let queue = self.function.queue(Lane::Call).clone();
-        let message = message_of(&self.invocation);
-        self.publishing = Some(Box::pin(async move {
-            if !after.is_zero() {
-                tokio::time::sleep(after).await;
-            }
-            broker.publish(&queue, message).await
-        }));
-    }
-
-    async fn on_published(&mut self, stored: Result<Stored, BrokerError>) -> Option<End> {
-        match stored {
-            Ok(stored) => {
-                self.place.call.learn(|known| known.position = Some(stored.position));
-                None
-            }
-            // Safe to repeat: the message has an id.
-            Err(error) if may_be_stored(&error) && Instant::now() + self.publish_backoff < self.publish_until => {
-                self.publish(self.publish_backoff);
-                self.publish_backoff = (self.publish_backoff * 2).min(Duration::from_millis(500));
-                None
-            }
-            Err(error) if may_be_stored(&error) => Some(End::Abandoned(error.into())),
-            Err(error) => Some(self.refused(error.into()).await),
-        }
-    }
-
-    async fn on_event(&mut self, event: CallEvent) -> Option<End> {
-        match event {
-            CallEvent::Reply(body) => self.on_reply(&body).await,
-            CallEvent::Ended(status) => match status.outcome.clone() {
-                Some(outcome) => Some(self.called(status.attempt, status.agent_id.clone(), outcome).await),
-                None => None,
-            },
-            CallEvent::Lost => self.on_lost().await,
-        }
-    }
-
-    async fn on_reply(&mut self, body: &[u8]) -> Option<End> {
-        let dropped = |kind: &'static str| metrics::counter!("flux_signals_dropped_total", "kind" => kind).increment(1);
-        let Ok(reply) = serde_json::from_slice::<StatusMessage>(body) else {
-            dropped("reply_unreadable");
-            return None;
-        };
-        match self.holders.judge(self.id, &reply) {
-            Verdict::Running => {
-                self.timers.pickup = None;
-                self.place.occupy();
-                self.holder.clone_from(&reply.agent_id);
-                self.place.call.learn(|known| {
-                    known.attempt = reply.attempt;
-                    known.holder = reply.agent_id;
-                });
-                // The status that says so makes the record.
-                self.timers.record = None;
-                None
-            }
-            Verdict::Ended => Some(self.called(reply.attempt, reply.agent_id, reply.outcome?).await),
-            Verdict::Old => None,
-            Verdict::WrongExecution => {
-                dropped("reply_wrong_execution");
-                None
-            }
-            Verdict::WrongAgent => {
-                dropped("reply_wrong_agent");
-                None
-            }
-        }
-    }
-
-    async fn called(&mut self, attempt: u32, agent_id: Option<AgentId>, outcome: Outcome) -> End {
-        let outcome = match self.inner.whole(outcome).await {
-            Ok(outcome) => outcome,
-            Err(refusal) => return End::Untold(refusal),
-        };
-        End::Called(Called {
-            execution_id: self.id,
-            agent_id,
-            attempt,
-            version: self.function.version.version,
-            outcome,
-            replayed: false,
-        })
-    }
-
-    async fn on_time(&mut self) -> Option<End> {
-        let at = Instant::now();
-        if at >= self.timers.deadline {
-            return Some(End::Abandoned(self.too_late()));
-        }
-        if self.timers.pickup.is_some_and(|due| at >= due) {
-            self.timers.pickup = None;
-            if let Some(end) = self.check_pickup().await {
-                return Some(end);
-            }
-            self.timers.record = self.timers.record.or(Some(at));
-        }
-        if self.timers.record.is_some_and(|due| at >= due) {
-            self.timers.record = None;
-            self.recorded = true;
-            self.record_beside();
-        }
-        if at >= self.timers.look {
-            self.timers.look = at + LOOK_EVERY;
-            return self.look().await;
-        }
-        None
-    }
-
-    fn too_late(&self) -> Refusal {
-        let what = if self.holder.is_some() { "did not end" } else { "was not started and ended" };
-        Refusal::new(
-            ErrorCode::DeadlineExceeded,
-            format!(
-                "`{}` {what} within its deadline and was cancelled; give a longer `?timeout=`, or use POST /execute/{}/async",
-                self.function.spec().name,
-                self.function.spec().name
-            ),
-        )
-        .with_details(serde_json::json!({ "execution_id": self.id }))
-    }
-
-    /// The grace has passed: does an agent have it? If not, it is taken back and refused by what is known now.
-    async fn check_pickup(&mut self) -> Option<End> {
-        let inner = Arc::clone(&self.inner);
-        let queue = self.function.queue(Lane::Call);
-        let Some(position) = self.place.call.known().position else {
-            // The ack has not come: the broker is slow or away, and no agent is to blame.
-            self.timers.pickup = Some(Instant::now() + ACK_LATE);
-            return None;
-        };
-        if !inner.hot.touch(queue) {
-            // It was cooled under us. Once it is hot again agents get the same time.
-            if inner.hot.heat_again(queue).await.is_ok() {
-                self.timers.pickup = Some(Instant::now() + limits::PICKUP_GRACE);
-            }
-            return None;
-        }
-        let spec = self.function.spec();
-        let fleet = self.function.summary(&inner.fleet);
-        let mine = self.place.others(spec);
-        // A probe that was not picked up within its grace is what heartbeats said it would be.
-        let shortage = self.probed.or_else(|| not_picked_up(spec, &fleet, &mine))?;
-        if !inner.broker.capabilities().take_back {
-            return None;
-        }
-        match inner.broker.was_delivered(queue, &position).await {
-            Ok(Some(false)) => {}
-            Ok(Some(true) | None) | Err(_) => return None,
-        }
-        match inner.broker.take_back(queue, &position).await {
-            Ok(TakenBack::NeverDelivered) => Some(self.refused(refusal(spec, &fleet, &mine, shortage)).await),
-            Ok(TakenBack::Delivered) | Err(_) => None,
-        }
-    }
-
-    /// Refused, with nothing of it in the queue. A record that was made already must end too.
-    async fn refused(&mut self, refusal: Refusal) -> End {
-        if self.recorded {
-            let error = flux_protocol::ExecutionError::new(ErrorKind::Throttled, refusal.message.clone());
-            let outcome = Outcome::without_process(flux_protocol::OutcomeStatus::Failed, error);
-            if let Err(error) = self.inner.end(&self.queued_record(), outcome).await {
-                tracing::warn!(
-                    execution_id = %self.id,
-                    error = &error as &dyn std::error::Error,
-                    "a refused call's record could not be ended; the reconciler will"
-                );
-            }
-        }
-        End::Refused(refusal)
-    }
-
-    /// The reply may have been lost on its way: a signal is sent at most once. The record is not.
-    async fn look(&mut self) -> Option<End> {
-        let record = self.inner.store.execution(self.id).await.ok().flatten()?;
-        self.recorded = true;
-        let ended = record.is_terminal();
-        let outcome = record.outcome.filter(|_| ended)?;
-        Some(self.called(record.attempt, record.agent_id, outcome).await)
-    }
-
-    /// The queue lost the message and no agent holds it: the same execution, the next attempt.
-    async fn on_lost(&mut self) -> Option<End> {
-        if self.place.call.has_event() {
-            return None; // A reply came meanwhile; if it does not count, the search finds the call again.
-        }
-        if let Some(end) = self.look().await {
-            return Some(end);
-        }
-        self.invocation.attempt = self.place.call.known().attempt.max(self.invocation.attempt) + 1;
-        self.place.call.learn(|known| {
-            known.attempt = self.invocation.attempt;
-            known.position = None;
-            known.holder = None;
-        });
-        self.holder = None;
-        tracing::warn!(
-            execution_id = %self.id,
-            function = %self.function.spec().name,
-            attempt = self.invocation.attempt,
-            "the queue lost a call; published again"
-        );
-        metrics::counter!("flux_republished_total", "lane" => "call").increment(1);
-        let at = Instant::now();
-        self.publish_until = (at + PUBLISH_PATIENCE).min(self.timers.deadline);
-        if let Err(error) = self.inner.hot.heat_again(self.function.queue(Lane::Call)).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "cannot make the queue hot yet");
-        }
-        self.publish(Duration::ZERO);
-        None
-    }
-
-    fn record_beside(&self) {
-        let record = self.queued_record();
-        let store = Arc::clone(&self.inner.store);
-        self.inner.tasks.spawn("record-call", async move {
-            if let Err(error) = store.insert_queued(record).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "a waiting call got no record");
-            }
-        });
-    }
-
-    /// The call as a queued record. It carries where to reply, so that another gateway that ends it can say so.
-    fn queued_record(&self) -> ExecutionRecord {
-        let known = self.place.call.known();
-        ExecutionRecord {
-            execution_id: self.id,
-            function: self.function.spec().name.clone(),
-            version: self.function.version.version,
-            attempt: self.invocation.attempt,
-            lane: Lane::Call,
-            pool: self.function.spec().pool.clone(),
-            phase: Phase::Queued,
-            agent_id: None,
-            queued_at: self.queued_at,
-            started_at: None,
-            status_at: now(),
-            deadline: self.invocation.deadline,
-            traceparent: self.invocation.traceparent.clone(),
-            outcome: None,
-            terminal_seq: None,
-            position: known.position,
-            invocation: Some(Invocation { payload: Payload::default(), args: Vec::new(), ..self.invocation.clone() }),
-            redrive_of: None,
-            notes: Vec::new(),
-        }
-    }
-
-    /// Ends what is left of a call that nobody waits for any more. Its place is held until then: the agent's slot
-    /// is not free before.
-    async fn abandon(mut self: Box<Self>) {
-        let inner = Arc::clone(&self.inner);
-        let late = Instant::now() >= self.timers.deadline;
-        if let Some(publishing) = self.publishing.take()
-            && let Ok(Ok(stored)) = tokio::time::timeout(PUBLISH_PATIENCE, publishing).await
-        {
-            self.place.call.learn(|known| known.position = Some(stored.position));
-        }
-        let mut record = self.queued_record();
-        if let Some(holder) = &self.holder {
-            record.phase = Phase::Running;
-            record.agent_id = Some(holder.clone());
-        }
-        let outcome = if late {
-            let error = flux_protocol::ExecutionError::new(ErrorKind::Expired, "its deadline passed before it ended");
-            Outcome::without_process(flux_protocol::OutcomeStatus::Failed, error)
-        } else {
-            super::cancel::cancelled("the caller disconnected")
-        };
-        inner.withdraw(&record, outcome, self.recorded).await;
-        inner.discard_payload(&self.invocation);
     }
 }
 
