@@ -31,9 +31,9 @@ Call it again:
 
   curl -X POST $FLUX_URL/execute/hello -H 'X-API-Key: $FLUX_KEY' -H 'Content-Type: application/json' -d '{"payload":{"name":"Ada"}}'
 
-Or with the command line (in $(target_dir)/release):
+Or with the command line:
 
-  export FLUX_URL=$FLUX_URL FLUX_KEY=$FLUX_KEY
+  export PATH=$(target_dir)/release:\$PATH FLUX_URL=$FLUX_URL FLUX_KEY=$FLUX_KEY
   flux deploy examples/slow && flux invoke slow --follow
 
 Ctrl-C stops it.

@@ -55,8 +55,8 @@ impl Gateway {
     /// It is unknown, or has its outcome already.
     pub async fn cancel(&self, id: ExecutionId) -> Result<(), Refusal> {
         for _ in 0..ATTEMPTS_CHASED {
-            if let Some(done) = self.cancel_once(id).await? {
-                return done;
+            if self.cancel_once(id).await?.is_some() {
+                return Ok(());
             }
         }
         Err(Refusal::new(
@@ -66,7 +66,7 @@ impl Gateway {
     }
 
     /// `None`: the attempt that was to be cancelled failed by itself, and another one follows.
-    async fn cancel_once(&self, id: ExecutionId) -> Result<Option<Result<(), Refusal>>, Refusal> {
+    async fn cancel_once(&self, id: ExecutionId) -> Result<Option<()>, Refusal> {
         const REASON: &str = "cancelled by DELETE /executions";
         let inner = &self.inner;
         // Before the record is read, so that an end between the two is not missed.
@@ -111,17 +111,14 @@ impl Gateway {
             }
         }
         // The first end that was recorded is the one, and it may be of before this.
-        Ok(match inner.settled(id).await {
-            Some(record)
-                if record.outcome.as_ref().is_some_and(|outcome| outcome.status == OutcomeStatus::Cancelled) =>
-            {
-                Some(Ok(()))
+        match inner.settled(id).await {
+            Some(record) if record.outcome.as_ref().is_none_or(|end| end.status != OutcomeStatus::Cancelled) => {
+                Err(already_terminal(&record))
             }
-            Some(record) => Some(Err(already_terminal(&record))),
-            None if answer == CancelAnswer::EndedItself => None,
-            // Said, and not recorded yet.
-            None => Some(Ok(())),
-        })
+            None if answer == CancelAnswer::EndedItself => Ok(None),
+            // Or said, and not recorded yet.
+            Some(_) | None => Ok(Some(())),
+        }
     }
 }
 

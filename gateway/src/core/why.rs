@@ -196,6 +196,11 @@ mod tests {
         assert_eq!(reason(&queued, &seen(Summary { able: 0, ..roomy() })), "no_resources");
         assert_eq!(reason(&queued, &seen(Summary { running: 2, ..roomy() })), "at_concurrency");
         assert_eq!(reason(&queued, &seen(Summary { slots_free: 0, ..roomy() })), "no_resources");
+        // It waits: nobody needs to make it wait.
+        for busy in [Summary { running: 2, ..roomy() }, Summary { slots_free: 0, ..roomy() }] {
+            let text = explain_execution(&queued, &seen(busy)).1;
+            assert!(text.contains("in its turn") && !text.contains("behavior"), "{text}");
+        }
         assert_eq!(reason(&queued, &Seen { hot: false, ..seen(roomy()) }), "queue_cold");
         assert_eq!(reason(&queued, &Seen { fleet: None, ..seen(roomy()) }), "function_not_found");
         assert_eq!(reason(&queued, &Seen { delivered: true, ..seen(roomy()) }), "starting");

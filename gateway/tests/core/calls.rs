@@ -155,11 +155,7 @@ async fn a_deadline_that_passes_is_504_and_ends_the_execution() {
 async fn a_call_that_waits_has_a_record_that_any_gateway_can_read() {
     let world = World::new().await;
     let (gateway, other) = (world.gateway().await, world.gateway().await);
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent_with("a", 1, 1, move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(1).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "max_concurrency_behavior: wait\nresource_pressure_behavior: wait").await;
 
@@ -223,11 +219,7 @@ async fn a_publish_that_the_broker_did_not_answer_is_tried_again() {
 async fn draining_ends_what_is_in_flight_and_takes_nothing_new() {
     let world = World::new().await;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "slow", "").await;
     let function = name("slow");

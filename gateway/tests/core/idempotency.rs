@@ -1,9 +1,6 @@
 //! `Idempotency-Key`, sync and not.
 
-use std::sync::Arc;
-
 use flux_protocol::{ErrorCode, OutcomeStatus};
-use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
@@ -43,11 +40,7 @@ async fn the_same_key_runs_once_and_another_body_is_refused() {
 async fn a_second_caller_waits_for_the_first_execution_on_any_gateway() {
     let world = World::new().await;
     let (gateway, other) = (world.gateway().await, world.gateway().await);
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
     let function = name("f");
@@ -94,11 +87,7 @@ async fn a_refused_call_frees_its_key_and_ends_its_record() {
 async fn a_call_with_a_key_goes_on_when_its_caller_goes() {
     let world = World::new().await;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
     let function = name("f");

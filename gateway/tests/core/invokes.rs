@@ -8,7 +8,6 @@ use flux_gateway::core::InvokeRequest;
 use flux_protocol::{
     ErrorCode, Lane, OutcomeStatus, Phase, PoolName, limits, subject, subject::QueueName, trace::TraceParent,
 };
-use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
@@ -127,11 +126,7 @@ async fn waiting_on_another_gateway_ends_with_the_execution() {
     let world = World::new().await;
     let (gateway, other) = (world.gateway().await, world.gateway().await);
     deploy(&gateway, "f", "").await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     let accepted = gateway.invoke(&name("f"), payload("")).await.unwrap();
     let running = agent.until("it runs", |agent| agent.running().len() == 1);

@@ -1,10 +1,10 @@
 //! Sync calls that are not run: at once where it is certain, after a short grace where only heartbeats say so.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use flux_broker::Queue as _;
 use flux_protocol::{ErrorCode, Lane, PoolName, function::parse_yaml, subject::QueueName};
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     fake_agent::Act,
@@ -32,11 +32,7 @@ async fn without_agents_it_is_503_and_without_code_409_and_unknown_404() {
 async fn a_burst_beyond_max_concurrency_is_refused_at_once() {
     let world = World::new().await;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "two", "max_concurrency: 2").await;
     let function = name("two");
@@ -68,11 +64,7 @@ async fn a_burst_beyond_max_concurrency_is_refused_at_once() {
 async fn without_resources_it_is_429_at_once() {
     let world = World::new().await;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent_with("a", 1, 1, move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(1).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
     deploy(&gateway, "huge", "resources: { memory: 1000000 }").await;
@@ -100,11 +92,7 @@ async fn without_resources_it_is_429_at_once() {
 async fn what_only_heartbeats_object_to_is_tried_and_taken_back() {
     let world = World::new().await;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent_with("a", 1, 1, move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(1).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "max_concurrency: 1").await;
     // Asynchronous work fills the agent: this gateway has no call in flight, only the heartbeat says so.
@@ -148,11 +136,7 @@ async fn a_gateway_holds_only_so_many_calls() {
     let mut world = World::new().await;
     world.settings.max_in_flight = 1;
     let gateway = world.gateway().await;
-    let end = Arc::new(Notify::new());
-    let agent = {
-        let end = Arc::clone(&end);
-        world.agent("a", move |_| Act::Hold(Arc::clone(&end))).await
-    };
+    let (agent, end) = world.agent_that_holds(4).await;
     knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
     let function = name("f");

@@ -13,6 +13,7 @@ use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, function::parse_
 use flux_runtime::{Shutdown, Tasks, settings::GatewaySettings};
 use flux_store::{SharedStore, Tuning};
 use flux_testkit::{File, archive};
+use tokio::sync::Notify;
 
 use crate::fake_agent::{Act, FakeAgent, Job};
 
@@ -63,6 +64,13 @@ impl World {
     /// An agent with four slots; a test that wants more or fewer says so.
     pub(crate) async fn agent(&self, id: &str, script: impl Fn(&Job) -> Act + Send + Sync + 'static) -> FakeAgent {
         self.agent_with(id, 4, 1, script).await
+    }
+
+    /// An agent whose executions run until they are let go, one for each notification.
+    pub(crate) async fn agent_that_holds(&self, tasks: u32) -> (FakeAgent, Arc<Notify>) {
+        let end = Arc::new(Notify::new());
+        let ends = Arc::clone(&end);
+        (self.agent_with("a", tasks, 1, move |_| Act::Hold(Arc::clone(&ends))).await, end)
     }
 
     pub(crate) async fn agent_with(
