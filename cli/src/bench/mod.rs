@@ -21,7 +21,7 @@ use yardstick::{Load, Yardsticks};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Fewer and shorter rounds: under a minute, for a rough idea
+    /// Fewer and shorter rounds: two minutes, for a rough idea
     #[arg(long)]
     quick: bool,
     /// Also write the report there, as Markdown
