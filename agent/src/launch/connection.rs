@@ -24,6 +24,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// What was started travels as [`Running`], which kills when nobody takes it.
 type StartedSender = oneshot::Sender<Result<Running, RefusedReport>>;
 
+/// The launcher was gone before it could have the request: no attempt was lost with it, and there will be another one.
+const NEVER_SENT: LaunchError = LaunchError::Unavailable { waited_ms: 0 };
+
 /// Signals that may wait for a launcher that does not read them: one that has stood still for so long is ended.
 const UNSENT: usize = 16_384;
 
@@ -126,14 +129,14 @@ impl Connection {
         let (ended_tx, ended_rx) = oneshot::channel();
         match this.pending.lock().as_mut() {
             Some(pending) => pending.insert(id, Pending { started: Some((started_tx, ended_rx)), ended: ended_tx }),
-            None => return Err(LaunchError::LauncherLost),
+            None => return Err(NEVER_SENT),
         };
         let sent = this.send_request(&encoded, &stdio).await;
         drop(stdio);
         if let Err(error) = sent {
             this.forget(id);
             return Err(match error.raw_os_error() {
-                Some(code) if code == nix::libc::EPIPE || code == nix::libc::ECONNRESET => LaunchError::LauncherLost,
+                Some(code) if code == nix::libc::EPIPE || code == nix::libc::ECONNRESET => NEVER_SENT,
                 _ => LaunchError::Socket(error),
             });
         }
