@@ -197,9 +197,13 @@ pub(super) fn list_open(
     after: Option<ExecutionId>,
     limit: usize,
 ) -> Result<Vec<ExecutionRecord>, Fault> {
+    // Which ones is answered by the index alone. In one step SQLite looks up the row of every open execution before it
+    // looks at `status_at`: with a long queue that was a quarter of a busy gateway's time.
     let mut statement = database.prepare_cached(
-        "SELECT record, output, invocation FROM executions INDEXED BY executions_open
-         WHERE status = 0 AND id > ?1 AND status_at < ?2 ORDER BY id LIMIT ?3",
+        "SELECT record, output, invocation FROM executions WHERE id IN (
+             SELECT id FROM executions INDEXED BY executions_open
+             WHERE status = 0 AND id > ?1 AND status_at < ?2 ORDER BY id LIMIT ?3)
+         ORDER BY id",
     )?;
     // An empty key sorts before every id.
     let after = after.map_or_else(Vec::new, |id| key(id).to_vec());

@@ -6,6 +6,7 @@ use flux_store::{SharedStore, Tuning};
 
 mod durability;
 mod merge;
+mod migrations;
 mod rate;
 mod refusals;
 
