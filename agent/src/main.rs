@@ -177,7 +177,7 @@ fn worker(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
     telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
     flux_runtime::install_tls_provider();
-    let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
+    let runtime = flux_runtime::async_runtime().context("no runtime")?;
     runtime.block_on(flux_agent::run(&settings))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use std::{
 
 use flux_launcher::wire::EndedReport;
 use flux_protocol::{FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, limits, subject, time};
+use futures::FutureExt as _;
 use nix::libc::{SIGKILL, SIGTERM};
 
 use super::{
@@ -93,7 +94,9 @@ impl Attempt {
         let mut ending = None;
         let ended = self.watch(process, &mut capture, spec, &mut ending).await;
         // What it wrote last is still in the pipes, unless someone it left behind holds them open.
-        let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
+        if !capture.read_rest() {
+            let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
+        }
         capture.finish().await;
         if matches!(ended, Watched::Undying) {
             self.notes.push("its process did not end at SIGKILL; its usage is not known".to_owned());
@@ -166,6 +169,10 @@ impl Attempt {
         spec: &FunctionSpec,
         ending: &mut Option<Ending>,
     ) -> Watched {
+        // Most are over when the launcher tells of them, and then there is nothing to wait or to listen for.
+        if let Some(ended) = process.wait().now_or_never() {
+            return Watched::Ended(ended);
+        }
         let grace = spec.stop_grace;
         let started = Instant::now();
         let (limit, at_limit) = self.limit(spec, started);

@@ -9,21 +9,20 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use flux_protocol::limits::KIB;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, SealFlag, fcntl},
+    libc::PIPE_BUF,
     sys::{
         memfd::{MFdFlags, memfd_create},
         stat::{Mode, fchmod},
     },
     unistd::{Whence, lseek, pipe2},
 };
-use tokio::net::unix::pipe;
-
-use flux_protocol::limits::KIB;
 
 /// What a pipe takes at once, by default: a larger write would have to wait for its reader.
-const PIPE_BYTES: usize = 64 * KIB;
+pub(super) const PIPE_BYTES: usize = 64 * KIB;
 
 /// A descriptor that gives `payload` and then its end.
 pub(super) fn stdin(payload: &[u8]) -> io::Result<OwnedFd> {
@@ -40,7 +39,9 @@ pub(super) fn stdin(payload: &[u8]) -> io::Result<OwnedFd> {
 
 /// `None` where the pipe is smaller than usual: a user with many pipes gets pipes of one page.
 fn full_pipe(payload: &[u8]) -> io::Result<Option<OwnedFd>> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    // Even the smallest new pipe takes this much at once, so that writing cannot wait.
+    let fits = payload.len() <= PIPE_BUF;
+    let (read, write) = pipe2(if fits { OFlag::O_CLOEXEC } else { OFlag::O_CLOEXEC | OFlag::O_NONBLOCK })?;
     let written = match nix::unistd::write(&write, payload) {
         Ok(written) => written,
         Err(Errno::EAGAIN) => 0,
@@ -49,8 +50,10 @@ fn full_pipe(payload: &[u8]) -> io::Result<Option<OwnedFd>> {
     if written < payload.len() {
         return Ok(None);
     }
-    // The process reads as any other: waiting, though there is nothing to wait for.
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::empty()))?;
+    if !fits {
+        // The process reads as any other: waiting, though there is nothing to wait for.
+        fcntl(&read, FcntlArg::F_SETFL(OFlag::empty()))?;
+    }
     open_to_all(&read)?;
     Ok(Some(read))
 }
@@ -65,11 +68,12 @@ fn sealed(payload: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// A pipe to write to, and the event loop's end of it.
-pub(super) fn output_pipe() -> io::Result<(OwnedFd, pipe::Receiver)> {
+/// A pipe to write to, and the end to read from, which never waits.
+pub(super) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     open_to_all(&write)?;
-    Ok((write, pipe::Receiver::from_owned_fd(read)?))
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((write, read))
 }
 
 /// The function runs as another user, and opening `/dev/stdin` or `/dev/stdout` looks at the pipe's own mode. Nobody

@@ -13,6 +13,7 @@ use flux_launcher::wire::{
     Control, ControlReply, EndedReport, INLINE_REQUEST, MAX_REPLY, RefusedReport, Reply, SpawnRequest, memfd_stub,
 };
 use parking_lot::Mutex;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -58,7 +59,9 @@ pub(super) struct Connection {
 #[allow(deprecated)]
 pub(super) fn async_fd(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     socket::set_nonblocking(socket.as_fd())?;
-    AsyncFd::new(socket)
+    // Readable only: room to write comes back with every packet that the other end takes, and each would wake a thread
+    // for nobody. Who finds no room waits on a registration of its own.
+    AsyncFd::with_interest(socket, Interest::READABLE)
 }
 
 pub(super) async fn send(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -67,8 +70,10 @@ pub(super) async fn send(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[Borrowe
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         done => return done,
     }
+    #[allow(deprecated)]
+    let writable = AsyncFd::with_interest(socket.get_ref().try_clone()?, Interest::WRITABLE)?;
     loop {
-        let mut ready = socket.writable().await?;
+        let mut ready = writable.writable().await?;
         match ready.try_io(|s| socket::send(s.as_fd(), bytes, fds)) {
             Ok(result) => return result,
             Err(_would_block) => {}
