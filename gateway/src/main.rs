@@ -60,7 +60,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     let settings = settings(args)?;
     telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    let runtime = flux_runtime::async_runtime().context("no async runtime")?;
     let ended = runtime.block_on(compose::run(settings, Shutdown::new()));
     // Blocking work that nobody waits for does not hold the process up.
     runtime.shutdown_background();

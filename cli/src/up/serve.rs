@@ -42,9 +42,7 @@ pub(crate) fn serve(args: &ServeArgs, out: Output) -> Result<(), CliError> {
     let settings = read(&args.settings).map_err(failed)?;
     telemetry::init(settings.log.format, &settings.log.level).map_err(CliError::usage)?;
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let runtime = flux_runtime::async_runtime()
         .map_err(|source| CliError::local("the async runtime cannot be started", source))?;
     let ended = runtime.block_on(run(settings, args, out));
     // Blocking work that nobody waits for does not hold the process up.
