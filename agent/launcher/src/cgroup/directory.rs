@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::sys::process;
+use crate::sys::{descriptor, process};
 
 /// A cgroup operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -114,24 +114,34 @@ impl Directory {
     }
 
     pub(super) fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
-        let failed = |source| CgroupError::Write { path: self.0.join(file), value: value.to_owned(), source };
+        let written = self.0.join(file);
+        let failed = |source| CgroupError::Write { path: written, value: value.to_owned(), source };
         // One write call: the kernel takes each as a whole value.
-        self.open_for_writing(file)?.write_all(value.as_bytes()).map_err(failed)
+        let path = self.0.join(file);
+        let mut file =
+            OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Open { path, source })?;
+        file.write_all(value.as_bytes()).map_err(failed)
     }
 
     pub(super) fn open_for_writing(&self, file: &str) -> Result<File, CgroupError> {
-        let path = self.0.join(file);
-        OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Open { path, source })
+        self.open(file, OpenOptions::new().write(true))
     }
 
     pub(super) fn open_for_both(&self, file: &str) -> Result<File, CgroupError> {
-        let path = self.0.join(file);
-        OpenOptions::new().read(true).write(true).open(&path).map_err(|source| CgroupError::Open { path, source })
+        self.open(file, OpenOptions::new().read(true).write(true))
     }
 
     pub(super) fn open_for_reading(&self, file: &str) -> Result<File, CgroupError> {
+        self.open(file, OpenOptions::new().read(true))
+    }
+
+    /// For as long as the slot is there: a descriptor that children leave behind.
+    fn open(&self, file: &str, options: &OpenOptions) -> Result<File, CgroupError> {
         let path = self.0.join(file);
-        File::open(&path).map_err(|source| CgroupError::Open { path, source })
+        match options.open(&path) {
+            Ok(file) => Ok(descriptor::keep(file.into()).into()),
+            Err(source) => Err(CgroupError::Open { path, source }),
+        }
     }
 }
 

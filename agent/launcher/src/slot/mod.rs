@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use crate::cgroup::{CgroupError, SlotCgroup};
 use crate::sys::holder::{self, HolderPlan, Ready};
-use crate::sys::{process, socket};
+use crate::sys::{descriptor, process, socket};
 use crate::wire::{Limits, Network, SpawnRequest};
 pub(crate) use pool::SlotPool;
 pub(crate) use root::{CODE_DIR, RootView};
@@ -119,7 +119,7 @@ impl HolderLink {
         let pid = holder::start(&plan).map_err(SlotError::Clone)?;
         drop(its_end);
         let link = match process::pidfd(pid) {
-            Ok(pidfd) => HolderLink { pid, pidfd, socket },
+            Ok(pidfd) => HolderLink { pid, pidfd: descriptor::keep(pidfd), socket: descriptor::keep(socket) },
             Err(error) => {
                 let _ = process::kill(pid, libc::SIGKILL);
                 let _ = process::reap(pid);

@@ -10,7 +10,11 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::RawFd;
 
-use super::process;
+use super::{descriptor, process};
+
+/// The descriptors are shared as well: the child takes copies of those few that it needs ([`descriptors_of_its_own`]), and
+/// not of all that the launcher holds for its slots, which would cost more with every slot there is.
+const FLAGS: libc::c_int = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
 
 /// Enough for the child's few frames, in debug builds too.
 const STACK_BYTES: usize = 32 << 10;
@@ -73,9 +77,7 @@ pub(crate) fn spawn(plan: &ChildPlan<'_>, stack: &mut ChildStack) -> Result<i32,
     let top = stack.0.as_mut_ptr_range().end;
     // SAFETY: `top` is the 16-byte aligned end of a buffer that outlives the child's use of it, because CLONE_VFORK
     // holds this thread until the child called execve or ended; `shared` lives on this held frame for the same time.
-    let pid = unsafe {
-        libc::clone(child, top.cast(), libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut shared).cast())
-    };
+    let pid = unsafe { libc::clone(child, top.cast(), FLAGS, (&raw mut shared).cast()) };
     if pid < 0 {
         return Err(ChildFailure { step: "clone", errno: errno() });
     }
@@ -99,6 +101,16 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
     unsafe { libc::_exit(127) }
 }
 
+/// Leaves the launcher's table of descriptors with copies of the lower ones.
+///
+/// # Safety
+/// In a vfork child with `CLONE_FILES`. On failure the table is the launcher's still, and must not be changed.
+unsafe fn descriptors_of_its_own(stdio: &[RawFd; 3]) -> bool {
+    let above = stdio.iter().fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
+    // SAFETY: no memory is touched. The flag makes the copy first, and closes nothing in the shared table.
+    unsafe { libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
+}
+
 /// Returns only on failure, with the step that failed; `errno` says why.
 ///
 /// # Safety
@@ -117,6 +129,10 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             && libc::setns(pidfd, namespaces) != 0
         {
             return "setns";
+        }
+        // Until here they were the launcher's own.
+        if !descriptors_of_its_own(&plan.stdio) {
+            return "close_range";
         }
         libc::setsid();
         if plan.reset_oom_score {
