@@ -40,6 +40,7 @@ mod executions;
 mod fleet;
 mod function_cache;
 mod functions;
+mod gate;
 mod hot;
 mod idempotency;
 mod in_flight;
@@ -117,6 +118,9 @@ struct Inner {
     in_flight: InFlight,
     /// Waiters and watchers held now.
     waiting: Arc<tokio::sync::Semaphore>,
+    watching: Arc<tokio::sync::Semaphore>,
+    /// What is being accepted now.
+    accepts: gate::Gate,
     /// Payloads in the blob seam of asynchronous executions that this gateway accepted.
     payloads: payloads::Payloads,
     recorder_health: recorder::Health,
@@ -139,6 +143,7 @@ impl Gateway {
         pools.sort();
         pools.dedup();
         let id = GatewayId::random();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         broker
             .provision(&pools)
             .await
@@ -154,6 +159,8 @@ impl Gateway {
             fleet,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
+            watching: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_WATCHERS)),
+            accepts: gate::Gate::new("invocations being accepted", cores * limits::ACCEPTS_PER_CORE),
             payloads: payloads::Payloads::default(),
             recorder_health: recorder::Health::default(),
             reconcile_now: tokio::sync::Notify::new(),

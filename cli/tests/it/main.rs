@@ -11,6 +11,7 @@ mod durability;
 mod follow;
 mod init;
 mod kill;
+mod overload;
 mod readme;
 mod stop;
 mod topology;
