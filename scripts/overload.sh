@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Offers a Flux started for it five times what it can take, and prints tables in Markdown; arguments go to
-# `yardstick overload` (such as --seconds 10 --only sync,async).
+# `yardstick overload` (such as --seconds 10 --only sync,async). Environment: DURABILITY (process, or fsync: accepting is
+# then bound by the disk, and a generator on the same machine can offer five times of it).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -12,7 +13,7 @@ data="$(data_dir "overload.$$")"
 mkdir -p "$data"
 chmod a+x "$(dirname "$data")"
 functions="$(mktemp -d)"
-start_flux "$data" "${FLUX_LISTEN:-127.0.0.1:7229}" "$FLUX_KEY" "$data.log" --tasks 32
+start_flux "$data" "${FLUX_LISTEN:-127.0.0.1:7229}" "$FLUX_KEY" "$data.log" --tasks 32 --queue-durability "${DURABILITY:-process}"
 trap 'stop_flux; rm -rf "$data" "$data.log" "$functions"' EXIT
 
 # function NAME HANDLER YAML…: deploys it.

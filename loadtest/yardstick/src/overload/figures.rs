@@ -34,6 +34,8 @@ pub(super) struct Outcome {
     pub(super) other: usize,
     pub(super) broken: usize,
     pub(super) unsent: usize,
+    /// How late the generator itself was.
+    pub(super) late: Latency,
 }
 
 impl Outcome {
@@ -54,6 +56,7 @@ impl Outcome {
             other: all.filter(|answer| !accepted(answer) && !refused(answer)).count(),
             broken: answers.broken,
             unsent: answers.unsent,
+            late: Latency::of(answers.all.iter().map(|answer| Answer { took: answer.late, ..*answer })),
         }
     }
 
@@ -80,7 +83,7 @@ mod tests {
 
     fn answer(due_ms: u64, took_ms: u64, status: u16) -> Answer {
         let (due, took) = (Duration::from_millis(due_ms), Duration::from_millis(took_ms));
-        Answer { due, took, status, retry_after: status == 429 }
+        Answer { due, took, late: Duration::ZERO, status, retry_after: status == 429 }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(super) struct Answer {
     /// When the request was due, from the beginning of the load.
     pub(super) due: Duration,
     pub(super) took: Duration,
+    /// How much of that went by before the generator got to send it.
+    pub(super) late: Duration,
     pub(super) status: u16,
     pub(super) retry_after: bool,
 }
@@ -89,6 +91,7 @@ pub(super) async fn open_loop(target: &Target, rate: f64, length: Duration) -> A
 
 impl Open {
     async fn one(&self, due: Duration) {
+        let late = self.begun.elapsed().saturating_sub(due);
         let free = self.idle.lock().pop();
         let stream = match free {
             Some(stream) => Ok(stream),
@@ -106,7 +109,7 @@ impl Open {
         match exchanged {
             Ok((status, retry_after, stream)) => {
                 let took = self.begun.elapsed().saturating_sub(due);
-                self.answers.lock().all.push(Answer { due, took, status, retry_after });
+                self.answers.lock().all.push(Answer { due, took, late, status, retry_after });
                 match stream {
                     Some(stream) => self.idle.lock().push(stream),
                     None => {
@@ -141,7 +144,7 @@ pub(super) async fn closed_loop(target: &Target, width: usize, length: Duration)
             match exchanged {
                 Ok((status, retry_after, stream)) => {
                     let took = begun.elapsed().saturating_sub(due);
-                    answers.all.push(Answer { due, took, status, retry_after });
+                    answers.all.push(Answer { due, took, late: Duration::ZERO, status, retry_after });
                     open = stream;
                 }
                 Err(_) => answers.broken += 1,

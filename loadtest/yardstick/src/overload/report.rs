@@ -110,13 +110,15 @@ fn verdict(what: &str, value: &str, bound: &str, holds: bool) -> String {
 fn strange(outcome: &Outcome) -> String {
     let statuses: Vec<String> = outcome.statuses.iter().map(|(status, count)| format!("{count} × {status}")).collect();
     format!(
-        "{} sent, refused: {}; without `Retry-After`: {}; neither accepted nor 429 or 503: {}; broken: {}; not sent: {}",
+        "{} sent, refused: {}; without `Retry-After`: {}; neither accepted nor 429 or 503: {}; broken: {}; not sent: {}; sent late, p50 {}, p99 {}",
         outcome.sent,
         if statuses.is_empty() { "none".to_owned() } else { statuses.join(", ") },
         outcome.without_retry_after,
         outcome.other,
         outcome.broken,
-        outcome.unsent
+        outcome.unsent,
+        ms(outcome.late.p50_ms),
+        ms(outcome.late.p99_ms)
     )
 }
 
