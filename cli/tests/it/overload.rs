@@ -19,7 +19,7 @@ async fn what_is_too_much_is_refused_and_what_is_not_succeeds() {
     let one = |n: usize| {
         let up = &up;
         async move {
-            let kind = if n % 3 == 0 { "/async" } else { "" };
+            let kind = if n.is_multiple_of(3) { "/async" } else { "" };
             let reply = up.api.post(&format!("/execute/brief{kind}"), &json!({"payload": {"n": n}})).await;
             match reply.status {
                 200 => assert_eq!(reply.json["result"]["n"], n, "{reply:?}"),
