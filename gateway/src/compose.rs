@@ -16,7 +16,6 @@ use flux_protocol::PoolName;
 use flux_runtime::{Settings, Shutdown, Tasks, settings::Durability};
 use flux_store::{SharedStore, Tuning};
 use nix::sys::stat::{Mode, umask};
-use tokio::net::TcpListener;
 
 use crate::{
     core::{Gateway, GatewayParts},
@@ -107,7 +106,7 @@ pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<
     let options = HttpOptions::from_settings(&settings.gateway)?;
     let listen = &settings.gateway.listen;
     // Bound before anything else is ready: who calls early waits instead of being refused.
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
+    let listener = http::listen(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
     let mut queue = NatsOptions::new(&settings.queue.url, "flux-gateway");
     queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();

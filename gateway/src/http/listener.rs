@@ -1,7 +1,7 @@
 //! Accepting connections, turning away those for which there is no room, and going away without losing any: on drain what already stands in the backlog is still
 //! taken, then the socket closes and connections end with their requests.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use flux_protocol::{ErrorCode, limits};
@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
     sync::Semaphore,
 };
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,29 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const PROBE_AFTER_SECONDS: u32 = 30;
 const PROBE_EVERY_SECONDS: u32 = 10;
 const PROBES: u32 = 3;
+
+/// Listens, with room for a crowd that comes in one moment: beyond the backlog a caller's first packet is dropped, and
+/// it tries again only after a second.
+///
+/// # Errors
+/// The address is none, or cannot be bound.
+pub async fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+    let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "it is no address");
+    for address in lookup_host(address).await? {
+        match bind(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::HTTP_BACKLOG)
+}
 
 pub(super) async fn run(
     listener: TcpListener,

@@ -127,6 +127,8 @@ pub const CHANNEL: usize = 1024;
 
 /// Connections that a gateway holds; each further one is told so and closed.
 pub const HTTP_CONNECTIONS: usize = 16_384;
+/// Connections that the kernel holds until they are taken; it drops the beginnings of more, which come again after a second.
+pub const HTTP_BACKLOG: u32 = 4096;
 /// Connections being told that there are too many, and how long each may take to listen; more are closed without a word.
 pub const HTTP_TURNED_AWAY: usize = 256;
 pub const HTTP_TURNED_AWAY_FOR: Duration = Duration::from_millis(500);
