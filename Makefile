@@ -63,6 +63,10 @@ bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run
 load: setup-bench build echo-function ## k6 load tests with thresholds, against a Flux started for them
 	@scripts/load.sh
 
+.PHONY: overload
+overload: setup-bench build echo-function ## five times what a Flux can take, for a minute (see docs/overload.md)
+	@scripts/overload.sh
+
 .PHONY: clean
 clean: ## remove what was built and the data of `make run`; installed tools stay
 	cargo clean

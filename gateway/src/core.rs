@@ -24,7 +24,10 @@ use std::{
 use flux_artifacts::Tiered;
 use flux_broker::Broker;
 use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
-use flux_runtime::{Tasks, settings::GatewaySettings};
+use flux_runtime::{
+    Tasks,
+    settings::{Durability, GatewaySettings},
+};
 use flux_store::SharedStore;
 
 use crate::refusal::Refusal;
@@ -37,6 +40,7 @@ mod executions;
 mod fleet;
 mod function_cache;
 mod functions;
+mod gate;
 mod hot;
 mod idempotency;
 mod in_flight;
@@ -77,6 +81,8 @@ pub struct GatewayParts {
     pub history: Duration,
     /// Pools that agents may join; `default` is always one of them.
     pub pools: Vec<PoolName>,
+    /// As configured, to be told to whoever asks.
+    pub durability: Durability,
     pub tasks: Tasks,
 }
 
@@ -102,6 +108,7 @@ struct Inner {
     store: SharedStore,
     artifacts: Arc<Tiered>,
     pools: Vec<PoolName>,
+    durability: Durability,
     cool_after: Duration,
     history: Duration,
     tasks: Tasks,
@@ -111,6 +118,9 @@ struct Inner {
     in_flight: InFlight,
     /// Waiters and watchers held now.
     waiting: Arc<tokio::sync::Semaphore>,
+    watching: Arc<tokio::sync::Semaphore>,
+    /// What is being accepted now.
+    accepts: gate::Gate,
     /// Payloads in the blob seam of asynchronous executions that this gateway accepted.
     payloads: payloads::Payloads,
     recorder_health: recorder::Health,
@@ -128,11 +138,12 @@ impl Gateway {
     /// # Errors
     /// The queue is out of reach or refuses.
     pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
-        let GatewayParts { broker, store, artifacts, settings, history, mut pools, tasks } = parts;
+        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, tasks } = parts;
         pools.push(PoolName::default());
         pools.sort();
         pools.dedup();
         let id = GatewayId::random();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         broker
             .provision(&pools)
             .await
@@ -148,6 +159,8 @@ impl Gateway {
             fleet,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
+            watching: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_WATCHERS)),
+            accepts: gate::Gate::new("invocations being accepted", cores * limits::ACCEPTS_PER_CORE),
             payloads: payloads::Payloads::default(),
             recorder_health: recorder::Health::default(),
             reconcile_now: tokio::sync::Notify::new(),
@@ -159,6 +172,7 @@ impl Gateway {
             store,
             artifacts,
             pools,
+            durability,
             history,
             tasks,
         });
@@ -184,6 +198,7 @@ impl Gateway {
             queue: matches!(queue, Ok(Ok(()))),
             store: matches!(store, Ok(Ok(()))),
             draining: inner.is_draining(),
+            durability: inner.durability,
         }
     }
 

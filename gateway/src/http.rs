@@ -37,6 +37,7 @@ mod routes;
 mod wire;
 
 pub use api_key::{ApiKey, MissingApiKey};
+pub use listener::listen;
 
 /// What serving HTTP needs to be told. The limits are [`limits`]'s unless a test wants to meet one sooner.
 #[derive(Debug, Clone)]

@@ -77,6 +77,27 @@ export function callSync() {
     return response;
 }
 
+/**
+ * A synchronous call of a function that answers what it was given. Where it may be refused, a 429 or 503 that says when
+ * to come again is right too.
+ */
+export function callOrRefused(name, mayBeRefused) {
+    const response = post(`/execute/${name}`, { payload }, name);
+    const answered = response.status === 200 && JSON.stringify(response.json('result')) === JSON.stringify(payload);
+    const refused = [429, 503].includes(response.status) && Number(response.headers['Retry-After']) > 0;
+    const right = answered || (mayBeRefused && refused);
+    wrong.add(!right);
+    if (!right) console.error(`${name}: ${response.status} ${response.body}`);
+    return response;
+}
+
+/** A duration of k6's such as `90s`, `15m` or `4h`, in seconds. */
+export function seconds(text) {
+    const [, count, unit] = /^([0-9]+)(s|m|h)$/.exec(text) || [];
+    if (!unit) throw new Error(`DURATION is ${text}: write 90s, 15m or 4h`);
+    return Number(count) * { s: 1, m: 60, h: 3600 }[unit];
+}
+
 /** An asynchronous one; the response of its acceptance. */
 export function callAsync() {
     const response = post('/execute/echo/async', { payload }, 'async');

@@ -15,7 +15,7 @@ use flux_gateway::{
 use flux_runtime::{Settings, Shutdown, Tasks, telemetry};
 use flux_store::SharedStore;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::time::Instant;
 
 use super::ready;
 use crate::{error::CliError, output::Output};
@@ -78,8 +78,7 @@ struct Worker {
 
 async fn run(settings: Settings, args: &ServeArgs, out: Output) -> anyhow::Result<()> {
     // Bound before anything else is ready: who calls early waits instead of being refused.
-    let listener =
-        TcpListener::bind(args.listen).await.with_context(|| format!("{} cannot be listened on", args.listen))?;
+    let listener = http::listen(args.listen).await.with_context(|| format!("{} cannot be listened on", args.listen))?;
     let worker = Worker::start(settings).await?;
     let options = HttpOptions::from_settings(&worker.settings.gateway)?;
     let (gateway, shutdown, tasks) = (worker.gateway.clone(), Arc::clone(worker.http.shutdown()), worker.http.clone());
@@ -100,6 +99,7 @@ impl Worker {
         options.replicas = settings.queue.replicas.into();
         let broker: Arc<dyn Broker> =
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
+        compose::say_durability(settings.queue.durability, true);
         let (gateway, store) = compose::gateway(&settings, &broker, &core).await?;
         let agent = flux_agent::start(&settings.agent, Arc::clone(&broker), agent_tasks.clone())
             .await

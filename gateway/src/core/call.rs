@@ -63,7 +63,7 @@ impl Gateway {
         request.check()?;
         let function = inner.functions.require_version(name, request.version).await?;
         function.require_code()?;
-        inner.in_flight.require_room()?;
+        inner.in_flight.require_room(name)?;
         let started = Instant::now();
         let called = inner.call_once(&function, request).await;
         count_call(&called, started.elapsed());

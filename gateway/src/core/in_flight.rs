@@ -96,6 +96,18 @@ struct Calls {
     /// Those expected to run now, by function and by pool.
     by_function: HashMap<FunctionName, u64>,
     by_pool: HashMap<PoolName, Mine>,
+    /// Those that wait for room, by function.
+    waiting: HashMap<FunctionName, usize>,
+    /// Functions that nobody had room for when it was last tried.
+    full: HashMap<FunctionName, Full>,
+}
+
+/// A probe was not picked up. Until one is, one at a time is enough to find out: the others would each be published,
+/// wait for the grace, and be taken back, to be told the same.
+#[derive(Debug, Clone, Copy, Default)]
+struct Full {
+    /// Under way now.
+    scout: Option<u128>,
 }
 
 /// Every call in flight. Clones share it.
@@ -123,7 +135,7 @@ impl InFlight {
     ) -> Result<(Admission, Place), (Admission, Mine)> {
         let mut calls = self.calls.lock();
         let mine = calls.mine(spec);
-        let admission = decide(spec, fleet, &mine);
+        let admission = calls.scouted(nonce, spec, decide(spec, fleet, &mine));
         if matches!(admission, Admission::Refuse(_)) {
             return Err((admission, mine));
         }
@@ -138,6 +150,8 @@ impl InFlight {
         calls.by_nonce.insert(nonce, Arc::clone(&call));
         if occupies {
             calls.count_in(spec);
+        } else {
+            calls.wait(&spec.name);
         }
         drop(calls);
         let place = Place {
@@ -152,17 +166,34 @@ impl InFlight {
         Ok((admission, place))
     }
 
-    pub(super) fn require_room(&self) -> Result<(), Refusal> {
-        if self.len() < self.most {
-            return Ok(());
+    /// Room for one more call. The last quarter of it is not for a function whose calls fill another quarter by waiting:
+    /// one that is called more than it can run must not keep out the others.
+    pub(super) fn require_room(&self, function: &FunctionName) -> Result<(), Refusal> {
+        let calls = self.calls.lock();
+        let held = calls.by_nonce.len();
+        let waiting = calls.waiting.get(function).copied().unwrap_or(0);
+        drop(calls);
+        if held >= self.most {
+            return Err(Refusal::new(
+                ErrorCode::TooManyRequests,
+                format!(
+                    "this gateway holds {} sync calls, its limit (`gateway.max_in_flight`); try again, or use POST /execute/{{name}}/async",
+                    self.most
+                ),
+            ));
         }
-        Err(Refusal::new(
-            ErrorCode::TooManyRequests,
-            format!(
-                "this gateway holds {} sync calls, its limit (`gateway.max_in_flight`); try again, or use POST /execute/{{name}}/async",
-                self.most
-            ),
-        ))
+        let quarter = self.most / 4;
+        if quarter > 0 && held >= self.most - quarter && waiting >= quarter {
+            return Err(Refusal::new(
+                ErrorCode::TooManyRequests,
+                format!(
+                    "{waiting} calls of `{function}` wait for room on this gateway, which holds {held} of the {} that it takes \
+                     (`gateway.max_in_flight`): the rest is for other functions; try again, or use POST /execute/{function}/async",
+                    self.most
+                ),
+            ));
+        }
+        Ok(())
     }
 
     pub(super) fn mine(&self, spec: &FunctionSpec) -> Mine {
@@ -217,6 +248,42 @@ impl Calls {
         Mine { of_function, ..self.by_pool.get(&spec.pool).copied().unwrap_or_default() }
     }
 
+    /// A probe of a function that was full when it was last tried: goes on if no other does.
+    fn scouted(&mut self, nonce: u128, spec: &FunctionSpec, admission: Admission) -> Admission {
+        let Admission::Probe(shortage) = admission else {
+            if admission == Admission::Admit && !self.full.is_empty() {
+                self.full.remove(&spec.name);
+            }
+            return admission;
+        };
+        match self.full.get_mut(&spec.name) {
+            Some(Full { scout: Some(_) }) => Admission::Refuse(shortage),
+            Some(full) => {
+                full.scout = Some(nonce);
+                admission
+            }
+            None => admission,
+        }
+    }
+
+    fn wait(&mut self, function: &FunctionName) {
+        match self.waiting.get_mut(function) {
+            Some(waiting) => *waiting += 1,
+            None => {
+                self.waiting.insert(function.clone(), 1);
+            }
+        }
+    }
+
+    fn wait_no_more(&mut self, function: &FunctionName) {
+        if let Some(waiting) = self.waiting.get_mut(function) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                self.waiting.remove(function);
+            }
+        }
+    }
+
     fn count_in(&mut self, spec: &FunctionSpec) {
         self.count(&spec.name, &spec.pool, spec.resources, true);
     }
@@ -260,7 +327,22 @@ impl Place {
     pub(super) fn occupy(&mut self) {
         if !self.occupies {
             self.occupies = true;
-            self.in_flight.calls.lock().count(&self.function, &self.pool, self.resources, true);
+            let mut calls = self.in_flight.calls.lock();
+            calls.wait_no_more(&self.function);
+            calls.count(&self.function, &self.pool, self.resources, true);
+        }
+    }
+
+    /// It was published although heartbeats saw no room, and there was none.
+    pub(super) fn found_none(&self) {
+        self.in_flight.calls.lock().full.insert(self.function.clone(), Full::default());
+    }
+
+    /// The same, and there was some.
+    pub(super) fn found_room(&self) {
+        let mut calls = self.in_flight.calls.lock();
+        if !calls.full.is_empty() {
+            calls.full.remove(&self.function);
         }
     }
 
@@ -283,6 +365,15 @@ impl Drop for Place {
         calls.by_nonce.remove(&self.nonce);
         if self.occupies {
             calls.count(&self.function, &self.pool, self.resources, false);
+        } else {
+            calls.wait_no_more(&self.function);
+        }
+        if !calls.full.is_empty()
+            && let Some(full) = calls.full.get_mut(&self.function)
+            && full.scout == Some(self.nonce)
+        {
+            // It went without having found out.
+            full.scout = None;
         }
         let empty = calls.by_nonce.is_empty();
         drop(calls);

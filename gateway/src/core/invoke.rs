@@ -10,6 +10,8 @@ use flux_protocol::{
     ExecutionId, FunctionName, Invocation, Lane, Payload, execution::QueuePosition, subject::QueueName, time::now,
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{
     Accepted, Gateway, Inner, InvokeRequest,
     call::{NotCalled, may_be_stored, message_of},
@@ -45,9 +47,10 @@ impl Inner {
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
     ) -> Result<Accepted, Refusal> {
+        let place = self.accepts.enter().await?;
         let id = ExecutionId::new();
         let Some(key) = request.idempotency_key.clone() else {
-            self.accept_to_the_end(function, id, request, redrive_of, None).await?;
+            self.accept_to_the_end(function, id, request, redrive_of, None, place).await?;
             return Ok(Accepted { execution_id: id, replayed: false });
         };
         let name = &function.spec().name;
@@ -63,7 +66,7 @@ impl Inner {
                 }
             }
         }
-        self.accept_to_the_end(function, id, request, redrive_of, Some(key)).await?;
+        self.accept_to_the_end(function, id, request, redrive_of, Some(key), place).await?;
         Ok(Accepted { execution_id: id, replayed: false })
     }
 
@@ -76,6 +79,7 @@ impl Inner {
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
         key: Option<String>,
+        place: OwnedSemaphorePermit,
     ) -> Result<(), Refusal> {
         let (told, accepted) = tokio::sync::oneshot::channel();
         let (inner, function) = (Arc::clone(self), Arc::clone(function));
@@ -90,6 +94,7 @@ impl Inner {
                     Err(refusal)
                 }
             };
+            drop(place);
             let _ = told.send(accepted);
         });
         accepted.await.unwrap_or_else(|_| {

@@ -4,18 +4,27 @@
 //! enough to answer with, merged as the store will merge it; no gateway relies on having recorded a status itself. Signals may be
 //! lost, so the store is read again now and then.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use flux_broker::{Signal, Subscription};
 use flux_protocol::{ErrorCode, ExecutionId, ExecutionRecord, StatusMessage, limits, subject};
 use flux_store::merge_status;
 use futures::StreamExt as _;
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{Gateway, Inner, verdict::may_say};
 use crate::refusal::Refusal;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+fn place_of(places: &Arc<Semaphore>, what: &str, most: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| {
+        Refusal::new(ErrorCode::TooManyRequests, format!("this gateway holds {most} {what}, its limit; try again"))
+    })
+}
 
 impl Gateway {
     /// As [`Gateway::execution`], held until it is terminal or `wait` passed.
@@ -29,13 +38,13 @@ impl Gateway {
 
 impl Inner {
     /// A permit to hold one more waiter.
-    pub(super) fn waiting_place(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Refusal> {
-        std::sync::Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| {
-            Refusal::new(
-                ErrorCode::TooManyRequests,
-                format!("this gateway holds {} waiters, its limit; try again", limits::GATEWAY_IN_FLIGHT),
-            )
-        })
+    fn waiting_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        place_of(&self.waiting, "waiters", limits::GATEWAY_IN_FLIGHT)
+    }
+
+    /// The same for a watcher. Apart, so that idle readers do not keep out who waits for an outcome.
+    pub(super) fn watching_place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        place_of(&self.watching, "readers of event streams", limits::GATEWAY_WATCHERS)
     }
 
     /// The record when it is terminal, or as it is after `most`. `None`: there is none.

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use flux_broker::{Signal, Subscription};
 use flux_protocol::{AgentId, Chunk, ExecutionId, ExecutionRecord, OutputLog, Phase, agent::OutputMessage, subject};
 use futures::{StreamExt as _, stream::BoxStream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
@@ -20,8 +20,11 @@ use crate::refusal::Refusal;
 
 /// Events on their way to a slow watcher; beyond it the agent's and the store's copies wait.
 const EVENTS: usize = 64;
-/// How often the store and the agent are asked, should signals have been lost.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The store and the agent are asked after this, should signals have been lost; while nothing comes, each time twice as
+/// long after the last, up to the second: thousands of idle watchers must cost nearly nothing. A connection that was lost
+/// and came back, which is what loses signals, has them look at once.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
 impl Gateway {
     /// The execution's output from `from` on, and its end.
@@ -30,7 +33,7 @@ impl Gateway {
     /// It is unknown, or this gateway holds as many watchers as it may.
     pub async fn watch(&self, id: ExecutionId, from: WatchFrom) -> Result<BoxStream<'static, WatchEvent>, Refusal> {
         let inner = &self.inner;
-        let place = inner.waiting_place()?;
+        let place = inner.watching_place()?;
         let outputs = inner.broker.listen(&subject::outputs_of(id)).await?;
         let statuses = inner.broker.listen(&subject::statuses_of(id)).await?;
         let Some(record) = inner.store.execution(id).await? else { return Err(Inner::execution_not_found(id)) };
@@ -100,6 +103,9 @@ impl Follower {
         mut outputs: Subscription,
         mut statuses: Subscription,
     ) -> Result<(), Gone> {
+        let mut look_after = LOOK_AFTER;
+        let mut connection = self.inner.broker.connection();
+        connection.mark_unchanged();
         loop {
             if record.is_terminal() {
                 return self.end(record).await;
@@ -107,14 +113,17 @@ impl Follower {
             if record.phase == Phase::Running {
                 self.heal().await?;
             }
-            let looked = tokio::time::sleep(LOOK_EVERY);
+            let looked = tokio::time::sleep(look_after);
             tokio::pin!(looked);
             // Until something changed that the record tells.
             loop {
                 tokio::select! {
                     biased;
                     signal = outputs.next() => match signal {
-                        Some(signal) => self.output(&signal).await?,
+                        Some(signal) => {
+                            look_after = LOOK_AFTER;
+                            self.output(&signal).await?;
+                        }
                         None => break,
                     },
                     status = next_status(&mut statuses) => {
@@ -122,7 +131,13 @@ impl Follower {
                             self.agent.clone_from(&status.agent_id);
                         }
                         record = merged(record, &status);
+                        look_after = LOOK_AFTER;
                         break;
+                    }
+                    Ok(()) = connection.changed() => {
+                        look_after = LOOK_AFTER;
+                        // Not all of them in the same moment.
+                        looked.as_mut().reset(Instant::now() + LOOK_AFTER.mul_f64(rand::random()));
                     }
                     () = &mut looked => {
                         if let Ok(Some(read)) = self.inner.store.execution(self.id).await {
@@ -131,6 +146,7 @@ impl Follower {
                             }
                             record = read;
                         }
+                        look_after = (look_after * 2).min(LOOK_AT_LEAST_EVERY);
                         break;
                     }
                     () = self.events.closed() => return Err(Gone),

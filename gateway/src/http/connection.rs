@@ -13,7 +13,7 @@ use std::{
 };
 
 use axum::Router;
-use flux_protocol::limits;
+use flux_protocol::{ErrorCode, limits};
 use flux_runtime::{Shutdown, Tasks};
 use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
@@ -23,7 +23,14 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service as _;
 
-use super::{HttpOptions, listener::Supervised, measures::OpenConnection, patient::Patient};
+use super::{
+    HttpOptions,
+    listener::Supervised,
+    measures::OpenConnection,
+    patient::{Patient, Wire},
+    refused,
+};
+use crate::refusal::Refusal;
 
 pub(super) struct Server {
     builder: Builder<Supervised>,
@@ -59,7 +66,8 @@ impl Server {
             spoke.store(true, Ordering::Relaxed);
             self.router.clone().call(request)
         });
-        let io = TokioIo::new(Patient::new(stream, self.options.write_stall_timeout));
+        let wire = Arc::new(Wire::default());
+        let io = TokioIo::new(Patient::new(stream, Arc::clone(&wire), self.options.write_stall_timeout));
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let mut silence = pin!(tokio::time::sleep(self.options.head_read_timeout));
         let mut drained = pin!(async {
@@ -72,6 +80,9 @@ impl Server {
                 biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
+                        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
+                            self.say_too_slow(&wire);
+                        }
                         // Peers go away at any time: their business, unless one debugs it.
                         tracing::debug!(error = %Chain(&*error), "a connection broke");
                     }
@@ -81,6 +92,7 @@ impl Server {
                 // hyper's own clock starts with the first bytes: before them there is only this one.
                 () = &mut silence, if listening_for_silence => {
                     if !spoke.load(Ordering::Relaxed) {
+                        self.say_too_slow(&wire);
                         return;
                     }
                     listening_for_silence = false;
@@ -90,6 +102,18 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                 }
             }
+        }
+    }
+}
+
+impl Server {
+    /// To a caller who is in the middle of a head. An idle connection is closed without a word: what is said on it would
+    /// be taken for the answer to a request that is on its way.
+    fn say_too_slow(&self, wire: &Wire) {
+        if wire.is_in_a_head() {
+            let seconds = self.options.head_read_timeout.as_secs_f64();
+            let message = format!("the head of the request did not come within {seconds} s");
+            wire.say_at_the_end(refused::by_hand(&Refusal::new(ErrorCode::RequestTimeout, message)));
         }
     }
 }

@@ -1,30 +1,85 @@
 //! A socket that is patient, but not for ever: a peer that stops reading its response for
 //! [`HTTP_WRITE_STALL`](flux_protocol::limits::HTTP_WRITE_STALL) loses its connection. hyper bounds how long a head
-//! may take to come in; nothing there bounds how long a response may take to go out.
+//! may take to come in; nothing there bounds how long a response may take to go out. And a head that took too long hyper
+//! ends without a word: [`Wire`] has them.
 
 use std::{
     future::Future as _,
     io::{Error, ErrorKind, IoSlice, Result},
     pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::Sleep,
 };
 
-pub(super) struct Patient<S> {
+/// What is known of a connection beside hyper, and what is to be said when it ends.
+#[derive(Debug, Default)]
+pub(super) struct Wire {
+    /// Bytes came, and nothing was written since: a head that has begun.
+    asked: AtomicBool,
+    http2: AtomicBool,
+    last_words: OnceLock<Bytes>,
+}
+
+impl Wire {
+    /// Whether a caller of HTTP/1.1 is in the middle of a head.
+    pub(super) fn is_in_a_head(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && !self.http2.load(Ordering::Relaxed)
+    }
+
+    /// Said when the connection is dropped, which is the first time that it is ours again.
+    pub(super) fn say_at_the_end(&self, words: Bytes) {
+        let _ = self.last_words.set(words);
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        if !bytes.is_empty() && !self.asked.swap(true, Ordering::Relaxed) && bytes.starts_with(b"PRI ") {
+            self.http2.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(super) struct Patient<S: LastWords> {
     inner: S,
+    wire: Arc<Wire>,
     patience: Duration,
     /// Runs while a write waits for the peer. Made only then: most connections never wait.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    pub(super) fn new(inner: S, patience: Duration) -> Self {
-        Self { inner, patience, stalled: None }
+/// A stream to which something may be written without waiting.
+pub(super) trait LastWords {
+    /// As much of it as goes out at once; nobody hears of an error.
+    fn say(&self, words: &[u8]);
+}
+
+impl LastWords for TcpStream {
+    fn say(&self, words: &[u8]) {
+        let _ = self.try_write(words);
+    }
+}
+
+impl<S: LastWords> Drop for Patient<S> {
+    fn drop(&mut self) {
+        if let Some(words) = self.wire.last_words.get() {
+            self.inner.say(words);
+        }
+    }
+}
+
+impl<S: LastWords> Patient<S> {
+    pub(super) fn new(inner: S, wire: Arc<Wire>, patience: Duration) -> Self {
+        Self { inner, wire, patience, stalled: None }
     }
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, progress: Poll<Result<T>>) -> Poll<Result<T>> {
@@ -40,15 +95,19 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + LastWords + Unpin> AsyncRead for Patient<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let progress = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.wire.read(buf.filled().get(before..).unwrap_or_default());
+        progress
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + LastWords + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let progress = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wire.asked.store(false, Ordering::Relaxed);
         self.judge(cx, progress)
     }
 
@@ -58,6 +117,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let progress = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wire.asked.store(false, Ordering::Relaxed);
         self.judge(cx, progress)
     }
 
@@ -81,10 +141,14 @@ mod tests {
 
     use super::*;
 
+    impl LastWords for tokio::io::DuplexStream {
+        fn say(&self, _: &[u8]) {}
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_stops_reading_is_given_up_on() {
         let (ours, _theirs) = tokio::io::duplex(16);
-        let mut patient = Patient::new(ours, Duration::from_secs(60));
+        let mut patient = Patient::new(ours, Arc::default(), Duration::from_secs(60));
         let error = patient.write_all(&[0; 64]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), ErrorKind::TimedOut);
     }
@@ -93,7 +157,7 @@ mod tests {
     async fn a_slow_peer_is_waited_for() {
         use tokio::io::AsyncReadExt as _;
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut patient = Patient::new(ours, Duration::from_secs(60));
+        let mut patient = Patient::new(ours, Arc::default(), Duration::from_secs(60));
         let write = async { patient.write_all(&[0; 64]).await };
         let read = async {
             let mut all = [0; 64];

@@ -8,11 +8,12 @@ use std::{error::Error as _, fmt::Write as _, sync::Arc};
 use axum::{
     body::Body,
     http::{
-        HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use flux_protocol::ErrorCode;
 
 use super::{request_id::RequestId, wire::error::ErrorBody};
@@ -46,6 +47,20 @@ pub(super) fn write(response: &mut Response, request_id: &RequestId) {
     let body = ErrorBody::new(&refusal, request_id.as_str());
     *response.body_mut() = Body::from(serde_json::to_vec(&body).unwrap_or_default());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+}
+
+/// A whole answer of HTTP/1.1, for a connection that no request has come on. The connection ends with it.
+pub(super) fn by_hand(refusal: &Refusal) -> Bytes {
+    let status = StatusCode::from_u16(refusal.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let request_id = RequestId::of(&HeaderMap::new());
+    log(refusal, &request_id);
+    let body = serde_json::to_string(&ErrorBody::new(refusal, request_id.as_str())).unwrap_or_default();
+    let retry = if refusal.retry_after.is_some() { "retry-after: 1\r\n" } else { "" };
+    let id = request_id.as_str();
+    Bytes::from(format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{retry}x-request-id: {id}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ))
 }
 
 fn log(refusal: &Refusal, request_id: &RequestId) {

@@ -15,7 +15,7 @@ use flux_protocol::{ErrorCode, limits};
 use hyper::body::Body as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_stream::StreamExt as _;
 
@@ -90,23 +90,26 @@ pub(super) async fn read(
         return Ok(RequestBody { bytes: Bytes::new(), _share: share });
     }
     let mut chunks = body.into_data_stream();
-    let mut next = async || match timeout(http.options.body_stall_timeout, chunks.next()).await {
-        Ok(None) => Ok(None),
-        Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
-        Ok(Some(Err(error))) => Err(Refusal::new(ErrorCode::InvalidRequest, "the body broke off").caused_by(error)),
-        Err(_) => {
-            let seconds = http.options.body_stall_timeout.as_secs();
-            Err(Refusal::new(ErrorCode::InvalidRequest, format!("the body did not come on for {seconds} s")))
+    let begun = Instant::now();
+    let stall = http.options.body_stall_timeout;
+    // Each chunk may be waited for, and all of them together have to come at a pace.
+    let mut next = async |read: usize| {
+        let paced = begun + stall + pace(read);
+        match timeout_at(paced.min(Instant::now() + stall), chunks.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(chunk))) => Ok(Some(chunk)),
+            Ok(Some(Err(error))) => Err(Refusal::new(ErrorCode::InvalidRequest, "the body broke off").caused_by(error)),
+            Err(_) => Err(too_slow(read, stall)),
         }
     };
-    let Some(first) = next().await? else { return Ok(RequestBody { bytes: Bytes::new(), _share: share }) };
+    let Some(first) = next(0).await? else { return Ok(RequestBody { bytes: Bytes::new(), _share: share }) };
     // Nearly every body is one chunk, and needs no copy.
     if announced == Some(first.len()) {
         return Ok(RequestBody { bytes: first, _share: share });
     }
     // Room is made as the bytes come and not as they were announced: an announcement costs its sender nothing.
     let mut all = BytesMut::from(&first[..]);
-    while let Some(chunk) = next().await? {
+    while let Some(chunk) = next(all.len()).await? {
         if all.len() + chunk.len() > limit {
             discard_stream(chunks, limit.saturating_mul(2), DISCARD_LARGE_FOR).await;
             return Err(too_large(None));
@@ -118,6 +121,21 @@ pub(super) async fn read(
         share.cover(all.len())?;
     }
     Ok(RequestBody { bytes: all.freeze(), _share: share })
+}
+
+/// How long so many bytes may take at the slowest pace.
+fn pace(bytes: usize) -> Duration {
+    let millis = bytes.saturating_mul(1000) / limits::HTTP_BODY_LEAST_PER_S;
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+fn too_slow(read: usize, stall: Duration) -> Refusal {
+    let message = format!(
+        "the body came too slowly: {read} bytes so far; it may pause for {} s, and comes with {} bytes a second at least",
+        stall.as_secs_f64(),
+        limits::HTTP_BODY_LEAST_PER_S
+    );
+    Refusal::new(ErrorCode::RequestTimeout, message)
 }
 
 /// Reads a body that nobody wants, within bounds that a stranger may cost.

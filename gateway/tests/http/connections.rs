@@ -11,12 +11,24 @@ async fn a_connection_that_says_nothing_is_closed() {
     let flux = Flux::with(|options| options.head_read_timeout = Duration::from_millis(200)).await;
     let started = Instant::now();
     // Nothing; half a word that may become HTTP/2; half a head.
-    for text in ["", "PRI * HT", "GET /health HTTP/1.1\r\nHost:"] {
+    for (text, told) in [("", ""), ("PRI * HT", ""), ("GET /health HTTP/1.1\r\nHost:", "HTTP/1.1 408")] {
         let mut wire = flux.connect().await;
         wire.send(text).await;
-        let _ = wire.rest().await;
+        let answer = wire.rest().await;
+        assert!(if told.is_empty() { answer.is_empty() } else { answer.starts_with(told) }, "{text:?}: {answer}");
+        if !told.is_empty() {
+            let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+            assert!(head.contains("connection: close") && head.contains("x-request-id: "), "{head}");
+            let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+            assert_eq!(body["error"]["code"], "request_timeout");
+        }
     }
     assert!(started.elapsed() >= Duration::from_millis(600));
+    // Idle after an answer: closed, and nothing that a later request could take for its answer.
+    let mut wire = flux.connect().await;
+    wire.send(&head("GET", "/health", "")).await;
+    wire.until("{\"status\":\"ok\"}").await;
+    assert_eq!(wire.rest().await, "");
 }
 
 #[tokio::test]
@@ -43,8 +55,29 @@ async fn a_body_that_stops_coming_is_an_error() {
     let mut wire = flux.connect().await;
     wire.send(&head("POST", "/execute/echo", "Content-Length: 100\r\nContent-Type: text/plain\r\n")).await;
     wire.send("half").await;
-    let answer = wire.until("\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let answer = wire.until("request_timeout").await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_an_error() {
+    let flux = Flux::with(|options| options.body_stall_timeout = Duration::from_millis(400)).await;
+    let mut wire = flux.connect().await;
+    wire.send(&head("POST", "/execute/echo", "Content-Length: 100000\r\nContent-Type: text/plain\r\n")).await;
+    // Never still for as long as a pause may be, and far below the pace.
+    let trickle = async {
+        loop {
+            use tokio::io::AsyncWriteExt as _;
+            let _ = wire.0.write_all(b"x").await;
+            let answered = tokio::time::timeout(Duration::from_millis(50), wire.0.readable()).await;
+            if answered.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, trickle).await.expect("an answer");
+    let answer = wire.until("request_timeout").await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[tokio::test]
@@ -60,7 +93,7 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn beyond_the_limit_connections_wait_their_turn() {
+async fn beyond_the_limit_connections_are_told_so() {
     let flux = Flux::with(|options| options.max_connections = 2).await;
     let mut first = flux.connect().await;
     let mut second = flux.connect().await;
@@ -70,10 +103,19 @@ async fn beyond_the_limit_connections_wait_their_turn() {
     }
     let mut third = flux.connect().await;
     third.send(&head("GET", "/health", "")).await;
-    let waits = tokio::time::timeout(Duration::from_millis(200), third.0.readable()).await;
-    assert!(waits.is_err(), "there is no room for it");
+    let answer = third.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+    assert!(answer.contains("too_many_connections"), "{answer}");
+    // Those that are open go on, and a place that is given back is there for the next.
+    second.send(&head("GET", "/health", "")).await;
+    second.until("ok").await;
     drop(first);
-    third.until("ok").await;
+    eventually(SOON, "room for another", async || {
+        let mut next = flux.connect().await;
+        next.send(&head("GET", "/health", "Connection: close\r\n")).await;
+        next.rest().await.starts_with("HTTP/1.1 200")
+    })
+    .await;
 }
 
 #[tokio::test]

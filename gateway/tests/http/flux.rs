@@ -2,12 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use flux_gateway::http::{ApiKey, HttpOptions, serve};
+use flux_gateway::http::{ApiKey, HttpOptions, listen, serve};
 use flux_runtime::{Shutdown, Tasks};
 use flux_testkit::Api;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
 use crate::gateway::{self, Scripted};
@@ -33,7 +33,7 @@ impl Flux {
     pub(crate) async fn with(change: impl FnOnce(&mut HttpOptions)) -> Self {
         let mut options = HttpOptions::new(ApiKey::parse(KEY).expect("a key"));
         change(&mut options);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = listen("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let shutdown = Shutdown::new();
         let tasks = Tasks::new(Arc::clone(&shutdown));

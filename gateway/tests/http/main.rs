@@ -2,6 +2,7 @@
 
 mod auth;
 mod connections;
+mod crowd;
 mod dead_letters;
 mod drain;
 mod error_pages;

@@ -12,6 +12,8 @@ const LARGEST_BODY: usize = 128 * 1024 * 1024;
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) keep_alive: bool,
+    /// It says when to try again.
+    pub(crate) retry_after: bool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -20,6 +22,7 @@ struct Head {
     length: Option<usize>,
     chunked: bool,
     close: bool,
+    retry_after: bool,
 }
 
 /// Reads one answer to its end. `buffer` may hold bytes left from before, and keeps its room for the next.
@@ -51,7 +54,7 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec
             body_read += fill(stream, buffer).await?;
         }
     }
-    Ok(Response { status: head.status, keep_alive: !head.close })
+    Ok(Response { status: head.status, keep_alive: !head.close, retry_after: head.retry_after })
 }
 
 async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
@@ -75,6 +78,8 @@ fn parse_head(head: &[u8]) -> io::Result<Head> {
             parsed.chunked = value.eq_ignore_ascii_case("chunked");
         } else if name.eq_ignore_ascii_case("connection") {
             parsed.close = value.eq_ignore_ascii_case("close");
+        } else if name.eq_ignore_ascii_case("retry-after") {
+            parsed.retry_after = true;
         }
     }
     Ok(parsed)
@@ -104,13 +109,14 @@ mod tests {
     #[tokio::test]
     async fn a_body_by_length() {
         let answer = read_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc").await.expect("an answer");
-        assert_eq!(answer, Response { status: 200, keep_alive: true });
+        assert_eq!(answer, Response { status: 200, keep_alive: true, retry_after: false });
     }
 
     #[tokio::test]
     async fn no_body_and_a_connection_that_ends() {
-        let answer = read_all(b"HTTP/1.1 503 Busy\r\nconnection: close\r\n\r\n").await.expect("an answer");
-        assert_eq!(answer, Response { status: 503, keep_alive: false });
+        let answer =
+            read_all(b"HTTP/1.1 503 Busy\r\nconnection: close\r\nRetry-After: 1\r\n\r\n").await.expect("an answer");
+        assert_eq!(answer, Response { status: 503, keep_alive: false, retry_after: true });
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ mod listen;
 mod nats;
 mod nats_pipe;
 mod nats_route;
+mod overload;
 mod spawn_loop;
 mod stats;
 mod vfork;
@@ -40,6 +41,8 @@ enum Command {
     NatsPipe(nats_pipe::Args),
     /// Load a URL with a closed loop of keep-alive connections.
     HttpLoad(http_load::Args),
+    /// Offer a running Flux several times what it can take, and see what becomes of the rest.
+    Overload(overload::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::NatsRoute(args) => runtime(2)?.block_on(nats_route::run(args)),
         Command::SpawnLoop(args) => spawn_loop::run(&args).map(|line| print_line(&line)),
         Command::NatsPipe(args) => runtime(2)?.block_on(nats_pipe::run(args)).map(|line| print_line(&line)),
+        Command::Overload(args) => runtime(1)?.block_on(overload::run(args)),
         Command::HttpLoad(args) => runtime(args.threads)?.block_on(http_load::run(args)).map(|line| print_line(&line)),
     }
 }

@@ -36,6 +36,8 @@ codes! {
     Unsupported = "unsupported", 422;
     InvalidArchive = "invalid_archive", 422;
     PayloadTooLarge = "payload_too_large", 413;
+    /// A request's head or body came too slowly.
+    RequestTimeout = "request_timeout", 408;
     RouteNotFound = "route_not_found", 404;
     MethodNotAllowed = "method_not_allowed", 405;
     FunctionNotFound = "function_not_found", 404;
@@ -57,6 +59,8 @@ codes! {
     /// A queue is at its named limit.
     QueueFull = "queue_full", 429;
     TooManyRequests = "too_many_requests", 429;
+    /// The gateway holds as many connections as it takes.
+    TooManyConnections = "too_many_connections", 503;
     /// The deadline passed before the execution ended.
     DeadlineExceeded = "deadline_exceeded", 504;
     /// The function behind a function URL failed, or answered with what is no response: `details` says how.

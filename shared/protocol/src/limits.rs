@@ -114,13 +114,24 @@ pub const STATUS_BATCH: usize = 256;
 /// Rows of one page of a list.
 pub const PAGE: usize = 1000;
 pub const PAGE_DEFAULT: usize = 50;
-/// Sync calls and waiters that one gateway holds.
+/// Sync calls that one gateway holds, and waiters.
 pub const GATEWAY_IN_FLIGHT: usize = 10_000;
+/// Readers of event streams that one gateway holds: fewer than its connections, so that they never take all.
+pub const GATEWAY_WATCHERS: usize = 12_000;
+/// Asynchronous invocations that one gateway accepts at once, for each core: more would only wait for the disk.
+pub const ACCEPTS_PER_CORE: usize = 32;
+/// Who finds no room for an asynchronous invocation waits, unless there has been none for this long.
+pub const BURST: Duration = Duration::from_millis(500);
 /// Messages waiting in one bounded channel between tasks, unless a place names its own.
 pub const CHANNEL: usize = 1024;
 
-/// Connections that a gateway holds; more wait in the kernel's backlog.
+/// Connections that a gateway holds; each further one is told so and closed.
 pub const HTTP_CONNECTIONS: usize = 16_384;
+/// Connections that the kernel holds until they are taken; it drops the beginnings of more, which come again after a second.
+pub const HTTP_BACKLOG: u32 = 4096;
+/// Connections being told that there are too many, and how long each may take to listen; more are closed without a word.
+pub const HTTP_TURNED_AWAY: usize = 256;
+pub const HTTP_TURNED_AWAY_FOR: Duration = Duration::from_millis(500);
 /// Headers of one request: number, and bytes of the head in all.
 pub const HTTP_HEADERS: usize = 100;
 pub const HTTP_HEAD_BYTES: usize = 64 * KIB;
@@ -129,6 +140,8 @@ pub const HTTP_HEAD_READ: Duration = Duration::from_secs(30);
 /// A request body that does not come on, or a response that is not read on, for this long ends its connection.
 pub const HTTP_BODY_STALL: Duration = Duration::from_secs(30);
 pub const HTTP_WRITE_STALL: Duration = Duration::from_secs(60);
+/// A body that comes more slowly than this, for longer than [`HTTP_BODY_STALL`], ends its request.
+pub const HTTP_BODY_LEAST_PER_S: usize = 8 * KIB;
 /// Request bodies that a gateway holds in memory at once; those up to [`HTTP_BODY_FREE`] are not counted.
 pub const HTTP_BODIES: usize = 1024 * MIB;
 pub const HTTP_BODY_FREE: usize = 64 * KIB;

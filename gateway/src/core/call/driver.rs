@@ -171,6 +171,7 @@ impl Driver {
         match self.holders.judge(self.id, &reply) {
             Verdict::Running => {
                 self.timers.pickup = None;
+                self.was_picked_up();
                 self.place.occupy();
                 self.holder.clone_from(&reply.agent_id);
                 self.place.call.learn(|known| {
@@ -181,7 +182,10 @@ impl Driver {
                 self.timers.record = None;
                 None
             }
-            Verdict::Ended => Some(self.called(reply.attempt, reply.agent_id, reply.outcome?).await),
+            Verdict::Ended => {
+                self.was_picked_up();
+                Some(self.called(reply.attempt, reply.agent_id, reply.outcome?).await)
+            }
             Verdict::Old => None,
             Verdict::WrongExecution => {
                 dropped("reply_wrong_execution");
@@ -191,6 +195,13 @@ impl Driver {
                 dropped("reply_wrong_agent");
                 None
             }
+        }
+    }
+
+    /// What was doubtful when it was admitted.
+    fn was_picked_up(&mut self) {
+        if self.probed.take().is_some() {
+            self.place.found_room();
         }
     }
 
@@ -272,10 +283,19 @@ impl Driver {
         }
         match inner.broker.was_delivered(queue, &position).await {
             Ok(Some(false)) => {}
-            Ok(Some(true) | None) | Err(_) => return None,
+            Ok(Some(true)) => {
+                self.was_picked_up();
+                return None;
+            }
+            Ok(None) | Err(_) => return None,
         }
         match inner.broker.take_back(queue, &position).await {
-            Ok(TakenBack::NeverDelivered) => Some(self.refused(refusal(spec, &fleet, &mine, shortage)).await),
+            Ok(TakenBack::NeverDelivered) => {
+                if self.probed.is_some() {
+                    self.place.found_none();
+                }
+                Some(self.refused(refusal(spec, &fleet, &mine, shortage)).await)
+            }
             Ok(TakenBack::Delivered) | Err(_) => None,
         }
     }
