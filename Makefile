@@ -52,7 +52,7 @@ run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, unti
 	@scripts/run.sh
 
 .PHONY: echo-function
-echo-function: ## the static native echo that the benchmarks deploy
+echo-function: ## the static native functions that the benchmarks deploy
 	@scripts/echo-function.sh
 
 .PHONY: bench

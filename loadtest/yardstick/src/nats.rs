@@ -32,6 +32,7 @@ pub(crate) struct Queue {
     stream: String,
 }
 
+const CONSUMER: &str = "agents";
 const ACKS_IN_FLIGHT: usize = 20_000;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 
@@ -57,7 +58,7 @@ impl Queue {
             .await?;
         let consumer = made
             .create_consumer(pull::Config {
-                durable_name: Some("agents".into()),
+                durable_name: Some(CONSUMER.into()),
                 max_ack_pending: i64::try_from(ACKS_IN_FLIGHT)?,
                 ack_wait: ACK_WAIT,
                 ..Default::default()
@@ -66,7 +67,14 @@ impl Queue {
         Ok(Self { jetstream, consumer, subject, stream })
     }
 
-    pub(crate) async fn remove(self) -> anyhow::Result<()> {
+    /// The same queue, consumed over another connection.
+    pub(crate) async fn consumed_by(self, client: async_nats::Client) -> anyhow::Result<Self> {
+        let jetstream = jetstream::new(client);
+        let consumer = jetstream.get_consumer_from_stream(CONSUMER, &self.stream).await?;
+        Ok(Self { consumer, ..self })
+    }
+
+    pub(crate) async fn remove(&self) -> anyhow::Result<()> {
         self.jetstream.delete_stream(&self.stream).await?;
         Ok(())
     }

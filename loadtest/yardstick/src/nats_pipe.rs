@@ -37,10 +37,12 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
     let client = async_nats::connect(&args.url).await?;
+    // Who publishes and who is delivered to are two processes in life: here two connections.
+    let other = async_nats::connect(&args.url).await?;
     let body = Bytes::from(vec![b'x'; args.size]);
-    let core = core_request(&client, &body, args.singles).await?;
+    let core = core_request(&client, other.clone(), &body, args.singles).await?;
 
-    let queue = Queue::make(&client, "pipe", args.storage).await?;
+    let queue = Queue::make(&client, "pipe", args.storage).await?.consumed_by(other).await?;
     let (acked, delivered) = one_at_a_time(&queue, &body, args.singles).await?;
     let elapsed = pipeline(&queue, &body, args.messages).await?;
     queue.remove().await?;
@@ -60,10 +62,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
 }
 
 /// Request and reply without JetStream, between two connections.
-async fn core_request(client: &async_nats::Client, body: &Bytes, count: usize) -> anyhow::Result<Samples> {
+async fn core_request(
+    client: &async_nats::Client,
+    responder: async_nats::Client,
+    body: &Bytes,
+    count: usize,
+) -> anyhow::Result<Samples> {
     let subject = client.new_inbox();
-    let mut requests = client.subscribe(subject.clone()).await?;
-    let responder = client.clone();
+    let mut requests = responder.subscribe(subject.clone()).await?;
+    responder.flush().await?;
     let answering = tokio::spawn(async move {
         while let Some(message) = requests.next().await {
             if let Some(reply) = message.reply {
