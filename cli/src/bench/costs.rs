@@ -160,7 +160,7 @@ impl Snapshot {
         let mut used: BTreeMap<Role, Cost> = BTreeMap::new();
         for (pid, now) in &self.processes {
             let before = earlier.processes.get(pid);
-            let was = before.map_or(Ticks::default(), |process| process.ticks);
+            let was = before.map_or_else(Ticks::default, |process| process.ticks);
             let cpu_us =
                 now.cpu.saturating_sub(before.map_or(Duration::ZERO, |process| process.cpu)).as_secs_f64() * 1e6;
             let (user, system) = (now.ticks.user - was.user, now.ticks.system - was.system);

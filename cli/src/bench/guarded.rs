@@ -8,10 +8,19 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
 };
 
 use super::yardstick::NAME;
 use crate::error::CliError;
+
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(10);
 
 /// A program that runs until this is dropped.
 #[derive(Debug)]
@@ -101,4 +110,16 @@ impl Drop for Server {
 pub(super) fn free_address() -> Result<String, CliError> {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     address.map(|address| address.to_string()).map_err(|source| CliError::local("no port is free", source))
+}
+
+/// Until something listens on `address`, which is what `process` was started for.
+pub(super) async fn until_listening(process: &mut Guarded, address: &str) -> Result<(), CliError> {
+    let begun = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        if process.has_ended() || begun.elapsed() > LISTENS_WITHIN {
+            return Err(process.failed());
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
 }

@@ -10,16 +10,21 @@ use std::path::PathBuf;
 
 use crate::{commands::Context, error::CliError};
 
+mod apart;
+mod chart;
 mod costs;
 mod figures;
 mod guarded;
 mod live;
 mod machine;
+mod peers;
 mod report;
 mod round;
 mod subject;
 mod yardstick;
 
+use figures::Figures;
+use peers::Peers;
 use report::Report;
 use round::{Bench, Measured};
 use yardstick::Yardsticks;
@@ -35,10 +40,13 @@ pub(crate) struct Args {
     /// What the queue survives [default: both; process for --quick]
     #[arg(long, value_enum)]
     durability: Option<Durabilities>,
+    /// Also measure what people use instead: busybox httpd, Celery and BullMQ
+    #[arg(long)]
+    peers: bool,
     /// Rounds, instead of the usual number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// Also write the report there, as Markdown
+    /// Also write the report there, as Markdown, with its chart beside it as SVG
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// The function: a static program that copies its input to its output
@@ -142,22 +150,34 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         functions: vec![args.function.clone(), round::ticks(&args.function)],
     };
 
+    let peers = if args.peers { Some(Peers::find()?) } else { None };
+
     let before = machine::Before::look();
+    let mut once = Figures::default();
+    if bench.wants(Part::Memory) {
+        apart::memory(&bench, &mut once).await?;
+    }
     let mut measured: Vec<(Durability, Measured)> =
         durabilities.iter().map(|durability| (*durability, Measured::default())).collect();
     for round in 1..=effort.rounds {
         if !cx.out.json {
             cx.out.note(format!("round {round} of {}", effort.rounds));
         }
-        let floors = bench.floors()?;
+        let mut beside = bench.floors()?;
+        if let Some(peers) = &peers {
+            peers.measure(&bench, &mut beside).await?;
+        }
         for (durability, measured) in &mut measured {
-            measured.figures.extend(&floors);
+            measured.figures.extend(&beside);
             bench.flux(measured, *durability).await?;
         }
         // Neither is always the first after the floors.
         measured.rotate_left(1);
     }
     measured.sort_by_key(|(durability, _)| *durability != Durability::Process);
+    for (_, measured) in &mut measured {
+        measured.figures.extend(&once);
+    }
     let machine = machine::Machine::look(before);
 
     let report = Report::of(&measured, &machine, effort.rounds);
@@ -167,9 +187,13 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         cx.out.line(report.text());
     }
     if let Some(path) = args.out {
-        std::fs::write(&path, report.markdown())
-            .map_err(|source| CliError::local(format!("{} cannot be written", path.display()), source))?;
-        cx.out.note(format!("written to {}", path.display()));
+        let chart = path.with_extension("svg");
+        let name = chart.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (path, text) in [(&path, report.markdown(&name)), (&chart, chart::svg(&report.bars()))] {
+            std::fs::write(path, text)
+                .map_err(|source| CliError::local(format!("{} cannot be written", path.display()), source))?;
+            cx.out.note(format!("written to {}", path.display()));
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Durability,
+    chart::Bar,
     costs::Cost,
     figures::{Figure, Ratio, Results},
     machine::Machine,
@@ -37,6 +38,12 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("executed_per_s", "/s", "**Flux, async**, executed/s, from the first accept to the last outcome"),
     ("direct_per_s", "/s", "**Flux, direct publish**, executed/s, from the first publish to the last ack"),
     ("output_p50_us", "µs", "**Flux, live output**, written → at the client (SSE), p50, idle"),
+    ("cgi_p50_us", "µs", "busybox httpd + CGI (no sandbox, no queue), p50 at c=1"),
+    ("cgi_per_s", "/s", "busybox httpd + CGI, requests/s at c=16"),
+    ("celery_per_s", "/s", "Celery, prefork 2, subprocess, late acks, on Redis without persistence: executed/s"),
+    ("bullmq_per_s", "/s", "BullMQ, spawn, concurrency 16, on Redis without persistence: executed/s"),
+    ("bullmq_dispatch_p50_us", "µs", "BullMQ, before the job is added → process started, p50, idle"),
+    ("bullmq_dispatch_p95_us", "µs", "BullMQ, before the job is added → process started, p95, idle"),
     ("gateway_mb", "MB", "**flux-gateway**, apart, idle, resident"),
     ("agent_mb", "MB", "**flux-agent**, apart, idle, resident"),
     ("launcher_mb", "MB", "**its launcher**, apart, idle, resident"),
@@ -134,9 +141,11 @@ impl<'a> Report<'a> {
         text
     }
 
-    pub(super) fn markdown(&self) -> String {
+    /// `chart` is the file beside it.
+    pub(super) fn markdown(&self, chart: &str) -> String {
         let machine: String = self.circumstances().iter().map(|line| format!("- {line}\n")).collect();
         include_str!("../../templates/benchmarks.md")
+            .replace("{{chart}}", chart)
             .replace("{{machine}}", machine.trim_end())
             .replace("{{figures}}", self.figures_table().trim_end())
             .replace("{{ratios}}", self.ratios_table().trim_end())
@@ -198,7 +207,7 @@ impl<'a> Report<'a> {
     }
 
     /// Target by target, its ratio in each of the runs.
-    pub(super) fn ratios(&self) -> Vec<Vec<Option<Ratio>>> {
+    fn ratios(&self) -> Vec<Vec<Option<Ratio>>> {
         let mut all: Vec<&'static super::figures::Target> = Vec::new();
         for ratio in self.runs.iter().flat_map(|(_, results)| &results.ratios) {
             if !all.iter().any(|target| std::ptr::eq(*target, ratio.target)) {
@@ -208,6 +217,24 @@ impl<'a> Report<'a> {
         let of =
             |results: &Results, target| results.ratios.iter().find(|ratio| std::ptr::eq(ratio.target, target)).copied();
         all.into_iter().map(|target| self.runs.iter().map(|(_, results)| of(results, target)).collect()).collect()
+    }
+
+    /// For the chart.
+    pub(super) fn bars(&self) -> Vec<Bar> {
+        let bar = |ratios: Vec<Option<Ratio>>| {
+            let target = ratios.iter().flatten().next()?.target;
+            let values = self.runs.iter().zip(&ratios).filter_map(|((durability, _), ratio)| {
+                let (ratio, sign) = ((*ratio)?, target.reach.sign());
+                let said = format!("{:.2} ({sign} {}) {}", ratio.value, target.target, durability.name());
+                Some((durability.name(), ratio.headroom(), said))
+            });
+            let label = match target.number.starts_with('Q') {
+                true => format!("{} {} / {}", target.number, target.what, target.beside),
+                false => format!("{} {}", target.number, target.what),
+            };
+            Some(Bar { label, values: values.collect() })
+        };
+        self.ratios().into_iter().filter_map(bar).collect()
     }
 
     fn costs_tables(&self) -> String {
@@ -268,5 +295,68 @@ fn spread(figure: Figure) -> String {
 }
 
 fn number(value: f64) -> String {
-    format!("{value:.0}")
+    if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::bench::{chart, costs::Role};
+
+    /// Two durabilities, the second without one of the yardsticks.
+    fn measured() -> Vec<(Durability, Measured)> {
+        let mut process = Measured::default();
+        for (name, rounds) in [
+            ("route_p50_us", [480.0, 500.0, 700.0]),
+            ("spawn_p50_us", [100.0, 100.0, 101.0]),
+            ("sync_p50_us", [590.0, 600.0, 900.0]),
+            ("sync_per_s", [2000.0, 1000.0, 1500.0]),
+            ("spawn_per_s", [3000.0, 3100.0, 2900.0]),
+            ("cgi_per_s", [1400.0, 1450.0, 1500.0]),
+            ("launcher_mb", [2.5, 2.5, 2.5]),
+        ] {
+            for value in rounds {
+                process.figures.add(name, value);
+            }
+        }
+        let cost = |user_us, system_us, switches| Cost { user_us, system_us, switches };
+        let used = [(Role::Worker, cost(3000.0, 2000.0, 55.0)), (Role::Generator, cost(200.0, 300.0, 10.0))];
+        process.costs.add("sync, c=1", BTreeMap::from(used), 10.0);
+        let mut fsync = Measured::default();
+        for (name, value) in [("sync_p50_us", 1200.0), ("route_p50_us", 500.0), ("spawn_p50_us", 100.0)] {
+            fsync.figures.add(name, value);
+        }
+        vec![(Durability::Process, process), (Durability::Fsync, fsync)]
+    }
+
+    /// A golden that changes is a change of the document: look at it, then write it with `UPDATE_GOLDEN=1`.
+    #[test]
+    fn the_document_and_its_chart_are_as_they_were() {
+        let machine = Machine {
+            cores: 2,
+            cpu: "Some CPU".to_owned(),
+            kernel: "6.1.0".to_owned(),
+            load_before: "0.10 0.20 0.30".to_owned(),
+            load_after: "1.00 0.50 0.40".to_owned(),
+            stolen_percent: 3.4,
+            build: "release",
+        };
+        let measured = measured();
+        let report = Report::of(&measured, &machine, 3);
+        let documents = [
+            ("benchmarks.md", report.markdown("benchmarks.svg"), include_str!("golden/benchmarks.md")),
+            ("benchmarks.svg", chart::svg(&report.bars()), include_str!("golden/benchmarks.svg")),
+            ("benchmarks.txt", report.text(), include_str!("golden/benchmarks.txt")),
+        ];
+        for (name, found, golden) in documents {
+            if flux_runtime::config::env("UPDATE_GOLDEN").is_some() {
+                std::fs::write(format!("{}/src/bench/golden/{name}", env!("CARGO_MANIFEST_DIR")), &found)
+                    .expect("write");
+            } else {
+                assert_eq!(found, golden, "{name}");
+            }
+        }
+    }
 }

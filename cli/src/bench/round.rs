@@ -1,7 +1,10 @@
 //! One round: each floor, and beside it what stands on it. Every round has a Flux of its own, so that none inherits a
 //! backlog, a cache or a grown database from the one before.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use tokio::time::Instant;
 
@@ -46,7 +49,7 @@ impl Bench {
         self.parts.contains(&part)
     }
 
-    fn load(&self, url: &str, concurrency: usize) -> Load {
+    pub(super) fn load(&self, url: &str, concurrency: usize) -> Load {
         Load::new(url, concurrency, self.effort.seconds, self.effort.warm_up)
     }
 
@@ -154,11 +157,7 @@ impl Bench {
         Ok(())
     }
 
-    fn costing(
-        &self,
-        subject: &Subject,
-        load: &Load,
-    ) -> Result<(Loaded, std::collections::BTreeMap<Role, Cost>), CliError> {
+    fn costing(&self, subject: &Subject, load: &Load) -> Result<(Loaded, BTreeMap<Role, Cost>), CliError> {
         let before = subject.look();
         let loaded = self.yardsticks.load(load)?;
         let used = with_generator(&subject.look(), &before, &loaded);
@@ -166,7 +165,7 @@ impl Bench {
     }
 }
 
-fn with_generator(now: &Snapshot, before: &Snapshot, load: &Loaded) -> std::collections::BTreeMap<Role, Cost> {
+fn with_generator(now: &Snapshot, before: &Snapshot, load: &Loaded) -> BTreeMap<Role, Cost> {
     let mut used = now.since(before);
     used.insert(Role::Generator, load.generator);
     used

@@ -137,18 +137,23 @@ impl Subject {
         }
     }
 
-    /// Until it does nothing but what an idle system does. A system that never gets there is measured as it is.
     pub(super) async fn until_quiet(&self) {
-        let begun = Instant::now();
-        let mut before = self.look().cpu();
-        while begun.elapsed() < QUIET_WITHIN {
-            sleep(QUIET_FOR).await;
-            let now = self.look().cpu();
-            if now.saturating_sub(before) < QUIET_FOR.mul_f64(QUIET) {
-                return;
-            }
-            before = now;
+        until_quiet(|| self.look().cpu()).await;
+    }
+}
+
+/// Until processes that have had `cpu` time do nothing but what an idle system does. A system that never gets there is
+/// measured as it is.
+pub(super) async fn until_quiet(cpu: impl Fn() -> Duration) {
+    let begun = Instant::now();
+    let mut before = cpu();
+    while begun.elapsed() < QUIET_WITHIN {
+        sleep(QUIET_FOR).await;
+        let now = cpu();
+        if now.saturating_sub(before) < QUIET_FOR.mul_f64(QUIET) {
+            return;
         }
+        before = now;
     }
 }
 
@@ -174,7 +179,8 @@ pub(super) async fn until_ready(client: &Client, processes: &mut [&mut Guarded])
     let begun = Instant::now();
     while client.get(&["ready"], &[]).await.is_err() || !has_agent().await {
         let late = begun.elapsed() > READY_WITHIN;
-        if let Some(process) = processes.iter_mut().find_map(|process| (late || process.has_ended()).then_some(process)) {
+        if let Some(process) = processes.iter_mut().find_map(|process| (late || process.has_ended()).then_some(process))
+        {
             return Err(process.failed());
         }
         sleep(POLL).await;

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -176,16 +176,14 @@ impl Yardsticks {
     }
 
     fn run<T: DeserializeOwned>(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Result<T, CliError> {
-        let mut command = Command::new(&self.program);
-        command.args(args).stdin(Stdio::null());
-        answer(&mut command)
+        let output = Command::new(&self.program).args(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| CliError::local(format!("{NAME} cannot be run"), source))?;
+        read_answer(NAME, &output)
     }
 }
 
-/// Runs a program to its end and reads the line of JSON that it prints.
-pub(super) fn answer<T: DeserializeOwned>(command: &mut Command) -> Result<T, CliError> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|source| CliError::local(format!("{name} cannot be run"), source))?;
+/// Reads the line of JSON that a program printed before it ended.
+pub(super) fn read_answer<T: DeserializeOwned>(name: &str, output: &Output) -> Result<T, CliError> {
     if !output.status.success() {
         let what = format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         return Err(CliError::Problem { what, remedy: None });
