@@ -13,7 +13,7 @@ use flux_broker::{
     nats::{NatsBroker, NatsOptions},
 };
 use flux_protocol::PoolName;
-use flux_runtime::{Settings, Shutdown, Tasks};
+use flux_runtime::{Settings, Shutdown, Tasks, settings::Durability};
 use flux_store::{SharedStore, Tuning};
 use nix::sys::stat::{Mode, umask};
 use tokio::net::TcpListener;
@@ -38,7 +38,7 @@ pub async fn gateway(
     let url = settings.store.url.as_deref().context("`store.url` is not set")?;
     // The records are nobody else's.
     let usual = umask(Mode::from_bits_truncate(0o077));
-    let opened = flux_store::open(url, &Tuning::default()).await;
+    let opened = flux_store::open(url, &tuning(settings.queue.durability)).await;
     umask(usual);
     let store = opened.context("the store cannot be opened")?;
     let folder = settings.artifacts.dir.clone().context("`artifacts.dir` is not set")?;
@@ -52,10 +52,43 @@ pub async fn gateway(
         settings: settings.gateway.clone(),
         history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
         pools: pools.context("`gateway.pools`")?,
+        durability: settings.queue.durability,
         tasks: tasks.clone(),
     };
     let gateway = Gateway::start(parts).await.context("the gateway cannot start")?;
     Ok((gateway, store))
+}
+
+/// The store's commits promise what the queue's acks do: an invocation is accepted once both hold it.
+fn tuning(durability: Durability) -> Tuning {
+    let durability = match durability {
+        Durability::Process => flux_store::Durability::Process,
+        Durability::Fsync => flux_store::Durability::Power,
+    };
+    Tuning { durability, ..Tuning::default() }
+}
+
+/// Says in the log what accepted work survives. `supervised`: the queue's server is configured by Flux itself.
+pub fn say_durability(durability: Durability, supervised: bool) {
+    let name = durability.as_str();
+    match (durability, supervised) {
+        (Durability::Process, true) => {
+            tracing::info!(durability = name, "accepted work survives kill -9; a power cut may lose its last moments");
+        }
+        (Durability::Fsync, true) => tracing::info!(durability = name, "accepted work survives a power cut"),
+        (Durability::Process, false) => {
+            tracing::info!(
+                durability = name,
+                "records survive kill -9; what the queue survives is its server's configuration"
+            );
+        }
+        // A server tells its setting to its own monitoring alone, not to a client.
+        (Durability::Fsync, false) => tracing::warn!(
+            durability = name,
+            "records survive a power cut; the queue does only if each of its servers has `sync_interval: always` in \
+             its `jetstream` block, which a gateway can neither set nor read"
+        ),
+    }
 }
 
 /// Where a gateway that was told nothing keeps its files, below `data_dir`.
@@ -81,6 +114,7 @@ pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<
     queue.replicas = settings.queue.replicas.into();
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
+    say_durability(settings.queue.durability, false);
     let (gateway, store) = gateway(&settings, &broker, &tasks).await?;
 
     let (served, serving) = tokio::sync::oneshot::channel::<()>();

@@ -24,7 +24,10 @@ use std::{
 use flux_artifacts::Tiered;
 use flux_broker::Broker;
 use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
-use flux_runtime::{Tasks, settings::GatewaySettings};
+use flux_runtime::{
+    Tasks,
+    settings::{Durability, GatewaySettings},
+};
 use flux_store::SharedStore;
 
 use crate::refusal::Refusal;
@@ -77,6 +80,8 @@ pub struct GatewayParts {
     pub history: Duration,
     /// Pools that agents may join; `default` is always one of them.
     pub pools: Vec<PoolName>,
+    /// As configured, to be told to whoever asks.
+    pub durability: Durability,
     pub tasks: Tasks,
 }
 
@@ -102,6 +107,7 @@ struct Inner {
     store: SharedStore,
     artifacts: Arc<Tiered>,
     pools: Vec<PoolName>,
+    durability: Durability,
     cool_after: Duration,
     history: Duration,
     tasks: Tasks,
@@ -128,7 +134,7 @@ impl Gateway {
     /// # Errors
     /// The queue is out of reach or refuses.
     pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
-        let GatewayParts { broker, store, artifacts, settings, history, mut pools, tasks } = parts;
+        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, tasks } = parts;
         pools.push(PoolName::default());
         pools.sort();
         pools.dedup();
@@ -159,6 +165,7 @@ impl Gateway {
             store,
             artifacts,
             pools,
+            durability,
             history,
             tasks,
         });
@@ -184,6 +191,7 @@ impl Gateway {
             queue: matches!(queue, Ok(Ok(()))),
             store: matches!(store, Ok(Ok(()))),
             draining: inner.is_draining(),
+            durability: inner.durability,
         }
     }
 

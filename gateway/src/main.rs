@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use flux_gateway::compose;
-use flux_runtime::{Settings, Shutdown, config, telemetry};
+use flux_runtime::{Settings, Shutdown, config, settings::Durability, telemetry};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::Uid,
@@ -30,6 +30,9 @@ struct Args {
     /// `nats://host:port`; several separated by commas
     #[arg(long, value_name = "URL")]
     queue_url: Option<String>,
+    /// What a record survives: the death of every `process`, or with `fsync` a power cut too [default: process]
+    #[arg(long, value_parser = Durability::NAMES, value_name = "WHAT")]
+    queue_durability: Option<String>,
     /// `sqlite:///path/flux.db` [default: flux.db in the data directory]
     #[arg(long, value_name = "URL")]
     store_url: Option<String>,
@@ -77,6 +80,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     set("gateway", "listen", args.listen.clone().map(Into::into));
     set("gateway", "api_key", args.api_key.clone().map(Into::into));
     set("queue", "url", args.queue_url.clone().map(Into::into));
+    set("queue", "durability", args.queue_durability.clone().map(Into::into));
     set("store", "url", args.store_url.clone().map(Into::into));
     set("artifacts", "dir", args.artifacts_dir.as_ref().map(|dir| serde_json::json!(dir)));
     let mut settings: Settings = config::load(args.config.as_deref(), given)?;

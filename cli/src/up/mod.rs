@@ -20,7 +20,7 @@ use flux_launcher::{
     LauncherConfig,
     tree::{self, ChildEnv, ChildSpec, TreeEnd, TreeEvent},
 };
-use flux_runtime::{Settings, config::env, telemetry};
+use flux_runtime::{Settings, config::env, settings::Durability, telemetry};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -74,6 +74,9 @@ pub(crate) struct Args {
     /// Where the queue listens, for remote agents and producers [default: 127.0.0.1:4222, or a free port]
     #[arg(long, value_name = "HOST:PORT")]
     queue_listen: Option<String>,
+    /// What is accepted survives the death of every `process`, or with `fsync` a power cut too [default: process]
+    #[arg(long, value_parser = Durability::NAMES, value_name = "WHAT")]
+    queue_durability: Option<String>,
 }
 
 /// Runs until it is told to stop; the process exits with what became of it.
@@ -96,7 +99,7 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     api_key::remember(&key, &listen.to_string())?;
     let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
-    let nats_config = nats_server::configure(&data, &queue)?;
+    let nats_config = nats_server::configure(&data, &queue, file.settings.queue.durability)?;
     if let Some(note) = &queue.note {
         out.note(note);
     }
@@ -138,6 +141,7 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     set("gateway", "listen", args.listen.clone().map(Into::into));
     set("gateway", "api_key", args.api_key.clone().map(Into::into));
     set("agent", "tasks", args.tasks.map(Into::into));
+    set("queue", "durability", args.queue_durability.clone().map(Into::into));
     if let Some(dir) = &args.data_dir {
         given.insert("data_dir".to_owned(), serde_json::json!(dir));
     }

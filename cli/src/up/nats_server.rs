@@ -8,7 +8,7 @@ use std::{
 };
 
 use flux_protocol::limits;
-use flux_runtime::config::env;
+use flux_runtime::{config::env, settings::Durability};
 
 use super::{
     data_dir::{DataDir, first_closed},
@@ -85,16 +85,20 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Writes its configuration; returns where.
-pub(super) fn configure(data: &DataDir, queue: &Queue) -> Result<PathBuf, CliError> {
+pub(super) fn configure(data: &DataDir, queue: &Queue, durability: Durability) -> Result<PathBuf, CliError> {
     let path = data.run("nats.conf");
-    data.write_shared(&path, &configuration(data.path(), queue.listen.to_string().as_str()))
+    data.write_shared(&path, &configuration(data.path(), queue.listen.to_string().as_str(), durability))
         .map_err(|source| CliError::local(format!("{} cannot be written", path.display()), source))?;
     Ok(path)
 }
 
 /// Streams reserve what they may grow to, so the limits are above what all of them add up to; the disk is used only
-/// as far as messages are stored.
-fn configuration(data: &Path, listen: &str) -> String {
+/// as far as messages are stored. Unless it is told to sync always, the server does so every two minutes.
+fn configuration(data: &Path, listen: &str, durability: Durability) -> String {
+    let sync = match durability {
+        Durability::Process => "",
+        Durability::Fsync => "  sync_interval: always\n",
+    };
     let quoted = |path: PathBuf| format!("{:?}", path.display().to_string());
     format!(
         "# Written by `flux up` at each start; changes are lost.\n\
@@ -106,7 +110,7 @@ fn configuration(data: &Path, listen: &str) -> String {
          log_file: {log}\n\
          log_size_limit: 16MB\n\
          log_max_num: 4\n\
-         jetstream {{\n  store_dir: {store}\n  max_memory_store: 4GB\n  max_file_store: 256GB\n}}\n",
+         jetstream {{\n  store_dir: {store}\n  max_memory_store: 4GB\n  max_file_store: 256GB\n{sync}}}\n",
         payload = limits::MESSAGE,
         pid = quoted(data.join("run/worker/nats.pid")),
         log = quoted(data.join("run/worker/nats.log")),
@@ -127,9 +131,8 @@ mod tests {
 
     #[test]
     fn the_configuration_is_the_one_that_was_reviewed() {
-        assert_eq!(
-            configuration(Path::new("/var/lib/flux"), "127.0.0.1:4222"),
-            include_str!("../../tests/golden/nats.conf")
-        );
+        let written = |durability| configuration(Path::new("/var/lib/flux"), "127.0.0.1:4222", durability);
+        assert_eq!(written(Durability::Process), include_str!("../../tests/golden/nats.conf"));
+        assert_eq!(written(Durability::Fsync), include_str!("../../tests/golden/nats-fsync.conf"));
     }
 }

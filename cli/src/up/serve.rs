@@ -102,6 +102,7 @@ impl Worker {
         options.replicas = settings.queue.replicas.into();
         let broker: Arc<dyn Broker> =
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
+        compose::say_durability(settings.queue.durability, true);
         let (gateway, store) = compose::gateway(&settings, &broker, &core).await?;
         let agent = flux_agent::start(&settings.agent, Arc::clone(&broker), agent_tasks.clone())
             .await

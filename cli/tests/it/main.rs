@@ -7,6 +7,7 @@ mod big;
 mod cancel;
 mod cluster;
 mod direct;
+mod durability;
 mod follow;
 mod init;
 mod kill;

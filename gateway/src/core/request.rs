@@ -9,6 +9,7 @@ use flux_protocol::{
     limits,
     trace::TraceParent,
 };
+use flux_runtime::settings::Durability;
 
 use crate::refusal::Refusal;
 
@@ -105,6 +106,7 @@ pub struct Readiness {
     pub queue: bool,
     pub store: bool,
     pub draining: bool,
+    pub durability: Durability,
 }
 
 impl InvokeRequest {

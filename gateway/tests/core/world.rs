@@ -10,7 +10,10 @@ use flux_broker::{
 };
 use flux_gateway::core::{Gateway, GatewayParts, InvokeRequest};
 use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, function::parse_yaml};
-use flux_runtime::{Shutdown, Tasks, settings::GatewaySettings};
+use flux_runtime::{
+    Shutdown, Tasks,
+    settings::{Durability, GatewaySettings},
+};
 use flux_store::{SharedStore, Tuning};
 use flux_testkit::{File, archive};
 use tokio::sync::Notify;
@@ -55,6 +58,7 @@ impl World {
             settings: self.settings.clone(),
             history: Duration::from_secs(3600),
             pools: Vec::new(),
+            durability: Durability::default(),
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
         })
         .await

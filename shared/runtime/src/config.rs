@@ -94,6 +94,9 @@ fn explain(error: &figment::Error) -> String {
             Some(near) => format!("`{}` is not a field; did you mean `{near}`?", at(field)),
             None => format!("`{}` is not a field; the fields here are: {}", at(field), known.join(", ")),
         },
+        Kind::UnknownVariant(value, known) => {
+            format!("`{}`: `{value}` is not one of: {}", error.path.join("."), known.join(", "))
+        }
         Kind::MissingField(field) => format!("`{}` is missing", at(field)),
         _ => format!("`{}`: {}", error.path.join("."), error.kind),
     }

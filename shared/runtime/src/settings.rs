@@ -43,11 +43,41 @@ pub struct QueueSettings {
     pub nats_server: Option<PathBuf>,
     /// Copies of each stream in a NATS cluster.
     pub replicas: u8,
+    pub durability: Durability,
+}
+
+/// What an invocation that was accepted survives, in the queue and in the store alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The death of every process (`kill -9`): what is answered has been handed to the kernel, which writes it to the
+    /// disk within moments. A power cut may lose the last of them.
+    #[default]
+    Process,
+    /// A power cut too: what is answered has been synced to the disk.
+    Fsync,
+}
+
+impl Durability {
+    /// Every value, as it is written.
+    pub const NAMES: [&str; 2] = [Self::Process.as_str(), Self::Fsync.as_str()];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Fsync => "fsync",
+        }
+    }
 }
 
 impl Default for QueueSettings {
     fn default() -> Self {
-        Self { url: "nats://127.0.0.1:4222".to_owned(), nats_server: None, replicas: 1 }
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            nats_server: None,
+            replicas: 1,
+            durability: Durability::default(),
+        }
     }
 }
 

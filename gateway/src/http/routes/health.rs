@@ -32,6 +32,9 @@ pub(super) struct ReadyBody {
     queue: &'static str,
     #[schema(example = "ok")]
     store: &'static str,
+    /// What accepted work survives: `process`, the death of every process; `fsync`, a power cut too
+    #[schema(example = "process")]
+    durability: &'static str,
 }
 
 /// Whether it can take work now
@@ -42,14 +45,17 @@ pub(super) struct ReadyBody {
     (status = 503, description = "queue_unavailable, store_unavailable, shutting_down"),
 ))]
 pub(super) async fn ready(State(api): State<Api>) -> Response {
-    let Readiness { queue, store, draining } = api.gateway.readiness().await;
+    let Readiness { queue, store, draining, durability } = api.gateway.readiness().await;
     let draining = draining || api.shutdown.is_draining();
     let (code, message) = match (draining, queue, store) {
         (true, ..) => (ErrorCode::ShuttingDown, "this gateway is going away; ask another"),
         (_, false, false) => (ErrorCode::QueueUnavailable, "neither the queue nor the store can be reached now"),
         (_, false, true) => (ErrorCode::QueueUnavailable, "the queue is out of reach now"),
         (_, true, false) => (ErrorCode::StoreUnavailable, "the store is out of reach now"),
-        (false, true, true) => return ok(ReadyBody { status: "ready", queue: "ok", store: "ok" }).into_response(),
+        (false, true, true) => {
+            let durability = durability.as_str();
+            return ok(ReadyBody { status: "ready", queue: "ok", store: "ok", durability }).into_response();
+        }
     };
     let word = |reached| if reached { "ok" } else { "unreachable" };
     Refusal::new(code, message)

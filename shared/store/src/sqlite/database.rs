@@ -208,3 +208,22 @@ impl Database {
         Fault::from(error).into_error(attempted, &self.place())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_wait_for_the_disk_where_that_was_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (durability, expected) in [(Durability::Process, 1), (Durability::Power, 2)] {
+            let tuning = Tuning { durability, ..Tuning::default() };
+            let database = Database::new(Some(dir.path().join("flux.db")), tuning);
+            let writer = database.connect_writer().expect("a writer");
+            let synchronous: i32 = database.number(&writer, "PRAGMA synchronous").expect("its value");
+            assert_eq!(synchronous, expected, "{durability:?}");
+            let journal: String = database.number(&writer, "PRAGMA journal_mode").expect("its value");
+            assert_eq!(journal, "wal");
+        }
+    }
+}
