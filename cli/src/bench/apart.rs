@@ -47,7 +47,9 @@ pub(super) async fn memory(bench: &Bench, figures: &mut Figures) -> Result<(), C
 
 fn add(figures: &mut Figures, looks: &[Snapshot], names: [&'static str; 3]) {
     for (name, role) in names.into_iter().zip([Role::Gateway, Role::Agent, Role::Launcher]) {
-        figures.add(name, looks.iter().filter_map(|look| look.resident_mb().get(&role).copied()).sum());
+        if let Some(resident) = looks.iter().find_map(|look| look.resident_mb().get(&role).copied()) {
+            figures.add(name, resident);
+        }
     }
 }
 

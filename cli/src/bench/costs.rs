@@ -60,8 +60,9 @@ impl Role {
             ("flux-gateway", _) => Self::Gateway,
             (_, "__launcher") | ("flux-launcher", _) => Self::Launcher,
             (_, "__serve") => Self::Worker,
-            ("flux-agent", _) if parent == Some(Self::Tree) => Self::Agent,
             _ if name == "nats-server" => Self::Nats,
+            // The tree of `flux up` has no others; that of `flux-agent` starts itself again.
+            _ if parent == Some(Self::Tree) => Self::Agent,
             _ if matches!(parent, Some(Self::Launcher | Self::Slots)) => Self::Slots,
             _ => parent.filter(|parent| *parent != Self::Guard).unwrap_or(Self::Tree),
         }
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(role("/x/yardstick\0guard\0--\0/x/flux\0up\0", None), Role::Guard);
         assert_eq!(role("/x/flux\0up\0", Some(Role::Guard)), Role::Tree);
         assert_eq!(role("/x/flux-agent\0--id\0", Some(Role::Guard)), Role::Tree);
-        assert_eq!(role("/x/flux-agent\0--id\0", Some(Role::Tree)), Role::Agent);
+        assert_eq!(role("/proc/self/exe\0--queue-url\0", Some(Role::Tree)), Role::Agent);
     }
 
     #[test]

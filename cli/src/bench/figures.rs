@@ -175,8 +175,20 @@ const TARGETS: &[Target] = &[
         &["celery_per_s"],
     ),
     target("Q3", ["async, executed/s", "BullMQ, spawn"], at_least(2.5), &["executed_per_s"], &["bullmq_per_s"]),
-    target("Q5", ["dispatch, p50", "BullMQ"], at_most(0.5), &["dispatch_p50_us"], &["bullmq_dispatch_p50_us"]),
-    target("Q5", ["dispatch, p95", "BullMQ"], at_most(0.5), &["dispatch_p95_us"], &["bullmq_dispatch_p95_us"]),
+    target(
+        "Q5",
+        ["dispatch (asked → started), p50", "BullMQ"],
+        at_most(0.5),
+        &["asked_p50_us"],
+        &["bullmq_dispatch_p50_us"],
+    ),
+    target(
+        "Q5",
+        ["dispatch (asked → started), p95", "BullMQ"],
+        at_most(0.5),
+        &["asked_p95_us"],
+        &["bullmq_dispatch_p95_us"],
+    ),
 ];
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 use std::path::PathBuf;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::{commands::Context, error::CliError};
 
 mod apart;
@@ -90,7 +92,7 @@ enum Durability {
 impl Durability {
     fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Process => &[],
+            Self::Process => &["--queue-durability", "process"],
             Self::Fsync => &["--queue-durability", "fsync"],
         }
     }
@@ -108,7 +110,7 @@ impl Durability {
                 "JetStream on disk, synced by the server's interval, and SQLite without a sync of each commit: survives \
                  `kill -9` of any process, not power loss of the last moments"
             }
-            Self::Fsync => "JetStream syncs every message before it answers: survives power loss",
+            Self::Fsync => "JetStream and SQLite sync to the disk before they answer: survives power loss",
         }
     }
 }
@@ -131,7 +133,20 @@ struct Effort {
 const QUICK: Effort = Effort { rounds: 3, seconds: 0.8, warm_up: 0.2, invocations: 1_000, singles: 30, piped: 5_000 };
 const FULL: Effort = Effort { rounds: 5, seconds: 2.0, warm_up: 0.5, invocations: 3_000, singles: 100, piped: 20_000 };
 
+/// Measures until done or told to stop; what was started for it ends in either case.
 pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|source| CliError::local("signals cannot be listened for", source))?;
+    let interrupted = || CliError::Interrupted { remedy: "nothing was written".to_owned() };
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => Err(interrupted()),
+        _ = terminate.recv() => Err(interrupted()),
+        done = measure(args, cx) => done,
+    }
+}
+
+async fn measure(args: Args, cx: &Context) -> Result<(), CliError> {
     let mut effort = if args.quick { QUICK } else { FULL };
     effort.rounds = args.rounds.unwrap_or(effort.rounds);
     let default = if args.quick { Durabilities::Process } else { Durabilities::Both };

@@ -30,6 +30,8 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("sync_many_p99_us", "µs", "**Flux, sync call**, p99 at c=16"),
     ("dispatch_p50_us", "µs", "**Flux, async**, accepted → process started, p50, idle"),
     ("dispatch_p95_us", "µs", "**Flux, async**, accepted → process started, p95, idle"),
+    ("asked_p50_us", "µs", "**Flux, async**, before the request is sent → process started, p50, idle"),
+    ("asked_p95_us", "µs", "**Flux, async**, before the request is sent → process started, p95, idle"),
     (
         "accepted_per_s",
         "/s",
@@ -83,7 +85,7 @@ impl<'a> Report<'a> {
         let machine = self.machine;
         let mut lines = vec![
             format!(
-                "{} × {}, Linux {}, {} build, {} rounds",
+                "{} × {}, Linux {}, {} build, rounds: {}",
                 machine.cores, machine.cpu, machine.kernel, machine.build, self.rounds
             ),
             format!(

@@ -91,9 +91,13 @@ impl Bench {
         }
         if self.wants(Part::Dispatch) {
             subject.until_quiet().await;
-            let dispatched = subject.dispatch(self.effort.singles).await?;
-            measured.figures.add("dispatch_p50_us", dispatched.p50_us);
-            measured.figures.add("dispatch_p95_us", dispatched.p95_us);
+            let mut dispatched = subject.dispatch(self.effort.singles).await?;
+            let [p50, p95] = dispatched.accepted_us();
+            measured.figures.add("dispatch_p50_us", p50);
+            measured.figures.add("dispatch_p95_us", p95);
+            let [p50, p95] = dispatched.asked_us();
+            measured.figures.add("asked_p50_us", p50);
+            measured.figures.add("asked_p95_us", p95);
         }
         if self.wants(Part::Output) {
             subject.until_quiet().await;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use flux_protocol::{FunctionName, PoolName, Timestamp, invocation::Lane, limits, subject::QueueName};
+use flux_protocol::{FunctionName, PoolName, Timestamp, invocation::Lane, limits, subject::QueueName, time::now};
 use reqwest::{Method, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -43,11 +43,30 @@ pub(super) struct Subject {
     _dir: TempDir,
 }
 
-/// Accepted → process started.
-#[derive(Debug)]
+/// How long invocations waited until their process started, in microseconds.
+#[derive(Debug, Default)]
 pub(super) struct Dispatched {
-    pub(super) p50_us: f64,
-    pub(super) p95_us: f64,
+    /// Since the gateway took them.
+    accepted_us: Vec<f64>,
+    /// Since before the client asked: the request over HTTP is part of it.
+    asked_us: Vec<f64>,
+}
+
+impl Dispatched {
+    /// p50 and p95.
+    pub(super) fn accepted_us(&mut self) -> [f64; 2] {
+        ranks(&mut self.accepted_us)
+    }
+
+    pub(super) fn asked_us(&mut self) -> [f64; 2] {
+        ranks(&mut self.asked_us)
+    }
+}
+
+fn ranks(waited: &mut [f64]) -> [f64; 2] {
+    waited.sort_by(f64::total_cmp);
+    let last = waited.len().saturating_sub(1);
+    [50, 95].map(|percent| waited.get((waited.len() * percent / 100).min(last)).copied().unwrap_or(f64::NAN))
 }
 
 /// The function's program, by its absolute path: what the spawn loop starts.
@@ -104,8 +123,9 @@ impl Subject {
     /// Runs `count` asynchronous invocations one at a time, and reads from their records how long each waited.
     pub(super) async fn dispatch(&self, count: usize) -> Result<Dispatched, CliError> {
         let body = json!({ "payload": BODY.trim_matches('"') });
-        let mut waited = Vec::with_capacity(count);
+        let mut waited = Dispatched::default();
         for _ in 0..count {
+            let asked = now();
             let accepted = self.client.post(&["execute", ECHO, "async"], &[], &body).await?;
             sleep(BETWEEN_SINGLES).await;
             let id = accepted.get("execution_id").and_then(Value::as_str).unwrap_or_default();
@@ -113,12 +133,11 @@ impl Subject {
             let at =
                 |field: &str| record.get(field).and_then(|at| serde_json::from_value::<Timestamp>(at.clone()).ok());
             if let (Some(queued), Some(started)) = (at("queued_at"), at("started_at")) {
-                waited.push(started.since(queued).as_secs_f64() * 1e6);
+                waited.accepted_us.push(started.since(queued).as_secs_f64() * 1e6);
+                waited.asked_us.push(started.since(asked).as_secs_f64() * 1e6);
             }
         }
-        waited.sort_by(f64::total_cmp);
-        let rank = |percent: usize| waited.get((waited.len() * percent / 100).min(waited.len().saturating_sub(1)));
-        Ok(Dispatched { p50_us: rank(50).copied().unwrap_or_default(), p95_us: rank(95).copied().unwrap_or_default() })
+        Ok(waited)
     }
 
     /// Until everything that was accepted has its outcome.
