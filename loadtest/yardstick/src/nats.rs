@@ -39,8 +39,10 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 impl Queue {
     /// `name` tells this run's stream from those of others on the server.
     pub(crate) async fn make(client: &async_nats::Client, name: &str, storage: Storage) -> anyhow::Result<Self> {
-        let jetstream =
-            jetstream::context::ContextBuilder::new().max_ack_inflight(ACKS_IN_FLIGHT).build(client.clone());
+        let jetstream = jetstream::context::ContextBuilder::new()
+            .max_ack_inflight(ACKS_IN_FLIGHT)
+            .timeout(ACK_WAIT)
+            .build(client.clone());
         let subject = format!("yardstick.{name}.{}", std::process::id());
         let stream = format!("YARDSTICK_{}_{}", name.to_uppercase(), std::process::id());
         let made = jetstream

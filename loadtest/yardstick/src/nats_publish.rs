@@ -34,7 +34,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
     let client = async_nats::connect(&args.url).await?;
-    let jetstream = async_nats::jetstream::context::ContextBuilder::new().max_ack_inflight(IN_FLIGHT).build(client);
+    let jetstream = async_nats::jetstream::context::ContextBuilder::new()
+        .max_ack_inflight(IN_FLIGHT)
+        .timeout(PATIENCE)
+        .build(client);
     let mut stream = jetstream.get_stream(&args.stream).await?;
     let body = Bytes::from(args.body);
     let start = Instant::now();
