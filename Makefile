@@ -52,12 +52,20 @@ run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, unti
 	@scripts/run.sh
 
 .PHONY: echo-function
-echo-function: ## the static native echo that the benchmarks deploy
+echo-function: ## the static native functions that the benchmarks deploy
 	@scripts/echo-function.sh
 
 .PHONY: bench
-bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run (see docs/benchmarks.md)
-	@scripts/bench.sh
+bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run; writes docs/benchmarks.md
+	@scripts/bench.sh --out docs/benchmarks.md
+
+.PHONY: setup-peers
+setup-peers: ## install what only bench-peers needs (busybox, Redis, Celery, BullMQ)
+	@scripts/setup.sh peers
+
+.PHONY: bench-peers
+bench-peers: setup-peers build echo-function ## the same, also beside busybox httpd, Celery and BullMQ
+	@scripts/bench.sh --peers --out docs/benchmarks.md
 
 .PHONY: load
 load: setup-bench build echo-function ## k6 load tests with thresholds, against a Flux started for them

@@ -77,10 +77,34 @@ bench() {
     have musl-gcc || apt_install musl-tools
 }
 
+# For `make bench-peers` only: what Flux is compared with, from Debian, PyPI and npm.
+peers() {
+    local packages=() into="$ROOT/.tools/peers"
+    have busybox && busybox httpd --help >/dev/null 2>&1 || packages+=(busybox)
+    have redis-server || packages+=(redis-server)
+    have node && have npm || packages+=(nodejs npm)
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || packages+=(python3-venv)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    mkdir -p "$into/node"
+    if ! cmp -s "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"; then
+        say "installing Celery into .tools/peers/venv"
+        python3 -m venv "$into/venv"
+        "$into/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/loadtest/peers/requirements.txt" >&2
+        cp "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"
+    fi
+    if ! cmp -s "$ROOT/loadtest/peers/package.json" "$into/node/package.json.installed"; then
+        say "installing BullMQ into .tools/peers/node"
+        cp "$ROOT/loadtest/peers/package.json" "$into/node/package.json"
+        npm install --silent --no-fund --no-audit --prefix "$into/node" >&2
+        cp "$ROOT/loadtest/peers/package.json" "$into/node/package.json.installed"
+    fi
+}
+
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
     test) toolchain; nats_server; users; reachable_by_flux; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
-    *) die "usage: $0 [all|check|test|bench]" ;;
+    peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
+    *) die "usage: $0 [all|check|test|bench|peers]" ;;
 esac

@@ -1,22 +1,22 @@
 //! The floors, and the load generator: `yardstick`, a program of its own that prints a line of JSON.
 
 use std::{
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+use super::{costs::Cost, guarded::Server};
 use crate::error::CliError;
 
-const NAME: &str = "yardstick";
+pub(super) const NAME: &str = "yardstick";
 /// 32 bytes, as the function gets them from [`Subject::body`](super::subject::Subject::body).
 pub(super) const BODY: &str = "\"0123456789abcdef0123456789abcd\"";
 
 #[derive(Debug)]
 pub(super) struct Yardsticks {
-    program: PathBuf,
+    pub(super) program: PathBuf,
 }
 
 /// What a load met with.
@@ -26,13 +26,24 @@ pub(super) struct Loaded {
     pub(super) per_s: f64,
     pub(super) p50_us: f64,
     pub(super) p99_us: f64,
-    requests: usize,
-    succeeded: usize,
+    requests: u32,
+    warm_up_requests: u32,
+    succeeded: u32,
     errors: usize,
     #[serde(default)]
     last_error: Option<String>,
     #[serde(default)]
     statuses: serde_json::Value,
+    /// What the generator itself has used.
+    #[serde(flatten)]
+    pub(super) generator: Cost,
+}
+
+impl Loaded {
+    /// Warming up included.
+    pub(super) fn calls(&self) -> f64 {
+        f64::from(self.requests + self.warm_up_requests)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,10 +53,19 @@ pub(super) struct Spawned {
     pub(super) p50_us: f64,
 }
 
+/// JetStream and core NATS by themselves.
 #[derive(Debug, Deserialize)]
 pub(super) struct Piped {
     #[serde(rename = "publish_delivered_p50_us")]
     pub(super) delivered_p50_us: f64,
+    #[serde(rename = "core_request_p50_us")]
+    pub(super) core_p50_us: f64,
+    pub(super) pipe_per_s: f64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Published {
+    pub(super) executed_per_s: f64,
 }
 
 /// A load to put on a URL.
@@ -93,12 +113,12 @@ impl Yardsticks {
         }
     }
 
-    /// Starts the servers that are loaded for comparison.
-    pub(super) fn start(&self, queue_url: &str) -> Result<Servers, CliError> {
-        Ok(Servers {
-            echo: Server::start(&self.program, &["echo-http"])?,
-            route: Server::start(&self.program, &["nats-route", "--url", queue_url, "--storage", "memory"])?,
-        })
+    pub(super) fn echo(&self) -> Result<Server, CliError> {
+        Server::start(&self.program, &["echo-http"])
+    }
+
+    pub(super) fn route(&self, queue_url: &str) -> Result<Server, CliError> {
+        Server::start(&self.program, &["nats-route", "--url", queue_url, "--storage", "memory"])
     }
 
     /// A load in which every request has to succeed: a refusal is quick, and would look like speed.
@@ -137,72 +157,39 @@ impl Yardsticks {
         self.run(&args)
     }
 
-    pub(super) fn nats_pipe(&self, queue_url: &str) -> Result<Piped, CliError> {
-        self.run(&["nats-pipe", "--url", queue_url, "--storage", "file", "--messages", "5000", "--singles", "500"])
+    pub(super) fn nats_pipe(&self, queue_url: &str, messages: usize, singles: usize) -> Result<Piped, CliError> {
+        let (messages, singles) = (messages.to_string(), singles.to_string());
+        let args = ["--url", queue_url, "--storage", "file", "--messages", &messages, "--singles", &singles];
+        self.run(&[&["nats-pipe"], args.as_slice()].concat())
+    }
+
+    /// Publishes onto a function's queue, and waits until all of it has been worked on.
+    pub(super) fn publish(
+        &self,
+        queue_url: &str,
+        [subject, stream]: &[String; 2],
+        messages: usize,
+    ) -> Result<Published, CliError> {
+        let messages = messages.to_string();
+        let to = ["--url", queue_url, "--subject", subject, "--stream", stream];
+        self.run(&[&["nats-publish", "--messages", &messages, "--body", BODY], to.as_slice()].concat())
     }
 
     fn run<T: DeserializeOwned>(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Result<T, CliError> {
-        let cannot = |source| CliError::local(format!("{} cannot be run", self.program.display()), source);
-        let output = Command::new(&self.program).args(args).stdin(Stdio::null()).output().map_err(cannot)?;
-        if !output.status.success() {
-            let what = format!("{NAME} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-            return Err(CliError::Problem { what, remedy: None });
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| CliError::Problem {
-            what: format!("{NAME} printed something else than expected: {error}"),
-            remedy: Some("is it of this release? `make bench` builds both".to_owned()),
-        })
+        let output = Command::new(&self.program).args(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| CliError::local(format!("{NAME} cannot be run"), source))?;
+        read_answer(NAME, &output)
     }
 }
 
-/// The servers to compare with.
-#[derive(Debug)]
-pub(super) struct Servers {
-    echo: Server,
-    route: Server,
-}
-
-impl Servers {
-    pub(super) fn echo_url(&self) -> &str {
-        &self.echo.url
+/// Reads the line of JSON that a program printed before it ended.
+pub(super) fn read_answer<T: DeserializeOwned>(name: &str, output: &Output) -> Result<T, CliError> {
+    if !output.status.success() {
+        let what = format!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        return Err(CliError::Problem { what, remedy: None });
     }
-
-    pub(super) fn route_url(&self) -> &str {
-        &self.route.url
-    }
-}
-
-/// A server that ends when its standard input is closed: with us, however we end.
-#[derive(Debug)]
-struct Server {
-    url: String,
-    child: Child,
-}
-
-impl Server {
-    fn start(program: &Path, args: &[&str]) -> Result<Self, CliError> {
-        #[derive(Deserialize)]
-        struct Listening {
-            listening: String,
-        }
-        let cannot = |source| CliError::local(format!("{NAME} {} cannot be started", args[0]), source);
-        let mut command = Command::new(program);
-        command.args(args).arg("--until-eof").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(cannot)?;
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).map_err(cannot)?;
-        }
-        match serde_json::from_str::<Listening>(&line) {
-            Ok(Listening { listening }) => Ok(Self { url: format!("http://{listening}/"), child }),
-            Err(error) => Err(cannot(error.into())),
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
+    serde_json::from_slice(&output.stdout).map_err(|error| CliError::Problem {
+        what: format!("{name} printed something else than expected: {error}"),
+        remedy: Some("is it of this release? `make bench` builds both".to_owned()),
+    })
 }

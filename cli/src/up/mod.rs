@@ -125,6 +125,11 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     end(ended)
 }
 
+/// The program that `flux up` would start as its queue, for who wants one without the rest.
+pub(crate) fn find_nats_server() -> Result<PathBuf, CliError> {
+    nats_server::find(None, &Identity { platform: None, runner: None })
+}
+
 /// The file, then the environment, then the command line.
 fn settings(args: &Args) -> Result<Settings, CliError> {
     let mut given = serde_json::Map::new();

@@ -20,6 +20,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use crate::{
     http_response::read,
     stats::{Samples, rate, seconds},
+    usage,
 };
 
 /// After an error a connection waits this long, so that a server that is down is not flooded.
@@ -74,14 +75,20 @@ struct Outcome {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
     let (address, request) = request(&args)?;
+    let mut warm_up = 0;
     if args.warm_up > 0.0 {
         let end = Instant::now() + Duration::from_secs_f64(args.warm_up);
-        load(args.concurrency, &address, &request, None, Some(end)).await?;
+        warm_up = load(args.concurrency, &address, &request, None, Some(end)).await?.samples.len();
     }
     let start = Instant::now();
     let end = args.count.is_none().then(|| start + Duration::from_secs_f64(args.seconds));
     let outcome = load(args.concurrency, &address, &request, args.count, end).await?;
-    Ok(line(args.concurrency, outcome, start.elapsed()))
+    let mut line = line(args.concurrency, outcome, start.elapsed());
+    if let Some(map) = line.as_object_mut() {
+        map.insert("warm_up_requests".to_owned(), json!(warm_up));
+        map.extend(usage::of_this_process()?);
+    }
+    Ok(line)
 }
 
 /// The address to connect to and the bytes to send, the same every time.

@@ -43,8 +43,7 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec
         while !ends_with_last_chunk(&buffer[head_end..]) {
             fill(stream, buffer).await?;
         }
-    } else {
-        let length = head.length.unwrap_or(0);
+    } else if let Some(length) = head.length {
         if length > LARGEST_BODY {
             return Err(invalid("a body beyond every limit"));
         }
@@ -53,6 +52,17 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec
             buffer.clear();
             body_read += fill(stream, buffer).await?;
         }
+    } else if !matches!(head.status, 204 | 304) {
+        // A body that ends with its connection, as those of CGI do.
+        while body_read <= LARGEST_BODY {
+            buffer.clear();
+            buffer.reserve(16 * 1024);
+            match stream.read_buf(buffer).await? {
+                0 => return Ok(Response { status: head.status, keep_alive: false }),
+                read => body_read += read,
+            }
+        }
+        return Err(invalid("a body beyond every limit"));
     }
     Ok(Response { status: head.status, keep_alive: !head.close, retry_after: head.retry_after })
 }
@@ -117,6 +127,14 @@ mod tests {
         let answer =
             read_all(b"HTTP/1.1 503 Busy\r\nconnection: close\r\nRetry-After: 1\r\n\r\n").await.expect("an answer");
         assert_eq!(answer, Response { status: 503, keep_alive: false, retry_after: true });
+    }
+
+    #[tokio::test]
+    async fn a_body_that_ends_with_its_connection() {
+        let answer = read_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nabc").await.expect("an answer");
+        assert_eq!(answer, Response { status: 200, keep_alive: false });
+        let answer = read_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("an answer");
+        assert_eq!(answer, Response { status: 204, keep_alive: true });
     }
 
     #[tokio::test]

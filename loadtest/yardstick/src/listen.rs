@@ -30,7 +30,7 @@ pub(crate) async fn serve(args: ListenArgs, router: Router) -> anyhow::Result<()
     Ok(())
 }
 
-async fn end_of_input() {
+pub(crate) async fn end_of_input() {
     let mut byte = [0];
     while tokio::io::stdin().read(&mut byte).await.is_ok_and(|read| read > 0) {}
 }

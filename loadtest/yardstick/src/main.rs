@@ -8,15 +8,18 @@
 #![allow(clippy::print_stdout, reason = "one line of JSON is the interface")]
 
 mod echo_http;
+mod guard;
 mod http_load;
 mod http_response;
 mod listen;
 mod nats;
 mod nats_pipe;
+mod nats_publish;
 mod nats_route;
 mod overload;
 mod spawn_loop;
 mod stats;
+mod usage;
 mod vfork;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +42,10 @@ enum Command {
     SpawnLoop(spawn_loop::Args),
     /// JetStream alone: latency one at a time, and rate of publish + ack + deliver + ack in a pipeline.
     NatsPipe(nats_pipe::Args),
+    /// Publish messages into a stream that others work on, and wait until it is empty.
+    NatsPublish(nats_publish::Args),
+    /// Run a program that ends, with all it started, when standard input is closed.
+    Guard(guard::Args),
     /// Load a URL with a closed loop of keep-alive connections.
     HttpLoad(http_load::Args),
     /// Offer a running Flux several times what it can take, and see what becomes of the rest.
@@ -52,6 +59,14 @@ fn main() -> anyhow::Result<()> {
         Command::SpawnLoop(args) => spawn_loop::run(&args).map(|line| print_line(&line)),
         Command::NatsPipe(args) => runtime(2)?.block_on(nats_pipe::run(args)).map(|line| print_line(&line)),
         Command::Overload(args) => runtime(1)?.block_on(overload::run(args)),
+        Command::NatsPublish(args) => runtime(1)?.block_on(nats_publish::run(args)).map(|line| print_line(&line)),
+        Command::Guard(args) => {
+            let runtime = runtime(1)?;
+            let ended = runtime.block_on(guard::run(args));
+            // A thread that waits for standard input does not hold us up.
+            runtime.shutdown_background();
+            ended
+        }
         Command::HttpLoad(args) => runtime(args.threads)?.block_on(http_load::run(args)).map(|line| print_line(&line)),
     }
 }

@@ -32,14 +32,17 @@ pub(crate) struct Queue {
     stream: String,
 }
 
+const CONSUMER: &str = "agents";
 const ACKS_IN_FLIGHT: usize = 20_000;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 
 impl Queue {
     /// `name` tells this run's stream from those of others on the server.
     pub(crate) async fn make(client: &async_nats::Client, name: &str, storage: Storage) -> anyhow::Result<Self> {
-        let jetstream =
-            jetstream::context::ContextBuilder::new().max_ack_inflight(ACKS_IN_FLIGHT).build(client.clone());
+        let jetstream = jetstream::context::ContextBuilder::new()
+            .max_ack_inflight(ACKS_IN_FLIGHT)
+            .timeout(ACK_WAIT)
+            .build(client.clone());
         let subject = format!("yardstick.{name}.{}", std::process::id());
         let stream = format!("YARDSTICK_{}_{}", name.to_uppercase(), std::process::id());
         let made = jetstream
@@ -57,7 +60,7 @@ impl Queue {
             .await?;
         let consumer = made
             .create_consumer(pull::Config {
-                durable_name: Some("agents".into()),
+                durable_name: Some(CONSUMER.into()),
                 max_ack_pending: i64::try_from(ACKS_IN_FLIGHT)?,
                 ack_wait: ACK_WAIT,
                 ..Default::default()
@@ -66,7 +69,14 @@ impl Queue {
         Ok(Self { jetstream, consumer, subject, stream })
     }
 
-    pub(crate) async fn remove(self) -> anyhow::Result<()> {
+    /// The same queue, consumed over another connection.
+    pub(crate) async fn consumed_by(self, client: async_nats::Client) -> anyhow::Result<Self> {
+        let jetstream = jetstream::new(client);
+        let consumer = jetstream.get_consumer_from_stream(CONSUMER, &self.stream).await?;
+        Ok(Self { consumer, ..self })
+    }
+
+    pub(crate) async fn remove(&self) -> anyhow::Result<()> {
         self.jetstream.delete_stream(&self.stream).await?;
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use async_nats::jetstream::consumer::pull;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -37,12 +38,16 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
     let client = async_nats::connect(&args.url).await?;
+    // Who publishes and who is delivered to are two processes in life: here two connections.
+    let other = async_nats::connect(&args.url).await?;
     let body = Bytes::from(vec![b'x'; args.size]);
-    let core = core_request(&client, &body, args.singles).await?;
+    let core = core_request(&client, other.clone(), &body, args.singles).await?;
 
-    let queue = Queue::make(&client, "pipe", args.storage).await?;
-    let (acked, delivered) = one_at_a_time(&queue, &body, args.singles).await?;
-    let elapsed = pipeline(&queue, &body, args.messages).await?;
+    let queue = Queue::make(&client, "pipe", args.storage).await?.consumed_by(other).await?;
+    // One stream of deliveries for both: pulls of another would still take messages when it is gone.
+    let mut messages = queue.consumer.stream().max_messages_per_batch(PULL_BATCH).messages().await?;
+    let (acked, delivered) = one_at_a_time(&queue, &mut messages, &body, args.singles).await?;
+    let elapsed = pipeline(&queue, &mut messages, &body, args.messages).await?;
     queue.remove().await?;
 
     let mut line = json!({
@@ -60,10 +65,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
 }
 
 /// Request and reply without JetStream, between two connections.
-async fn core_request(client: &async_nats::Client, body: &Bytes, count: usize) -> anyhow::Result<Samples> {
+async fn core_request(
+    client: &async_nats::Client,
+    responder: async_nats::Client,
+    body: &Bytes,
+    count: usize,
+) -> anyhow::Result<Samples> {
     let subject = client.new_inbox();
-    let mut requests = client.subscribe(subject.clone()).await?;
-    let responder = client.clone();
+    let mut requests = responder.subscribe(subject.clone()).await?;
+    responder.flush().await?;
     let answering = tokio::spawn(async move {
         while let Some(message) = requests.next().await {
             if let Some(reply) = message.reply {
@@ -83,8 +93,12 @@ async fn core_request(client: &async_nats::Client, body: &Bytes, count: usize) -
 }
 
 /// (publish → its ack, publish → delivered), one message in flight at a time.
-async fn one_at_a_time(queue: &Queue, body: &Bytes, count: usize) -> anyhow::Result<(Samples, Samples)> {
-    let mut messages = queue.consumer.stream().max_messages_per_batch(PULL_BATCH).messages().await?;
+async fn one_at_a_time(
+    queue: &Queue,
+    messages: &mut pull::Stream,
+    body: &Bytes,
+    count: usize,
+) -> anyhow::Result<(Samples, Samples)> {
     let (mut acked, mut delivered) = (Samples::with_capacity(count), Samples::with_capacity(count));
     for _ in 0..count {
         let start = Instant::now();
@@ -101,10 +115,10 @@ async fn one_at_a_time(queue: &Queue, body: &Bytes, count: usize) -> anyhow::Res
 }
 
 /// The time from the first publish until the last message was delivered and its ack sent.
-async fn pipeline(queue: &Queue, body: &Bytes, count: usize) -> anyhow::Result<Duration> {
-    let mut messages = queue.consumer.stream().max_messages_per_batch(PULL_BATCH).messages().await?;
+async fn pipeline(queue: &Queue, messages: &mut pull::Stream, body: &Bytes, count: usize) -> anyhow::Result<Duration> {
     let (jetstream, subject, body) = (queue.jetstream.clone(), queue.subject.clone(), body.clone());
     let start = Instant::now();
+    // A task of its own, as a producer is a program of its own.
     let publishing = tokio::spawn(async move {
         let publishes = futures::stream::iter(0..count).map(|_| {
             let (jetstream, subject, body) = (jetstream.clone(), subject.clone(), body.clone());
@@ -116,11 +130,15 @@ async fn pipeline(queue: &Queue, body: &Bytes, count: usize) -> anyhow::Result<D
         }
         Ok::<_, async_nats::jetstream::context::PublishError>(())
     });
-    for _ in 0..count {
-        let message =
-            tokio::time::timeout(PATIENCE, messages.next()).await?.context("the consumer's stream ended")??;
-        message.ack().await.map_err(anyhow::Error::from_boxed)?;
-    }
-    publishing.await??;
+    let consuming = async {
+        for _ in 0..count {
+            let message =
+                tokio::time::timeout(PATIENCE, messages.next()).await?.context("the consumer's stream ended")??;
+            message.ack().await.map_err(anyhow::Error::from_boxed)?;
+        }
+        anyhow::Ok(())
+    };
+    // Whichever fails first says why.
+    tokio::try_join!(async { anyhow::Ok(publishing.await??) }, consuming)?;
     Ok(start.elapsed())
 }

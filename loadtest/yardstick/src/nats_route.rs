@@ -54,10 +54,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let client = async_nats::connect(&args.url).await?;
     let queue = Queue::make(&client, "route", args.storage).await?;
     let agent = async_nats::connect(&args.url).await?;
-    let consumer = async_nats::jetstream::new(agent.clone())
-        .get_consumer_from_stream("agents", queue.consumer.cached_info().stream_name.clone())
-        .await?;
-    tokio::spawn(answer(agent, consumer));
+    let queue = queue.consumed_by(agent.clone()).await?;
+    tokio::spawn(answer(agent, queue.consumer.clone()));
 
     let inbox = client.new_inbox();
     let replies = client.subscribe(format!("{inbox}.*")).await?;
@@ -71,8 +69,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     tokio::spawn(dispatch(gateway.clone(), replies));
     let router = Router::new().fallback(any(invoke)).with_state(gateway.clone());
     serve(args.listen, router).await?;
-    gateway.queue.jetstream.delete_stream(&gateway.queue.consumer.cached_info().stream_name).await?;
-    Ok(())
+    gateway.queue.remove().await
 }
 
 async fn invoke(State(gateway): State<Arc<Gateway>>, body: Bytes) -> Result<Bytes, StatusCode> {

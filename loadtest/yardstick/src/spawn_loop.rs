@@ -26,7 +26,8 @@ pub(crate) struct Args {
     /// How long to go on.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Feed its standard input and read its standard output through pipes; otherwise both are /dev/null.
+    /// Three pipes, as a function has: its payload lies in the first before it starts, and the two others are read to
+    /// their end. Otherwise all three are /dev/null.
     #[arg(long)]
     pipes: bool,
     /// Bytes written to its standard input.
@@ -69,7 +70,7 @@ fn one_thread(args: &Args, end: Instant) -> anyhow::Result<Samples> {
     while Instant::now() < end {
         let begun = Instant::now();
         if args.pipes {
-            piped(&mut starter, &null, &payload, &mut output)?;
+            piped(&mut starter, &payload, &mut output)?;
         } else {
             let null = null.as_fd();
             wait(starter.start([null, null, null]).context("cannot start the program")?)?;
@@ -79,16 +80,18 @@ fn one_thread(args: &Args, end: Instant) -> anyhow::Result<Samples> {
     Ok(samples)
 }
 
-fn piped(starter: &mut Starter, null: &File, payload: &[u8], output: &mut Vec<u8>) -> anyhow::Result<()> {
-    let (stdin, feed): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC)?;
-    let (read, stdout): (OwnedFd, OwnedFd) = pipe2(OFlag::O_CLOEXEC)?;
-    let pid = starter.start([stdin.as_fd(), stdout.as_fd(), null.as_fd()]).context("cannot start the program")?;
-    drop((stdin, stdout));
-    let mut feed = File::from(feed);
-    // A payload fits a pipe's buffer, so that writing it all before reading does not block.
-    feed.write_all(payload)?;
-    drop(feed);
+fn piped(starter: &mut Starter, payload: &[u8], output: &mut Vec<u8>) -> anyhow::Result<()> {
+    let pipe = || pipe2(OFlag::O_CLOEXEC);
+    let (stdin, feed): (OwnedFd, OwnedFd) = pipe()?;
+    let (read_stdout, stdout): (OwnedFd, OwnedFd) = pipe()?;
+    let (read_stderr, stderr): (OwnedFd, OwnedFd) = pipe()?;
+    // A payload fits a pipe's buffer, so that writing it all before anyone reads does not block.
+    File::from(feed).write_all(payload)?;
+    let pid = starter.start([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]).context("cannot start the program")?;
+    drop((stdin, stdout, stderr));
     output.clear();
-    File::from(read).read_to_end(output)?;
+    // One after the other: what the program writes fits the pipe that is not being read.
+    File::from(read_stdout).read_to_end(output)?;
+    File::from(read_stderr).read_to_end(output)?;
     wait(pid)
 }
