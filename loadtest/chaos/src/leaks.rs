@@ -1,0 +1,1 @@
+//! What must not be left when all is over: processes, cgroups, messages, consumers, temporary files, descriptors.

@@ -1,0 +1,31 @@
+//! What a topology must offer to be struck.
+
+use flux_testkit::{Api, Process};
+
+use crate::plan::{Menu, Victim};
+
+#[allow(async_fn_in_trait, reason = "one implementation at a time, awaited in place")]
+pub(crate) trait Topology {
+    const NAME: &'static str;
+    const AGENTS: u32;
+
+    /// What can be done to it here.
+    fn menu(&self) -> Menu;
+
+    /// One for each gateway.
+    fn apis(&self) -> Vec<Api>;
+
+    fn queue_urls(&self) -> Vec<String>;
+
+    /// What is in the arguments of each of its processes.
+    fn markers(&self) -> Vec<String>;
+
+    /// The process that has this role now.
+    fn process(&self, victim: Victim) -> Option<Process>;
+
+    /// Starts again what died and nobody else starts.
+    async fn mend(&mut self);
+
+    /// In order. Panics where that does not succeed.
+    async fn stop(&mut self);
+}
