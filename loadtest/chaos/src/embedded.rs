@@ -1,19 +1,32 @@
 //! `flux up`: everything in one tree of processes, on one machine.
 
-use flux_testkit::{Api, FluxUp, Process};
+use std::{io, path::Path};
+
+use flux_testkit::{Api, Disk, FluxUp, Process, eventually_some};
 
 use crate::{
+    faults::RECOVERS_WITHIN,
     plan::{Fault, Menu, Victim},
     strike::Topology,
 };
 
+/// Room for what a run stores, and small enough to be filled in a moment.
+const DISK_MIB: usize = 256;
+
 pub(crate) struct Embedded {
     up: FluxUp,
+    /// Under its data, where we may mount one. After it, so that it is unmounted later.
+    disk: Option<Disk>,
 }
 
 impl Embedded {
     pub(crate) async fn start() -> Self {
-        Self { up: FluxUp::start().await }
+        let disk = Disk::mount(DISK_MIB);
+        let up = match &disk {
+            Some(disk) => FluxUp::start_below(disk.path(), &[]).await,
+            None => FluxUp::start().await,
+        };
+        Self { up, disk }
     }
 }
 
@@ -22,7 +35,7 @@ impl Topology for Embedded {
     const AGENTS: u32 = 1;
 
     fn menu(&self) -> Menu {
-        let faults = vec![
+        let mut faults = vec![
             (Fault::Kill(Victim::Worker), 28),
             (Fault::Kill(Victim::Launcher(0)), 22),
             (Fault::Kill(Victim::Nats(0)), 22),
@@ -31,7 +44,11 @@ impl Topology for Embedded {
             (Fault::Pause(Victim::Launcher(0)), 5),
             (Fault::Pause(Victim::Nats(0)), 5),
             (Fault::Pause(Victim::Root), 2),
+            (Fault::Wipe, 3),
         ];
+        if self.disk.is_some() {
+            faults.push((Fault::DiskFull, 3));
+        }
         Menu { faults, longest_hold_ms: 2_500, longest_calm_ms: 900 }
     }
 
@@ -61,6 +78,24 @@ impl Topology for Embedded {
         tree.into_iter().find(|process| process.name.contains(part) || process.command.contains(part))
     }
 
+    fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// The root of the tree is held meanwhile, so that it does not start the next server too soon.
+    async fn wipe(&mut self) {
+        self.up.process.pause();
+        if let Some(server) = self.process(Victim::Nats(0)) {
+            server.kill9();
+            eventually_some(RECOVERS_WITHIN, "nats-server to be dead", || {
+                std::future::ready((!server.is_alive()).then_some(()))
+            })
+            .await;
+        }
+        empty(&self.up.path("nats")).expect("the queue's directory");
+        self.up.process.resume();
+    }
+
     async fn mend(&mut self) {
         if !self.up.process.is_running() {
             self.up.restart().await;
@@ -71,4 +106,13 @@ impl Topology for Embedded {
         let status = self.up.stop().await;
         assert_eq!(status.code(), Some(0), "{}", self.up.process.log());
     }
+}
+
+/// Removes what is in a directory, and not the directory.
+fn empty(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+    }
+    Ok(())
 }

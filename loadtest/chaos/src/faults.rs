@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The promise is seconds; beyond this it is not coming back.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 /// One try of the call that tells that it is well again.
 const PROBE: Duration = Duration::from_secs(3);
 
@@ -39,7 +39,21 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             process.resume();
             history.note(Event::Lifted { fault });
         }
-        Fault::Link(..) | Fault::DiskFull | Fault::Wipe => return false,
+        Fault::DiskFull => {
+            let Some(disk) = topology.disk() else { return false };
+            history.note(struck());
+            disk.fill();
+            tokio::time::sleep(hold).await;
+            disk.free();
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Wipe => {
+            history.note(struck());
+            topology.wipe().await;
+            topology.mend().await;
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Link(..) => return false,
     }
     if !step.hasty {
         recovered(topology, fault, history).await;

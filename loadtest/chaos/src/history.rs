@@ -24,24 +24,57 @@ pub struct Entry {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The first line.
-    Opened { seed: u64, topology: String, agents: u32, max_losses: u32 },
+    Opened {
+        seed: u64,
+        topology: String,
+        agents: u32,
+        max_losses: u32,
+    },
     /// An operation is about to be sent.
-    Asked { op: u64, ask: Ask },
+    Asked {
+        op: u64,
+        ask: Ask,
+    },
     /// An answer to it, or that none came. One that is tried again with its idempotency key has several.
-    Answered { op: u64, answer: Answer },
+    Answered {
+        op: u64,
+        answer: Answer,
+    },
     /// A function's process said that it started, at this time by its own clock.
-    Began { execution: String, op: u64, attempt: u32, version: u32 },
+    Began {
+        execution: String,
+        op: u64,
+        attempt: u32,
+        version: u32,
+    },
     /// It said that it is about to exit.
-    Finished { execution: String, attempt: u32 },
+    Finished {
+        execution: String,
+        attempt: u32,
+    },
     /// No process of that attempt is left: its connection to the harness is closed.
-    Gone { execution: String, attempt: u32 },
-    Struck { fault: u64, kind: FaultKind, target: String },
+    Gone {
+        execution: String,
+        attempt: u32,
+    },
+    Struck {
+        fault: u64,
+        kind: FaultKind,
+        target: String,
+    },
     /// What the fault held (a pause, a full disk) was let go.
-    Lifted { fault: u64 },
+    Lifted {
+        fault: u64,
+    },
     /// After a strike or a lift a call succeeded again.
-    Recovered { fault: u64 },
+    Recovered {
+        fault: u64,
+    },
     /// A record was read.
-    Read { execution: String, seen: Seen },
+    Read {
+        execution: String,
+        seen: Seen,
+    },
     /// The load and the faults are over and everything had time to end: what is read from here on is final.
     Closing,
 }

@@ -237,7 +237,9 @@ impl Load {
                 (self.asked(ask(AskKind::Deploy)), request.header("Content-Type", "application/zip").body(zip))
             };
             let expected = if back { 200 } else { 201 };
-            let answer = answer(request, expected, |reply| Answer::Current { version: Seen::of(&reply.json).version.unwrap_or(0) });
+            let answer = answer(request, expected, |reply| Answer::Current {
+                version: Seen::of(&reply.json).version.unwrap_or(0),
+            });
             let answer = answer.await;
             if let Answer::Current { version } = answer {
                 newest[which] = newest[which].max(version);

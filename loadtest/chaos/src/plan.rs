@@ -54,6 +54,14 @@ impl Fault {
         }
     }
 
+    /// The process that it is done to, or whose connection.
+    pub fn victim(self) -> Option<Victim> {
+        match self {
+            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) => Some(victim),
+            Self::DiskFull | Self::Wipe => None,
+        }
+    }
+
     pub fn target(self) -> &'static str {
         match self {
             Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) => victim.role(),

@@ -20,6 +20,7 @@ use crate::{
     embedded::Embedded,
     faults, function,
     history::{AskKind, Event, History, Seen},
+    leaks,
     load::Load,
     plan::Plan,
     strike::Topology,
@@ -56,12 +57,17 @@ pub struct Options {
 /// # Errors
 /// The harness itself cannot work. What Flux does wrong is in the report, or a panic where nothing can go on.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
+    let cgroups = leaks::launchers_cgroups();
     match options.shape {
-        Shape::Embedded => run_on(Embedded::start().await, options).await,
+        Shape::Embedded => run_on(Embedded::start().await, options, &cgroups).await,
     }
 }
 
-async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Result<Report> {
+async fn run_on<T: Topology>(
+    mut topology: T,
+    options: &Options,
+    cgroups: &BTreeSet<PathBuf>,
+) -> anyhow::Result<Report> {
     let mut seed = Seed::new(options.seed);
     let history = Arc::new(History::create(&options.history).context("the history cannot be written")?);
     history.note(Event::Opened {
@@ -76,6 +82,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Resu
     for api in &apis {
         flux_testkit::eventually(READY_WITHIN, "a first call", || faults::probe(api)).await;
     }
+    let before = leaks::descriptors(&topology);
     let queue = async_nats::ConnectOptions::new()
         .retry_on_initial_connect()
         .connect(topology.queue_urls())
@@ -84,7 +91,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Resu
     let load = Arc::new(Load {
         history: Arc::clone(&history),
         apis: apis.clone(),
-        queue,
+        queue: queue.clone(),
         port: collector.port,
         stop: AtomicBool::new(false),
         ops: AtomicU64::new(1),
@@ -98,8 +105,10 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Resu
     settle(&apis[0], &collector).await;
     history.note(Event::Closing);
     read_all(&apis[0], &history).await;
-    let report = checker::check(&history.entries());
+    let mut report = checker::check(&history.entries());
+    report.leaks = leaks::of_running(&topology, &queue, &before).await;
     topology.stop().await;
+    report.leaks.extend(leaks::of_stopped(&topology, cgroups).await);
     Ok(report)
 }
 
@@ -175,4 +184,3 @@ async fn read_all(api: &Api, history: &History) {
         }
     }
 }
-

@@ -1,6 +1,6 @@
 //! What a topology must offer to be struck.
 
-use flux_testkit::{Api, Process};
+use flux_testkit::{Api, Disk, Process};
 
 use crate::plan::{Menu, Victim};
 
@@ -22,6 +22,12 @@ pub(crate) trait Topology {
 
     /// The process that has this role now.
     fn process(&self, victim: Victim) -> Option<Process>;
+
+    /// What its data is on, where that can be filled.
+    fn disk(&self) -> Option<&Disk>;
+
+    /// Kills the queue's servers and removes all that they stored.
+    async fn wipe(&mut self);
 
     /// Starts again what died and nobody else starts.
     async fn mend(&mut self);

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`Rule::Lost`] | what was accepted (202, or the queue's ack of a direct publish) has a terminal record in the end, and every record there is is terminal. A direct publish that a wipe of the queue took before anyone recorded it may be gone; so may the record of a call that was answered in the moment of a fault: its caller has the outcome |
 //! | [`Rule::SecondOutcome`] | once a record or an answer told an outcome, every later one tells the same. A call's answer may differ from the record in its attempt (never in its version) only where a fault fell between |
-//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers; the record names one that started |
+//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another |
 //! | [`Rule::StartedAfterCancel`] | nothing starts after its cancel was confirmed, and the record of a confirmed cancel says `cancelled` |
 //! | [`Rule::VersionsMixed`] | all attempts, answers and the record of one execution are of one version |
 //! | [`Rule::SuccessWithoutRun`] | a `success` has a start and an end of that attempt, and exactly the output of that attempt |
@@ -64,6 +64,8 @@ impl fmt::Display for Violation {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Report {
     pub violations: Vec<Violation>,
+    /// What was left over in the end; not the checker's to see.
+    pub leaks: Vec<String>,
     pub counts: Counts,
 }
 
@@ -83,6 +85,8 @@ pub struct Counts {
     pub attempts: u64,
     /// Executions that started more than once: a fault cost an attempt, or the function failed and was retried.
     pub run_again: u64,
+    /// Executions with an attempt number that was given twice, as [`Rule::Attempts`] allows.
+    pub numbers_repeated: u64,
     /// Terminal records by status.
     pub outcomes: BTreeMap<String, u64>,
     /// Strikes by kind and target, such as `kill -9 worker`.
@@ -94,7 +98,7 @@ pub struct Counts {
 
 impl Report {
     pub fn holds(&self) -> bool {
-        self.violations.is_empty()
+        self.violations.is_empty() && self.leaks.is_empty()
     }
 }
 
@@ -106,10 +110,11 @@ impl fmt::Display for Report {
             "{executions} executions ({accepted} accepted), {attempts} attempts, {run_again} run again, {kills} kills: "
         )?;
         if self.holds() {
-            return write!(f, "all rules hold");
+            return write!(f, "all rules hold, nothing is left");
         }
+        self.leaks.iter().try_for_each(|leak| writeln!(f, "  left: {leak}"))?;
         writeln!(f, "{} violations", self.violations.len())?;
-        self.violations.iter().take(40).try_for_each(|violation| writeln!(f, "  {violation}"))
+        self.violations.iter().take(100).try_for_each(|violation| writeln!(f, "  {violation}"))
     }
 }
 
@@ -119,7 +124,7 @@ pub fn check(history: &[Entry]) -> Report {
     // A function's clock is rounded down, and what one thread wrote at one moment stays in its order.
     entries.sort_by_key(|entry| entry.at_us);
     let stories = Stories::of(&entries);
-    let mut report = Report { violations: rules::broken(&stories), counts: Counts::default() };
+    let mut report = Report { violations: rules::broken(&stories), ..Report::default() };
     report.violations.sort_by(|a, b| (a.rule, &a.whose, &a.what).cmp(&(b.rule, &b.whose, &b.what)));
     report.counts = count(&entries, &stories, &report.violations);
     report
@@ -136,6 +141,7 @@ fn count(entries: &[&Entry], stories: &Stories, violations: &[Violation]) -> Cou
     for (id, story) in &stories.executions {
         counts.accepted += u64::from(story.accepted_us.is_some());
         counts.attempts += story.starts.len() as u64;
+        counts.numbers_repeated += u64::from(story.starts.windows(2).any(|pair| pair[1].attempt <= pair[0].attempt));
         counts.run_again += u64::from(story.starts.len() > 1);
         if let Some(end) = stories.final_record(id).filter(|end| end.is_terminal()) {
             *counts.outcomes.entry(end.status.clone()).or_default() += 1;

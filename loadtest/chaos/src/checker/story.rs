@@ -48,6 +48,7 @@ pub(super) struct Operation {
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) kind: FaultKind,
+    pub(super) target: String,
     pub(super) from_us: u64,
     pub(super) to_us: u64,
 }
@@ -104,9 +105,9 @@ impl Stories {
                     start.gone_us = Some(at_us);
                 }
             }
-            Event::Struck { fault, kind, .. } => {
+            Event::Struck { fault, kind, target } => {
                 let to_us = if holds(*kind) { u64::MAX } else { at_us };
-                self.faults.insert(*fault, Fault { kind: *kind, from_us: at_us, to_us });
+                self.faults.insert(*fault, Fault { kind: *kind, target: target.clone(), from_us: at_us, to_us });
             }
             Event::Lifted { fault } => {
                 if let Some(fault) = self.faults.get_mut(fault) {
@@ -131,8 +132,7 @@ impl Stories {
                 self.belongs(execution, op);
             }
         }
-        let operation =
-            Operation { at_us, ask: ask.clone(), named: Vec::new(), stored_us: None, in_doubt: false };
+        let operation = Operation { at_us, ask: ask.clone(), named: Vec::new(), stored_us: None, in_doubt: false };
         self.operations.entry(op).or_insert(operation);
     }
 
@@ -140,7 +140,9 @@ impl Stories {
         let Some(operation) = self.operations.get_mut(&op) else { return };
         let target = operation.ask.execution.clone();
         match answer {
-            Answer::Accepted { execution } | Answer::Outcome { execution, .. } => operation.named.push(execution.clone()),
+            Answer::Accepted { execution } | Answer::Outcome { execution, .. } => {
+                operation.named.push(execution.clone())
+            }
             Answer::Stored => operation.stored_us = Some(at_us),
             Answer::Refused { .. } | Answer::None { .. } => operation.in_doubt = true,
             Answer::Confirmed | Answer::AlreadyEnded { .. } | Answer::Current { .. } => {}
@@ -196,6 +198,14 @@ impl Stories {
     /// Whether a fault that `matters` struck or still held within this time.
     pub(super) fn fault_within(&self, from_us: u64, to_us: u64, matters: impl Fn(FaultKind) -> bool) -> bool {
         self.faults.values().any(|fault| matters(fault.kind) && fault.from_us <= to_us && fault.to_us >= from_us)
+    }
+
+    /// Whether one of these processes was killed within this time.
+    pub(super) fn killed_within(&self, from_us: u64, to_us: u64, targets: &[&str]) -> bool {
+        let killed = |fault: &Fault| matches!(fault.kind, FaultKind::Kill | FaultKind::Wipe);
+        self.faults.values().any(|fault| {
+            killed(fault) && (from_us..=to_us).contains(&fault.from_us) && targets.contains(&fault.target.as_str())
+        })
     }
 
     /// Direct publishes that nobody heard of again and that were in a queue that was wiped since.
