@@ -6,6 +6,7 @@ use flux_testkit::{Api, Disk, FluxUp, Process, eventually_some};
 
 use crate::{
     faults::RECOVERS_WITHIN,
+    history::FaultKind,
     plan::{Fault, Menu, Victim},
     strike::Topology,
 };
@@ -22,9 +23,11 @@ pub(crate) struct Embedded {
 impl Embedded {
     pub(crate) async fn start() -> Self {
         let disk = Disk::mount(DISK_MIB);
+        let tasks = Self::TASKS.to_string();
+        let args = ["--tasks", tasks.as_str()];
         let up = match &disk {
-            Some(disk) => FluxUp::start_below(disk.path(), &[]).await,
-            None => FluxUp::start().await,
+            Some(disk) => FluxUp::start_below(disk.path(), &args).await,
+            None => FluxUp::start_with(&args).await,
         };
         Self { up, disk }
     }
@@ -33,6 +36,7 @@ impl Embedded {
 impl Topology for Embedded {
     const NAME: &'static str = "embedded";
     const AGENTS: u32 = 1;
+    const TASKS: usize = 32;
 
     fn menu(&self) -> Menu {
         let mut faults = vec![
@@ -81,6 +85,13 @@ impl Topology for Embedded {
     fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
     }
+
+    /// What is in one tree finds its queue itself.
+    fn set_links(&self, _victim: Victim, _kind: FaultKind) -> bool {
+        false
+    }
+
+    fn clear_links(&self) {}
 
     /// The root of the tree is held meanwhile, so that it does not start the next server too soon.
     async fn wipe(&mut self) {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     function,
-    history::{Event, History},
+    history::{Event, FaultKind, History},
     plan::{Fault, Step},
     strike::Topology,
 };
@@ -53,7 +53,16 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             topology.mend().await;
             history.note(Event::Lifted { fault });
         }
-        Fault::Link(..) => return false,
+        Fault::Link(victim, kind) => {
+            history.note(struck());
+            let bad = topology.set_links(victim, kind);
+            // A reset is over at once.
+            if bad && kind != FaultKind::BrokenLink {
+                tokio::time::sleep(hold).await;
+            }
+            topology.clear_links();
+            history.note(Event::Lifted { fault });
+        }
     }
     if !step.hasty {
         recovered(topology, fault, history).await;

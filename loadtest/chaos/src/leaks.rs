@@ -15,8 +15,12 @@ use crate::{function, plan::Victim, strike::Topology};
 
 /// Acks, and what the last launcher removes, come a moment behind.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
-/// Idle connections of the harness, pooled slots, a file that is just being written.
+/// Idle connections of the harness, a file that is just being written.
 const DESCRIPTORS_SPARE: usize = 48;
+/// A launcher keeps a slot ready for each task that may run at once, and before the load it has none.
+const DESCRIPTORS_OF_A_SLOT: usize = 12;
+/// How files begin that are written beside their place, and are renamed or removed then.
+const TEMPORARY: [&str; 5] = [".put-", ".unpack-", ".gone-", ".tmp", ".new"];
 
 /// Open descriptors of each long-lived process, by what it is.
 pub(crate) fn descriptors<T: Topology>(topology: &T) -> BTreeMap<Victim, usize> {
@@ -38,7 +42,11 @@ pub(crate) async fn of_running<T: Topology>(
         left = in_queue(queue).await;
         for (victim, now) in descriptors(topology) {
             let at_first = before.get(&victim).copied().unwrap_or(usize::MAX / 2);
-            if now > at_first + DESCRIPTORS_SPARE {
+            let spare = match victim {
+                Victim::Launcher(_) => T::TASKS * DESCRIPTORS_OF_A_SLOT,
+                _ => DESCRIPTORS_SPARE,
+            };
+            if now > at_first + spare {
                 left.push(format!("{} has {now} open descriptors, and had {at_first} before the load", victim.role()));
             }
         }
@@ -124,15 +132,14 @@ fn launcher_of(path: &Path) -> i32 {
     name.strip_prefix("flux-").and_then(|pid| pid.parse().ok()).unwrap_or(0)
 }
 
-/// Files that are written beside their place and renamed begin with a dot.
 fn temporary_below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut next = vec![dir.to_owned()];
     while let Some(dir) = next.pop() {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if hidden {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if TEMPORARY.iter().any(|beginning| name.starts_with(beginning)) {
                 found.push(path);
             } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 next.push(path);

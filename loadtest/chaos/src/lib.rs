@@ -14,12 +14,14 @@
 
 pub mod checker;
 mod clock;
+mod cluster;
 mod collector;
 mod embedded;
 mod faults;
 mod function;
 pub mod history;
 mod leaks;
+mod link;
 mod load;
 pub mod plan;
 pub mod report;

@@ -16,6 +16,7 @@ use reqwest::Method;
 
 use crate::{
     checker::{self, Report},
+    cluster::Cluster,
     collector::Collector,
     embedded::Embedded,
     faults, function,
@@ -36,6 +37,8 @@ const PAGE: usize = 1_000;
 pub enum Shape {
     /// `flux up`.
     Embedded,
+    /// Two gateways, three agents, three `nats-server`.
+    Cluster,
 }
 
 /// How long, how much, and by which seed.
@@ -60,6 +63,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let cgroups = leaks::launchers_cgroups();
     match options.shape {
         Shape::Embedded => run_on(Embedded::start().await, options, &cgroups).await,
+        Shape::Cluster => run_on(Cluster::start().await?, options, &cgroups).await,
     }
 }
 

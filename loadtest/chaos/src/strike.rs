@@ -2,12 +2,17 @@
 
 use flux_testkit::{Api, Disk, Process};
 
-use crate::plan::{Menu, Victim};
+use crate::{
+    history::FaultKind,
+    plan::{Menu, Victim},
+};
 
 #[allow(async_fn_in_trait, reason = "one implementation at a time, awaited in place")]
 pub(crate) trait Topology {
     const NAME: &'static str;
     const AGENTS: u32;
+    /// That one agent runs at once.
+    const TASKS: usize;
 
     /// What can be done to it here.
     fn menu(&self) -> Menu;
@@ -25,6 +30,12 @@ pub(crate) trait Topology {
 
     /// What its data is on, where that can be filled.
     fn disk(&self) -> Option<&Disk>;
+
+    /// Makes the connections of this process to the queue bad. Whether there are any that can be.
+    fn set_links(&self, victim: Victim, kind: FaultKind) -> bool;
+
+    /// All connections are well again.
+    fn clear_links(&self);
 
     /// Kills the queue's servers and removes all that they stored.
     async fn wipe(&mut self);

@@ -198,6 +198,13 @@ fn outcome(stories: &Stories, story: &Story, end: &Seen, broken: &mut Broken<'_>
         }
         // A call's gateway holds it; where that died with the queue's memory, nobody waits for it any more.
         ("failed", Some("agent_lost")) if ask.kind == AskKind::Call && operation.named.is_empty() => true,
+        // A direct publish has its payload in the queue alone.
+        ("failed", Some("agent_lost"))
+            if ask.kind == AskKind::Direct
+                && stories.fault_within(operation.at_us, u64::MAX, |kind| kind == FaultKind::Wipe) =>
+        {
+            true
+        }
         ("failed", Some("agent_lost")) => {
             let struck = stories.faults.values().filter(|fault| fault.to_us >= operation.at_us).count();
             struck > usize::try_from(stories.max_losses).unwrap_or(usize::MAX) && end.attempt > stories.max_losses
