@@ -28,6 +28,8 @@ const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(150);
 /// The queue's ack of a direct publish.
 const STORED_WITHIN: Duration = Duration::from_secs(5);
+/// Beyond this an answer is none: what comes of it is in the records.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 /// An impatient caller's patience.
 const IMPATIENT: Duration = Duration::from_millis(80);
 /// Deployments follow each other by up to this.
@@ -128,6 +130,9 @@ impl Load {
             if accepted.is_some() {
                 return accepted;
             }
+            if !self.goes_on() {
+                break;
+            }
             tokio::time::sleep(PAUSE).await;
         }
         None
@@ -139,9 +144,7 @@ impl Load {
         let op = self.asked(Ask { attempts: 1, ..work.ask(AskKind::Call) });
         let path = format!("/execute/{}", work.function);
         let mut request = self.api(seed).request(Method::POST, &path).json(&work.body(self.port, op));
-        if impatient {
-            request = request.timeout(IMPATIENT);
-        }
+        request = request.timeout(if impatient { IMPATIENT } else { ANSWERED_WITHIN });
         let answer = match Api::try_send(request).await {
             Err(error) => no_answer(&error),
             Ok(reply) if reply.json["execution_id"].is_string() => {
@@ -192,7 +195,7 @@ impl Load {
             execution: Some(execution.clone()),
         });
         let request = self.api(seed).request(Method::DELETE, &format!("/executions/{execution}"));
-        let answer = match Api::try_send(request).await {
+        let answer = match send(request).await {
             Err(error) => no_answer(&error),
             Ok(reply) if reply.status == 200 => Answer::Confirmed,
             Ok(reply) => match reply.json["error"]["details"]["status"].as_str() {
@@ -209,7 +212,7 @@ impl Load {
 
     async fn read(&self, execution: &str, query: &str, seed: &mut Seed) {
         let request = self.api(seed).request(Method::GET, &format!("/executions/{execution}{query}"));
-        if let Ok(reply) = Api::try_send(request).await
+        if let Ok(reply) = send(request).await
             && reply.status == 200
         {
             self.history.note(Event::Read { execution: execution.to_owned(), seen: Seen::of(&reply.json) });
@@ -279,8 +282,12 @@ impl Work {
     }
 }
 
+async fn send(request: RequestBuilder) -> Result<Reply, reqwest::Error> {
+    Api::try_send(request.timeout(ANSWERED_WITHIN)).await
+}
+
 async fn answer(request: RequestBuilder, expected: u16, read: impl FnOnce(&Reply) -> Answer) -> Answer {
-    match Api::try_send(request).await {
+    match send(request).await {
         Err(error) => no_answer(&error),
         Ok(reply) if reply.status == expected => read(&reply),
         Ok(reply) => refused(&reply),

@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 use flux_chaos::{
     checker, history,
     run::{Options, Shape, run},
@@ -32,6 +32,9 @@ enum Command {
         /// Where everything that happens is written
         #[arg(long, default_value = "history.jsonl")]
         history: PathBuf,
+        /// The page that gets the counts
+        #[arg(long)]
+        report: Option<PathBuf>,
     },
     /// Judge a history.
     Check { history: PathBuf },
@@ -40,7 +43,7 @@ enum Command {
 fn main() -> anyhow::Result<ExitCode> {
     let report = match Cli::parse().command {
         Command::Check { history } => checker::check(&history::read(&history)?),
-        Command::Run { topology, seed, minutes, history } => {
+        Command::Run { topology, seed, minutes, history, report: page } => {
             let seed = seed.unwrap_or_else(|| Seed::of_this_run().next_u64());
             println!("seed {seed}: `--seed {seed}` repeats the plan; the history goes to {}", history.display());
             let options = Options {
@@ -50,9 +53,18 @@ fn main() -> anyhow::Result<ExitCode> {
                 at_least: Duration::from_secs(minutes * 60),
                 executions: 0,
                 kills: 0,
+                thorough: true,
                 history,
             };
-            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(&options))?
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let report = runtime.block_on(run(&options))?;
+            if let Some(page) = page {
+                let name = topology.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+                let command = format!("make chaos TOPOLOGY={name} SEED={seed} MINUTES={minutes}");
+                let text = std::fs::read_to_string(&page)?;
+                std::fs::write(&page, flux_chaos::report::into_page(&text, &name, &command, &report))?;
+            }
+            report
         }
     };
     println!("{report}");

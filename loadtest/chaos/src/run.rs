@@ -23,7 +23,7 @@ use crate::{
     history::{AskKind, Event, History, Seen},
     leaks,
     load::Load,
-    plan::Plan,
+    plan::{Fault, Plan},
     strike::Topology,
 };
 
@@ -51,6 +51,8 @@ pub struct Options {
     pub at_least: Duration,
     pub executions: u64,
     pub kills: u64,
+    /// Full disks too.
+    pub thorough: bool,
     /// Where the history is written.
     pub history: PathBuf,
 }
@@ -102,7 +104,9 @@ async fn run_on<T: Topology>(
         editions: AtomicU64::new(2),
     });
     let clients = load.start(seed.fork(), options.clients);
-    let plan = Plan::new(seed.fork(), topology.menu());
+    let mut menu = topology.menu();
+    menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull));
+    let plan = Plan::new(seed.fork(), menu);
     harm(&mut topology, plan, options, &load).await;
     load.stop();
     clients.wait().await;
