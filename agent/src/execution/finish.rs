@@ -60,7 +60,7 @@ impl Attempt {
         let carries_invocation = lane == Lane::Invoke && outcome.status == OutcomeStatus::Failed;
         let mut status = self.status(Phase::Ended, Some(outcome));
         // Pinned, where its producer named no version: the next attempt is of the same one, whatever is deployed until then.
-        let version = self.invocation.version.or(self.version.as_ref().map(|version| version.version));
+        let version = self.invocation.version.or_else(|| self.version.as_ref().map(|version| version.version));
         status.invocation = carries_invocation.then(|| Box::new(Invocation { version, ..self.invocation.clone() }));
         status
     }
