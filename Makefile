@@ -75,6 +75,15 @@ load: setup-bench build echo-function ## k6 load tests with thresholds, against 
 overload: setup-bench build echo-function ## five times what a Flux can take, for a minute (see docs/overload.md)
 	@scripts/overload.sh
 
+TOPOLOGY ?= embedded
+MINUTES ?= 5
+
+.PHONY: chaos
+chaos: setup build ## kill, stop, starve a Flux under load and prove what held; TOPOLOGY=embedded|cluster SEED= MINUTES=
+	cargo build --release $(LOCKED) -p flux-chaos --bins
+	$(or $(CARGO_TARGET_DIR),target)/release/flux-chaos run --topology $(TOPOLOGY) $(if $(SEED),--seed $(SEED)) \
+	    --minutes $(MINUTES) --history chaos-history.jsonl --report docs/reliability.md
+
 .PHONY: clean
 clean: ## remove what was built and the data of `make run`; installed tools stay
 	cargo clean

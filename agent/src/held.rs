@@ -22,6 +22,8 @@ use tokio::sync::{Notify, oneshot};
 
 /// Cancels of executions that were not here; the oldest go first when there are more.
 const CANCELS_REMEMBERED: usize = 65_536;
+/// Executions that left the table and whose message may come again; the oldest go first when there are more.
+const LEFT_REMEMBERED: usize = 8_192;
 
 /// Why a running execution is to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +64,6 @@ pub(crate) struct Execution {
 impl Execution {
     pub(crate) fn attempt(&self) -> u32 {
         self.attempt.load(Ordering::Acquire)
-    }
-
-    /// The attempt was lost with its launcher and begins again under the next number.
-    pub(crate) fn next_attempt(&self) {
-        self.attempt.fetch_add(1, Ordering::AcqRel);
-        *self.output.lock() = OutputCollector::default();
     }
 
     /// Asks it to end. The first reason stays.
@@ -118,6 +114,16 @@ pub(crate) enum Begin {
     Start(Arc<Execution>),
     /// It runs here already: only the right to end the delivery is new.
     AlreadyHere(Arc<Execution>),
+    /// Its outcome is recorded, and the ack that said so was lost: nothing is to do but to ack again.
+    Recorded,
+}
+
+/// How an execution left the table.
+#[derive(Debug)]
+struct Left {
+    position: QueuePosition,
+    attempt: u32,
+    recorded: bool,
 }
 
 /// What a cancel found.
@@ -134,6 +140,9 @@ struct Inner {
     executions: HashMap<ExecutionId, Arc<Execution>>,
     cancels: HashMap<ExecutionId, (Instant, String)>,
     cancel_order: VecDeque<(Instant, ExecutionId)>,
+    /// A queue that is killed forgets the last acks and deliveries that it heard of.
+    left: HashMap<ExecutionId, Left>,
+    left_order: VecDeque<ExecutionId>,
 }
 
 /// The table of what is held.
@@ -161,6 +170,11 @@ impl Held {
                 Begin::AlreadyHere(Arc::clone(here))
             }
             hash_map::Entry::Vacant(entry) => {
+                let left = inner.left.get(&id);
+                if left.is_some_and(|left| left.recorded && left.position == *position) {
+                    return Begin::Recorded;
+                }
+                let attempt = left.map_or(attempt, |left| attempt.max(left.attempt.saturating_add(1)));
                 let execution = Arc::new(Execution {
                     id,
                     queue: queue.clone(),
@@ -183,7 +197,11 @@ impl Held {
 
     /// It is over, or given up.
     pub(crate) fn end(&self, id: ExecutionId) {
-        self.inner.lock().executions.remove(&id);
+        let mut inner = self.inner.lock();
+        if let Some(execution) = inner.executions.remove(&id) {
+            inner.remember_left(&execution);
+        }
+        drop(inner);
         self.left.notify_waiters();
     }
 
@@ -265,6 +283,22 @@ fn is_remembered(at: Instant) -> bool {
 }
 
 impl Inner {
+    fn remember_left(&mut self, execution: &Execution) {
+        let left = Left {
+            position: execution.position.clone(),
+            attempt: execution.attempt(),
+            recorded: execution.settled() == Some(Settled::Recorded),
+        };
+        if self.left.insert(execution.id, left).is_none() {
+            self.left_order.push_back(execution.id);
+        }
+        if self.left_order.len() > LEFT_REMEMBERED
+            && let Some(oldest) = self.left_order.pop_front()
+        {
+            self.left.remove(&oldest);
+        }
+    }
+
     fn forget_old_cancels(&mut self) {
         while let Some((at, id)) = self.cancel_order.front().copied() {
             if is_remembered(at) && self.cancel_order.len() < CANCELS_REMEMBERED {
@@ -281,3 +315,54 @@ impl Inner {
 
 /// How long a cancel's answer is waited for before the asker is left to its own timeout.
 pub(crate) const CANCEL_ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use flux_protocol::{FunctionName, PoolName, Timestamp};
+
+    use super::*;
+
+    fn position(sequence: u64) -> QueuePosition {
+        QueuePosition { stream: "FLUX_INVOKE".to_owned(), sequence, epoch: Timestamp::default() }
+    }
+
+    fn begin(held: &Held, id: ExecutionId, attempt: u32, sequence: u64) -> Begin {
+        let function = FunctionName::parse("f").expect("a name");
+        held.begin(id, &QueueName::new(Lane::Invoke, PoolName::default(), function), attempt, &position(sequence))
+    }
+
+    fn leave(held: &Held, id: ExecutionId, sequence: u64, how: Settled) {
+        let Begin::Start(execution) = begin(held, id, 1, sequence) else { panic!("it is not here") };
+        execution.settle(how);
+        held.end(id);
+    }
+
+    #[test]
+    fn what_is_recorded_and_comes_again_is_only_acked() {
+        let (held, id) = (Held::default(), ExecutionId::new());
+        leave(&held, id, 1, Settled::Recorded);
+        assert!(matches!(begin(&held, id, 2, 1), Begin::Recorded));
+        // A retry, or what was published again, is another message.
+        assert!(matches!(begin(&held, id, 2, 2), Begin::Start(_)));
+    }
+
+    #[test]
+    fn an_attempt_s_number_grows_though_the_queue_forgot_a_delivery() {
+        let (held, id) = (Held::default(), ExecutionId::new());
+        leave(&held, id, 1, Settled::GivenUp);
+        let Begin::Start(again) = begin(&held, id, 1, 1) else { panic!("it is not here") };
+        assert_eq!(again.attempt(), 2);
+    }
+
+    #[test]
+    fn what_left_is_not_remembered_without_end() {
+        let held = Held::default();
+        let first = ExecutionId::new();
+        leave(&held, first, 1, Settled::Recorded);
+        for _ in 0..LEFT_REMEMBERED {
+            leave(&held, ExecutionId::new(), 1, Settled::Recorded);
+        }
+        assert_eq!(held.inner.lock().left.len(), LEFT_REMEMBERED);
+        assert!(matches!(begin(&held, first, 1, 1), Begin::Start(_)));
+    }
+}

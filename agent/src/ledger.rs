@@ -21,6 +21,8 @@ enum Entry {
     Hold(Arc<Execution>, AckHandle),
     Ack(ExecutionId),
     Release(ExecutionId),
+    /// The delivery that is held, where one is: it comes again at once.
+    GiveBack(ExecutionId),
     /// Answered once everything before it was done.
     Flush(oneshot::Sender<()>),
 }
@@ -53,6 +55,12 @@ impl Ledger {
     pub(crate) async fn release(&self, execution: &Execution) {
         execution.settle(Settled::GivenUp);
         self.send(Entry::Release(execution.id)).await;
+    }
+
+    /// Another agent, or this one, has the next attempt at once. Its number is the broker's count of deliveries, so it
+    /// grows whoever gets it.
+    pub(crate) async fn give_back(&self, id: ExecutionId) {
+        self.send(Entry::GiveBack(id)).await;
     }
 
     /// Done when every ack that was asked for has been sent: an agent that goes away must not leave recorded work to
@@ -99,6 +107,7 @@ async fn keep(mut entries: mpsc::Receiver<Entry>, connection: watch::Receiver<u6
                 },
                 Some(Entry::Ack(id)) => ack(held.remove(&id).map(|(_, handle)| handle), id).await,
                 Some(Entry::Release(id)) => drop(held.remove(&id)),
+                Some(Entry::GiveBack(id)) => give_back(held.remove(&id).map(|(_, handle)| handle), id).await,
                 Some(Entry::Flush(done)) => {
                     let _ = done.send(());
                 }
@@ -121,5 +130,12 @@ async fn ack(handle: Option<AckHandle>, id: ExecutionId) {
     if let Err(error) = handle.ack().await {
         // It comes again, and the recorded outcome settles it.
         tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not acked");
+    }
+}
+
+async fn give_back(handle: Option<AckHandle>, id: ExecutionId) {
+    let Some(handle) = handle else { return };
+    if let Err(error) = handle.nack(None).await {
+        tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not given back; it goes on after the ack wait");
     }
 }

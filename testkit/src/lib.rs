@@ -8,6 +8,7 @@
 
 mod api;
 mod archive;
+mod disk;
 mod locate;
 mod log;
 mod nats;
@@ -20,6 +21,7 @@ mod wait;
 
 pub use api::{Api, Reply};
 pub use archive::{File, archive};
+pub use disk::Disk;
 pub use locate::FluxBin;
 pub use nats::NatsServer;
 pub use port::free_port;

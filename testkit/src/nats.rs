@@ -34,6 +34,40 @@ impl NatsServer {
 
     /// The same, with further lines of its configuration (`jetstream`, `listen`, `max_payload` are given).
     pub async fn start_with(configuration: &str) -> Self {
+        let mut server = Self::prepare(configuration);
+        server.launch().await;
+        server
+    }
+
+    /// Several that are one cluster, so that streams can have as many replicas. They tell clients of no other server than
+    /// the one that was connected to.
+    pub async fn start_cluster(size: usize) -> Vec<Self> {
+        let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
+        let routes: Vec<String> = ports.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+        let routes = routes.join(", ");
+        let configuration = |port: &u16| {
+            format!(
+                "cluster {{ name: testkit, listen: \"127.0.0.1:{port}\", routes: [{routes}], no_advertise: true }}\n"
+            )
+        };
+        let mut servers: Vec<Self> = ports.iter().map(|port| Self::prepare(&configuration(port))).collect();
+        Self::start_together(&mut servers).await;
+        servers
+    }
+
+    /// Starts those of a cluster that are down. None is ready before most of them run.
+    pub async fn start_together(servers: &mut [Self]) {
+        for server in &mut *servers {
+            if !server.is_running() {
+                server.spawn();
+            }
+        }
+        for server in servers {
+            server.until_ready().await;
+        }
+    }
+
+    fn prepare(configuration: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("flux-nats-").tempdir().expect("cannot make a temporary directory");
         let port = free_port();
         let store = dir.path().join("store");
@@ -45,9 +79,11 @@ impl NatsServer {
         );
         std::fs::write(dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
         let log = Log::new("nats-server", dir.path().join("nats.log"));
-        let mut server = Self { dir, port, running: None, log };
-        server.launch().await;
-        server
+        Self { dir, port, running: None, log }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|running| running.exited().is_none())
     }
 
     pub fn url(&self) -> String {
@@ -121,6 +157,11 @@ impl NatsServer {
     }
 
     async fn launch(&mut self) {
+        self.spawn();
+        self.until_ready().await;
+    }
+
+    fn spawn(&mut self) {
         let child = Command::new(locate::nats_server())
             .arg("--config")
             .arg(self.dir.path().join("nats.conf"))
@@ -130,6 +171,9 @@ impl NatsServer {
             .spawn()
             .expect("cannot start nats-server");
         self.running = Some(Running::new(child));
+    }
+
+    async fn until_ready(&mut self) {
         let url = self.url();
         eventually_some(READY_WITHIN, format!("JetStream to answer on {url}"), || {
             let exited = self.running.as_mut().and_then(Running::exited);

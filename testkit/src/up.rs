@@ -36,7 +36,13 @@ impl FluxUp {
 
     /// With further arguments, such as `["--config", "…"]`.
     pub async fn start_with(further: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("flux-up-").tempdir().expect("cannot make a temporary directory");
+        Self::start_below(&std::env::temp_dir(), further).await
+    }
+
+    /// With its data below this directory, which the user `flux` can enter where the test is root.
+    pub async fn start_below(parent: &Path, further: &[&str]) -> Self {
+        let dir =
+            tempfile::Builder::new().prefix("flux-up-").tempdir_in(parent).expect("cannot make a temporary directory");
         let listen = format!("127.0.0.1:{}", free_port());
         let key = format!("key-{}", uuid::Uuid::new_v4().simple());
         let data = dir.path().to_string_lossy().into_owned();

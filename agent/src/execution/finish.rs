@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_broker::BrokerError;
 use flux_protocol::{
-    Digest, Lane, Outcome, OutcomeStatus, OutputLog, Phase, StatusMessage, execution::BlobRef, limits, subject,
+    Digest, Invocation, Lane, Outcome, OutcomeStatus, OutputLog, Phase, StatusMessage, execution::BlobRef, limits,
+    subject,
 };
 
 use super::{Attempt, outcome};
@@ -58,7 +59,9 @@ impl Attempt {
         }
         let carries_invocation = lane == Lane::Invoke && outcome.status == OutcomeStatus::Failed;
         let mut status = self.status(Phase::Ended, Some(outcome));
-        status.invocation = carries_invocation.then(|| Box::new(self.invocation.clone()));
+        // Pinned, where its producer named no version: the next attempt is of the same one, whatever is deployed until then.
+        let version = self.invocation.version.or_else(|| self.version.as_ref().map(|version| version.version));
+        status.invocation = carries_invocation.then(|| Box::new(Invocation { version, ..self.invocation.clone() }));
         status
     }
 

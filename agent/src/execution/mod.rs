@@ -7,9 +7,9 @@
 //!             prepare ── cancelled, expired, too many losses, nothing to run ──┐
 //!                  │                                                           │
 //!                  ▼                                                           ▼
-//!        ┌──►    run   ── ended, refused ─────────────────────────────────► finish: reply, status,
-//!        │         │                                                        its ack, ack of the delivery
-//!        └─────────┘ launcher lost: the next attempt
+//!                 run   ── ended, refused ─────────────────────────────────► finish: reply, status,
+//!                  │                                                        its ack, ack of the delivery
+//!                  └── launcher lost: given back, the next delivery is the next attempt
 //! ```
 //!
 //! A function's failure is an outcome, and so is everything that keeps a function from starting. The one way that
@@ -72,7 +72,15 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
             tracing::info!(execution_id = %id, redeliveries, "delivered again while it runs here");
             return node.ledger.hold(execution, ack).await;
         }
+        Begin::Recorded => {
+            tracing::info!(execution_id = %id, redeliveries, "delivered again after its outcome was recorded");
+            if let Err(error) = ack.ack().await {
+                tracing::debug!(execution_id = %id, error = &error as &dyn std::error::Error, "not acked");
+            }
+            return;
+        }
     };
+    let number = execution.attempt();
     let _end = EndWithoutAWord { node: Arc::clone(&node), execution: Arc::clone(&execution) };
     node.ledger.hold(Arc::clone(&execution), ack).await;
     if !notes.is_empty() {
@@ -121,23 +129,15 @@ impl Drop for EndWithoutAWord {
 
 impl Attempt {
     async fn see_through(mut self, mut room: Room) {
-        let (outcome, by_cancel) = loop {
-            let ready = match self.prepare(&mut room).await {
-                Prepared::Ready(ready) => ready,
-                Prepared::Over(outcome) => break (outcome, false),
-                Prepared::Stopped(Stop::Cancelled(reason)) => break (cancelled(&reason), true),
-                Prepared::Stopped(Stop::Abandoned) => return self.abandon().await,
-            };
-            match self.run(&ready).await {
-                Ran::Ended { outcome, by_cancel } => break (*outcome, by_cancel),
+        let (outcome, by_cancel) = match self.prepare(&mut room).await {
+            Prepared::Over(outcome) => (outcome, false),
+            Prepared::Stopped(Stop::Cancelled(reason)) => (cancelled(&reason), true),
+            Prepared::Stopped(Stop::Abandoned) => return self.abandon().await,
+            Prepared::Ready(ready) => match self.run(&ready).await {
+                Ran::Ended { outcome, by_cancel } => (*outcome, by_cancel),
                 Ran::Abandoned => return self.abandon().await,
-                Ran::Lost => {
-                    self.losses = self.losses.saturating_add(1);
-                    self.started_at = None;
-                    self.execution.next_attempt();
-                    tracing::warn!(losses = self.losses, "its launcher was lost; beginning the next attempt");
-                }
-            }
+                Ran::Lost => return self.give_back(room).await,
+            },
         };
         self.execution.processes_gone(by_cancel);
         self.finish(outcome, room).await;
@@ -149,6 +149,17 @@ impl Attempt {
         self.node.ledger.release(&self.execution).await;
         self.execution.processes_gone(false);
         self.node.held.end(self.execution.id);
+    }
+
+    /// Its launcher was lost, and its processes with it. The number of the next attempt must grow also where this
+    /// agent does not live to give it, so it is the broker's to count. Out of the table before it comes again.
+    async fn give_back(self, room: Room) {
+        tracing::warn!(losses = self.losses + 1, "its launcher was lost; it is given back for the next attempt");
+        drop(room);
+        self.execution.settle(Settled::GivenUp);
+        self.execution.processes_gone(false);
+        self.node.held.end(self.execution.id);
+        self.node.ledger.give_back(self.execution.id).await;
     }
 
     /// A transition of this execution, by all that is known now.

@@ -103,9 +103,10 @@ impl Attempt {
         if is_v7 { self.execution.id.created_at().min(self.stored_at) } else { self.stored_at }
     }
 
-    /// Only what was published more than once can have been cancelled while its message was where nobody looked.
+    /// Only what was published or delivered more than once can have been cancelled while its message was where nobody
+    /// looked, such as on its way here again.
     async fn check_cancelled(&self) -> Result<(), Box<Outcome>> {
-        if self.invocation.attempt <= 1 {
+        if self.execution.attempt() <= 1 {
             return Ok(());
         }
         let id = self.execution.id.to_string();

@@ -151,10 +151,24 @@ impl Attempt {
                 addresses: &self.node.addresses,
             },
         );
+        if let Some(stop) = self.execution.until_stopped().now_or_never() {
+            return Err(Started::Stopped(stop.clone()));
+        }
+        let spawn = self.node.executor.spawn(request, [stdin, stdout, stderr]);
+        tokio::pin!(spawn);
         let process = tokio::select! {
             biased;
-            stop = self.execution.until_stopped() => return Err(Started::Stopped(stop.clone())),
-            process = self.node.executor.spawn(request, [stdin, stdout, stderr]) => process.map_err(Started::Refused)?,
+            process = &mut spawn => process.map_err(Started::Refused)?,
+            stop = self.execution.until_stopped() => {
+                // The launcher may be starting it: whoever cancelled it hears so when nothing of it can start any more.
+                if matches!(stop, Stop::Cancelled(_))
+                    && let Ok(Ok(mut process)) = tokio::time::timeout(limits::KILL_TAKES_AT_MOST, spawn).await
+                {
+                    process.kill(SIGKILL);
+                    let _ = tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await;
+                }
+                return Err(Started::Stopped(stop.clone()));
+            }
         };
         let capture =
             Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, read_stdout, read_stderr);

@@ -1,8 +1,8 @@
 //! Waiting for an execution's end, on any gateway.
 //!
-//! First subscribe to its statuses, then read the store, then wait: whatever happens between is heard. The signal is
-//! enough to answer with, merged as the store will merge it; no gateway relies on having recorded a status itself. Signals may be
-//! lost, so the store is read again now and then.
+//! First subscribe to its statuses, then read the store, then wait: whatever happens between is heard. A signal says when
+//! to look; what is answered is the record, whichever gateway wrote it: an outcome that was said and not recorded, because its agent
+//! and the queue died, gives way to the next attempt's. Signals may be lost, so the store is read again now and then.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +19,8 @@ use super::{Gateway, Inner, verdict::may_say};
 use crate::refusal::Refusal;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// After an end was said: some gateway records it within moments.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
 
 fn place_of(places: &Arc<Semaphore>, what: &str, most: usize) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(places).try_acquire_owned().map_err(|_| {
@@ -56,15 +58,16 @@ impl Inner {
         }
         let _place = self.waiting_place()?;
         let mut statuses = self.broker.listen(&subject::statuses_of(id)).await?;
+        let mut pause = LOOK_EVERY;
         loop {
             let Some(record) = self.store.execution(id).await? else { return Ok(None) };
             if record.is_terminal() || Instant::now() >= until {
                 return Ok(Some(record));
             }
-            let look = (Instant::now() + LOOK_EVERY).min(until);
+            let look = (Instant::now() + pause).min(until);
             tokio::select! {
-                status = next_terminal(&mut statuses) => return Ok(Some(merged(record, &status))),
-                () = tokio::time::sleep_until(look) => {}
+                _ = next_terminal(&mut statuses) => pause = LOOK_FIRST,
+                () = tokio::time::sleep_until(look) => pause = (pause * 2).min(LOOK_EVERY),
             }
         }
     }

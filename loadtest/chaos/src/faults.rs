@@ -1,0 +1,91 @@
+//! Doing to a topology what the plan says, and waiting until it is well again.
+
+use std::time::Duration;
+
+use flux_testkit::{Api, eventually};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    function,
+    history::{Event, FaultKind, History},
+    plan::{Fault, Step, Victim},
+    strike::Topology,
+};
+
+/// The promise is seconds; beyond this it is not coming back.
+pub(crate) const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+/// One try of the call that tells that it is well again.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// Strikes once. Whether there was anything to strike: a process may be on its way to be started again.
+pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64, history: &History) -> bool {
+    let struck = || Event::Struck { fault, kind: step.fault.kind(), target: step.fault.target().to_owned() };
+    let hold = Duration::from_millis(step.hold_ms);
+    match step.fault {
+        Fault::Kill(victim) => {
+            let Some(process) = topology.process(victim) else { return false };
+            history.note(struck());
+            process.kill9();
+            eventually(RECOVERS_WITHIN, format!("{} to be dead", victim.role()), || async { !process.is_alive() })
+                .await;
+            topology.mend().await;
+        }
+        Fault::Pause(victim) => {
+            let Some(process) = topology.process(victim) else { return false };
+            history.note(struck());
+            process.pause();
+            tokio::time::sleep(hold).await;
+            process.resume();
+            history.note(Event::Lifted { fault });
+        }
+        Fault::DiskFull => {
+            let Some(disk) = topology.disk() else { return false };
+            history.note(struck());
+            disk.fill();
+            tokio::time::sleep(hold).await;
+            disk.free();
+            // A nats-server that could not write a message refuses all later ones, also when there is room again, until
+            // it is started anew: what docs/operating.md tells an operator to do.
+            if let Some(server) = topology.process(Victim::Nats(0)) {
+                server.kill9();
+            }
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Wipe => {
+            history.note(struck());
+            topology.wipe().await;
+            topology.mend().await;
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Link(victim, kind) => {
+            history.note(struck());
+            let bad = topology.set_links(victim, kind);
+            // A reset is over at once.
+            if bad && kind != FaultKind::BrokenLink {
+                tokio::time::sleep(hold).await;
+            }
+            topology.clear_links();
+            history.note(Event::Lifted { fault });
+        }
+    }
+    if !step.hasty {
+        recovered(topology, fault, history).await;
+        tokio::time::sleep(Duration::from_millis(step.calm_ms)).await;
+    }
+    true
+}
+
+/// Waits until calls succeed again on every gateway.
+async fn recovered<T: Topology>(topology: &T, fault: u64, history: &History) {
+    for api in topology.apis() {
+        eventually(RECOVERS_WITHIN, "a call to succeed", || async { probe(&api).await }).await;
+    }
+    history.note(Event::Recovered { fault });
+}
+
+pub(crate) async fn probe(api: &Api) -> bool {
+    let path = format!("/execute/{}", function::PROBE);
+    let request = api.request(Method::POST, &path).json(&json!({})).timeout(PROBE);
+    Api::try_send(request).await.is_ok_and(|reply| reply.status == 200)
+}

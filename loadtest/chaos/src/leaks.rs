@@ -1,0 +1,150 @@
+//! What must not be left when all is over: messages and consumers in the queue, descriptors, processes, cgroups,
+//! temporary files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream;
+use flux_protocol::{Lane, PoolName, subject};
+use flux_testkit::{is_alive, processes_matching};
+
+use crate::{function, plan::Victim, strike::Topology};
+
+/// Acks, and what the last launcher removes, come a moment behind.
+const GONE_WITHIN: Duration = Duration::from_secs(20);
+/// Idle connections of the harness, a file that is just being written.
+const DESCRIPTORS_SPARE: usize = 48;
+/// A launcher keeps a slot ready for each task that may run at once, and before the load it has none.
+const DESCRIPTORS_OF_A_SLOT: usize = 12;
+/// How files begin that are written beside their place, and are renamed or removed then.
+const TEMPORARY: [&str; 5] = [".put-", ".unpack-", ".gone-", ".tmp", ".new"];
+
+/// Open descriptors of each long-lived process, by what it is.
+pub(crate) fn descriptors<T: Topology>(topology: &T) -> BTreeMap<Victim, usize> {
+    let victims: BTreeSet<Victim> =
+        topology.menu().faults.into_iter().filter_map(|(fault, _)| fault.victim()).collect();
+    let count = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).ok();
+    victims.into_iter().filter_map(|victim| Some((victim, count(topology.process(victim)?.pid)?))).collect()
+}
+
+/// While it still runs, and nothing is on its way.
+pub(crate) async fn of_running<T: Topology>(
+    topology: &T,
+    queue: &async_nats::Client,
+    before: &BTreeMap<Victim, usize>,
+) -> Vec<String> {
+    let until = Instant::now() + GONE_WITHIN;
+    let mut left = Vec::new();
+    while Instant::now() < until {
+        left = in_queue(queue).await;
+        for (victim, now) in descriptors(topology) {
+            let at_first = before.get(&victim).copied().unwrap_or(usize::MAX / 2);
+            let spare = match victim {
+                Victim::Launcher(_) => T::TASKS * DESCRIPTORS_OF_A_SLOT,
+                _ => DESCRIPTORS_SPARE,
+            };
+            if now > at_first + spare {
+                left.push(format!("{} has {now} open descriptors, and had {at_first} before the load", victim.role()));
+            }
+        }
+        if left.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    left
+}
+
+async fn in_queue(queue: &async_nats::Client) -> Vec<String> {
+    let queue = jetstream::new(queue.clone());
+    let pool = PoolName::default();
+    let functions = function::NAMES.len() + 1;
+    let streams = [
+        (subject::stream(Lane::Invoke, &pool), functions),
+        (subject::stream(Lane::Call, &pool), functions),
+        (subject::STATUS_STREAM.to_owned(), 1),
+    ];
+    let mut left = Vec::new();
+    for (name, most) in streams {
+        let state = match queue.get_stream(&name).await {
+            Ok(stream) => stream.cached_info().state.clone(),
+            Err(error) => {
+                left.push(format!("{name} cannot be looked at: {error}"));
+                continue;
+            }
+        };
+        if state.messages > 0 {
+            left.push(format!("{name} still has {} messages", state.messages));
+        }
+        if state.consumer_count > most {
+            left.push(format!("{name} has {} consumers for {most}", state.consumer_count));
+        }
+    }
+    left
+}
+
+/// After it was stopped: `cgroups` are those that were there before it was started.
+pub(crate) async fn of_stopped<T: Topology>(topology: &T, cgroups: &BTreeSet<PathBuf>) -> Vec<String> {
+    let until = Instant::now() + GONE_WITHIN;
+    let mut left = Vec::new();
+    while Instant::now() < until {
+        let markers = topology.markers();
+        let processes = markers.iter().flat_map(|marker| processes_matching(marker));
+        left = processes.map(|process| format!("a process is left: {process}")).collect();
+        let ours = launchers_cgroups().into_iter().filter(|path| !cgroups.contains(path));
+        left.extend(ours.filter(|path| !is_alive(launcher_of(path))).map(|path| format!("{} is left", path.display())));
+        for dir in markers {
+            let found = temporary_below(Path::new(&dir));
+            left.extend(found.iter().map(|path| format!("{} is left", path.display())));
+        }
+        if left.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    left
+}
+
+/// Every directory that a launcher makes for itself, in each hierarchy.
+pub(crate) fn launchers_cgroups() -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut next = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = next.pop() {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            let path = entry.path();
+            if launcher_of(&path) > 0 {
+                found.insert(path);
+            } else if depth < 6 {
+                next.push((path, depth + 1));
+            }
+        }
+    }
+    found
+}
+
+/// The pid in `flux-<pid>`; 0 for any other directory.
+fn launcher_of(path: &Path) -> i32 {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.strip_prefix("flux-").and_then(|pid| pid.parse().ok()).unwrap_or(0)
+}
+
+fn temporary_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut next = vec![dir.to_owned()];
+    while let Some(dir) = next.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if TEMPORARY.iter().any(|beginning| name.starts_with(beginning)) {
+                found.push(path);
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                next.push(path);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,48 @@
+//! What a topology must offer to be struck.
+
+use flux_testkit::{Api, Disk, Process};
+
+use crate::{
+    history::FaultKind,
+    plan::{Menu, Victim},
+};
+
+#[allow(async_fn_in_trait, reason = "one implementation at a time, awaited in place")]
+pub(crate) trait Topology {
+    const NAME: &'static str;
+    const AGENTS: u32;
+    /// That one agent runs at once.
+    const TASKS: usize;
+
+    /// What can be done to it here.
+    fn menu(&self) -> Menu;
+
+    /// One for each gateway.
+    fn apis(&self) -> Vec<Api>;
+
+    fn queue_urls(&self) -> Vec<String>;
+
+    /// What is in the arguments of each of its processes.
+    fn markers(&self) -> Vec<String>;
+
+    /// The process that has this role now.
+    fn process(&self, victim: Victim) -> Option<Process>;
+
+    /// What its data is on, where that can be filled.
+    fn disk(&self) -> Option<&Disk>;
+
+    /// Makes the connections of this process to the queue bad. Whether there are any that can be.
+    fn set_links(&self, victim: Victim, kind: FaultKind) -> bool;
+
+    /// All connections are well again.
+    fn clear_links(&self);
+
+    /// Kills the queue's servers and removes all that they stored.
+    async fn wipe(&mut self);
+
+    /// Starts again what died and nobody else starts.
+    async fn mend(&mut self);
+
+    /// In order. Panics where that does not succeed.
+    async fn stop(&mut self);
+}
