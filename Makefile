@@ -63,6 +63,11 @@ bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run
 load: setup-bench build echo-function ## k6 load tests with thresholds, against a Flux started for them
 	@scripts/load.sh
 
+.PHONY: scale
+scale: setup build ## 10,000 functions, 100 agents, a million queued; writes docs/scale.md and docs/scale.svg
+	cargo build --release --quiet $(LOCKED) -p flux-scale
+	$$(source scripts/lib.sh; target_dir)/release/flux-scale run
+
 .PHONY: clean
 clean: ## remove what was built and the data of `make run`; installed tools stay
 	cargo clean

@@ -286,6 +286,73 @@ fn a_burst_elsewhere_leaves_turns_for_an_idle_queue() {
     assert!(worst <= 50, "it waited {worst} ms");
 }
 
+/// What the planner grants now, without a broker.
+fn granted(planner: &mut Planner, now_ms: u64) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    planner.plan(now_ms, &mut grants);
+    grants
+}
+
+#[test]
+fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
+    let mut planner = Planner::new(budget(8));
+    let (queue, other) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1));
+    let cover = |planner: &mut Planner, at_ms| {
+        for grant in granted(planner, at_ms) {
+            planner.ended(grant.credit, PullEnd::Covered, at_ms);
+        }
+    };
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    planner.heat(&other, Some(need(100, 128, u64::MAX)));
+    cover(&mut planner, 0);
+    assert!(granted(&mut planner, 0).is_empty(), "covered, both");
+    let wake_at_ms = planner.wake_at_ms().expect("to look again some time");
+    assert!(wake_at_ms >= COVERED_MS, "not before {wake_at_ms}");
+    assert!(granted(&mut planner, wake_at_ms - 1).is_empty());
+
+    planner.heat(&queue, None);
+    let rung = granted(&mut planner, 1_000);
+    assert!(rung.iter().any(|grant| grant.name == queue), "work waits there");
+    assert!(rung.iter().all(|grant| grant.name != other), "and there alone");
+    for mut grant in rung {
+        let slot = planner.delivered(&mut grant.credit, Some(0), 1_000);
+        planner.ended(grant.credit, PullEnd::Expired, 1_000);
+        planner.finished(slot);
+    }
+    // Having had work it is one of those that wait there again, until it is refused again.
+    assert!(granted(&mut planner, 1_001).iter().any(|grant| grant.name == queue));
+    let later = granted(&mut planner, 2 * COVERED_MS);
+    assert!(later.iter().any(|grant| grant.name == other), "tried again after a while");
+    assert_eq!(planner.wake_at_ms(), None, "nothing is covered any more");
+}
+
+#[test]
+fn a_cold_queue_is_not_covered_any_more() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    for grant in granted(&mut planner, 0) {
+        planner.ended(grant.credit, PullEnd::Covered, 0);
+    }
+    planner.cool(&queue);
+    assert!(!planner.knows(&queue.function) && planner.covered.is_empty());
+}
+
+#[test]
+fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    let mut first = granted(&mut planner, 0).pop().expect("a pull");
+    let slot = planner.delivered(&mut first.credit, Some(0), 0);
+    planner.ended(first.credit, PullEnd::Expired, 0);
+    planner.finished(slot);
+    let warm = granted(&mut planner, 2_000);
+    let held: u64 = warm.iter().map(Grant::batch).sum();
+    assert!(warm.iter().any(|grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM), "{warm:?}");
+    assert!(held <= 4, "no more than half: {warm:?}");
+}
+
 #[test]
 fn a_ring_is_served_before_turns() {
     let mut world = World::new(budget(4));
