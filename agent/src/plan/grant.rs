@@ -199,7 +199,7 @@ impl Planner {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
             let count = count.min(each.count_in(half.minus(self.standing)).max(1)).min(each.count_in(self.room()));
-            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES, drafts);
+            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES_IDLE, drafts);
         }
     }
 

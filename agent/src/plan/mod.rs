@@ -59,8 +59,8 @@ const CONTENDED_MS: u64 = 1_000;
 /// after longer.
 const CLAIM_AFTER_MS: u64 = 1_000;
 const BARE_CLAIM_AFTER_MS: u64 = 10_000;
-/// The first claim takes this long at most; each that was in vain doubles the next, up to a little more than the
-/// longest pull (30 s). Between two claims is a pause of several times the last.
+/// The first claim takes this long at most; each that was in vain doubles the next, up to several times the longest
+/// pull. Between two claims is a pause of several times the last.
 const FIRST_CLAIM_MS: u64 = 1_000;
 const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;

@@ -48,6 +48,7 @@ pub struct Figures {
 
 /// `program` is this package's own, which simulated agents are a process of.
 pub async fn small(size: Size, program: &Path) -> SmallCase {
+    say("the small case");
     let cluster = Cluster::start(&size, program).await;
     registry::register(&cluster.api, 0..size.functions).await;
     let costs = cost::measure(&cluster, &size, size.busy).await;
@@ -59,17 +60,21 @@ pub async fn small(size: Size, program: &Path) -> SmallCase {
 }
 
 pub async fn large(size: Size, program: &Path) -> LargeCase {
+    say("the large case: starting agents and registering functions");
     let mut cluster = Cluster::start(&size, program).await;
     let before = memory(&cluster.measured());
     let registering = registry::register(&cluster.api, 0..size.functions).await;
     let after = memory(&cluster.measured());
     let registered_memory = before.iter().zip(&after).map(|((name, was), (_, is))| (*name, *was, *is)).collect();
+    say("what an invocation costs");
     let costs = cost::measure(&cluster, &size, size.busy).await;
     let hot_costs = cost::measure(&cluster, &size, size.hot).await;
     let idle = cost::idle(&cluster).await;
+    say("the first message of cold functions");
     let cold = cold::measure(&cluster, size.hot, size.cold).await;
     let unknown = unknown(&cluster).await;
     cluster.start_real(size.agents).await;
+    say("queueing, and draining");
     let sampler = Sampler::start(cluster.measured());
     let drained = queued::run(&cluster, &size, size.agents + 1, &sampler).await;
     LargeCase { size, registering, registered_memory, idle, costs, hot_costs, cold, unknown, drained }
@@ -83,4 +88,10 @@ async fn unknown(cluster: &Cluster) -> Duration {
     let began = tokio::time::Instant::now();
     cluster.api.execute("no-such-function", &serde_json::Value::Null).await.expect(404);
     began.elapsed()
+}
+
+/// What goes on: a full run takes minutes.
+#[allow(clippy::print_stderr, reason = "for whoever waits for it")]
+fn say(what: &str) {
+    eprintln!("flux-scale: {what}");
 }

@@ -118,11 +118,11 @@ async fn enough_pulls_wait_at_a_queue() {
     gateway.heat(&queue).await.expect("heat");
     let mut waiting = Vec::new();
     for _ in 0..limits::PULLS_WAITING {
-        waiting.push(gateway.pull(&queue, 1, PATIENCE).await.expect("a pull"));
+        waiting.push(gateway.pull(&queue, 1, limits::PULL_EXPIRES_IDLE).await.expect("a pull"));
     }
     let agent = engine.connect("agent").await;
-    let mut one_more = agent.pull(&queue, 1, PATIENCE).await.expect("a pull");
-    let end = tokio::time::timeout(PATIENCE / 2, one_more.next()).await.expect("told at once");
+    let mut one_more = agent.pull(&queue, 1, limits::PULL_EXPIRES_IDLE).await.expect("a pull");
+    let end = tokio::time::timeout(limits::PULL_EXPIRES_IDLE / 2, one_more.next()).await.expect("told at once");
     assert!(matches!(end, Some(Err(BrokerError::Full { .. }))), "{end:?}");
 
     // One of them is filled: there is room for another.
