@@ -74,7 +74,7 @@ pub(crate) async fn run(cluster: &Cluster, size: &Size, agents: usize, sampler: 
         }
         assert!(moved.elapsed() < PATIENCE, "{last} of {queued} ended, and no more for {PATIENCE:?}");
         if last >= queued / 100 {
-            first_sample.get_or_insert(sampler.series().samples.len().saturating_sub(1));
+            first_sample.get_or_insert_with(|| sampler.series().samples.len().saturating_sub(1));
         }
     }
     let draining = moved - began;
