@@ -401,8 +401,11 @@ impl Planner {
             cooled_down = queue.backlog == 0 && !is_warm(queue.last_work_ms, now_ms);
         }
         self.release_function(index, credit.left);
-        if how == PullEnd::Covered {
-            self.cover(index, now_ms);
+        match how {
+            PullEnd::Covered => self.cover(index, now_ms),
+            // One of those that waited there may have been this agent's own: there is room for another.
+            PullEnd::Expired => self.uncover(index),
+            PullEnd::Failed => {}
         }
         if cooled_down {
             self.set_inactive(index);

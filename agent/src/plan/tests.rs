@@ -326,6 +326,19 @@ fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
     assert_eq!(planner.wake_at_ms(), None, "nothing is covered any more");
 }
 
+/// One agent alone can have as many pulls at a queue as may wait there.
+#[test]
+fn a_queue_that_only_this_agent_covers_is_pulled_again_when_its_pulls_are_over() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Invoke, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    let waiting = granted(&mut planner, 0).pop().expect("a pull for what may wait there");
+    // One more was refused.
+    planner.cover(waiting.credit.queue.0, 0);
+    planner.ended(waiting.credit, PullEnd::Expired, 250);
+    assert!(granted(&mut planner, 250).iter().any(|grant| grant.name == queue), "nobody else waits there");
+}
+
 #[test]
 fn a_cold_queue_is_not_covered_any_more() {
     let mut planner = Planner::new(budget(8));
