@@ -84,6 +84,11 @@ chaos: setup build ## kill, stop, starve a Flux under load and prove what held; 
 	$(or $(CARGO_TARGET_DIR),target)/release/flux-chaos run --topology $(TOPOLOGY) $(if $(SEED),--seed $(SEED)) \
 	    --minutes $(MINUTES) --history chaos-history.jsonl --report docs/reliability.md
 
+.PHONY: scale
+scale: setup build ## 10,000 functions, 100 agents, a million queued; writes docs/scale.md and docs/scale.svg
+	cargo build --release --quiet $(LOCKED) -p flux-scale
+	$$(source scripts/lib.sh; target_dir)/release/flux-scale run
+
 .PHONY: clean
 clean: ## remove what was built and the data of `make run`; installed tools stay
 	cargo clean

@@ -268,6 +268,9 @@ async fn listen(credit: Credit, mut pull: Pull) -> (Credit, Option<Pull>, Heard)
 
 /// The credit stays spent during the pause, so that a queue that cannot be pulled is not asked in a loop.
 async fn refused(credit: Credit, error: &BrokerError) -> (Credit, Option<Pull>, Heard) {
+    if matches!(error, BrokerError::Full { .. }) {
+        return (credit, None, Heard::Ended(PullEnd::Covered));
+    }
     tracing::debug!(error = error as &dyn std::error::Error, "a pull was refused");
     let pause = if matches!(error, BrokerError::NotFound { .. }) { AFTER_MISSING } else { AFTER_REFUSAL };
     tokio::time::sleep(pause).await;

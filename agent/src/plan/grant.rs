@@ -25,6 +25,7 @@ struct Draft {
 impl Planner {
     /// Hands out what is free, and appends the pulls to be sent. To be called after every event.
     pub(crate) fn plan(&mut self, now_ms: u64, grants: &mut Vec<Grant>) {
+        self.uncover_due(now_ms);
         let mut touched = std::mem::take(&mut self.touched);
         if !self.paused {
             let mut drafts = Vec::new();
@@ -40,9 +41,11 @@ impl Planner {
         self.touched = touched;
     }
 
-    /// When to plan again although nothing happened: a claim that runs out.
+    /// When to plan again although nothing happened: a claim that runs out, or a queue that others no longer cover.
     pub(crate) fn wake_at_ms(&self) -> Option<u64> {
-        self.claim.map(|claim| claim.until_ms)
+        let claim = self.claim.map(|claim| claim.until_ms);
+        let covered = self.covered.first().map(|(until_ms, _)| *until_ms);
+        claim.into_iter().chain(covered).min()
     }
 
     fn grant(&self, draft: Draft) -> Option<Grant> {
@@ -186,7 +189,7 @@ impl Planner {
         }
         if warm {
             let count = self.share_of(queue).max(1);
-            return self.take(queue, count, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+            return self.take_warm(queue, count, each, drafts);
         }
         // A quarter of the node among all hot queues, in long pulls, as long as those take no more than half.
         let count = (self.total.tasks / 4 / self.hot.max(1)).min(self.room_beside_sibling(queue)).max(1);
@@ -196,20 +199,34 @@ impl Planner {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
             let count = count.min(each.count_in(half.minus(self.standing)).max(1)).min(each.count_in(self.room()));
-            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES, drafts);
+            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES_IDLE, drafts);
         }
     }
 
     /// More for a queue that worked lately and has used up half of its share, when nobody is known to wait.
     fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(state) = self.queue(queue) else { return };
-        if !state.hot || !is_warm(state.last_work_ms, now_ms) || state.outstanding == 0 {
+        let covered = state.covered_until_ms.is_some();
+        if !state.hot || covered || !is_warm(state.last_work_ms, now_ms) || state.outstanding == 0 {
             return;
         }
         let outstanding = state.outstanding;
         let share = self.share_of(queue);
-        if share > outstanding {
-            self.take(queue, share, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+        if share > outstanding
+            && let Some(each) = self.each(queue)
+        {
+            self.take_warm(queue, share, each, drafts);
+        }
+    }
+
+    /// For a queue that worked lately, with nobody known to wait. Half of the node can do without what is lent for
+    /// seconds; every pull costs the broker something, and short ones as much as long ones.
+    fn take_warm(&mut self, queue: usize, count: u64, each: Amount, drafts: &mut Vec<Draft>) {
+        let longer = each.count_in(self.total.over(2).minus(self.used)).min(count);
+        if longer > 0 {
+            self.take(queue, longer, Kind::Work, limits::PULL_EXPIRES_WARM, drafts);
+        } else {
+            self.take(queue, count, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
         }
     }
 

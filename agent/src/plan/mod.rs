@@ -30,6 +30,10 @@
 //! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
 //! held by something that runs for a day: at the worst they cost a fifth of the node.
 //!
+//! **Enough is enough.** Where as many pulls wait as may, one more is refused: the queue is *covered* by other agents,
+//! and this one leaves it to them for a minute or two, unless it is rung for. So with many agents a queue has as many
+//! pulls as with few.
+//!
 //! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
 
 mod amount;
@@ -55,13 +59,15 @@ const CONTENDED_MS: u64 = 1_000;
 /// after longer.
 const CLAIM_AFTER_MS: u64 = 1_000;
 const BARE_CLAIM_AFTER_MS: u64 = 10_000;
-/// The first claim takes this long at most; each that was in vain doubles the next, up to a little more than the
-/// longest pull (30 s). Between two claims is a pause of several times the last.
+/// The first claim takes this long at most; each that was in vain doubles the next, up to several times the longest
+/// pull. Between two claims is a pause of several times the last.
 const FIRST_CLAIM_MS: u64 = 1_000;
 const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;
 /// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
 const NO_STANDING_MS: u64 = 60_000;
+/// A queue that others cover is left to them for this long, and up to as much again: not for all at the same time.
+const COVERED_MS: u64 = 60_000;
 /// Queues looked at for one that fits; those that were passed over claim in turn.
 const LOOKED_AT: usize = 64;
 
@@ -141,6 +147,8 @@ pub(crate) enum PullEnd {
     Expired,
     /// The broker or the connection ended it: this says nothing about the queue.
     Failed,
+    /// At once: as many pulls as may wait there, so nothing does that they will not have.
+    Covered,
 }
 
 #[derive(Debug)]
@@ -157,6 +165,8 @@ struct Queue {
     /// The tick of its last grant: smaller is longer ago.
     served: u64,
     passed_over_since: Option<u64>,
+    /// Others wait there; until then nothing is pulled that is not known to be there.
+    covered_until_ms: Option<u64>,
     place: Place,
 }
 
@@ -208,6 +218,8 @@ pub(crate) struct Planner {
     by_function: HashMap<FunctionName, usize>,
     busy: BTreeSet<Key>,
     bare: BTreeSet<Key>,
+    /// Covered queues, by when that ends.
+    covered: BTreeSet<(u64, usize)>,
     /// Queues that worked lately.
     active: u64,
     hot: u64,
@@ -241,6 +253,7 @@ impl Planner {
             by_function: HashMap::new(),
             busy: BTreeSet::new(),
             bare: BTreeSet::new(),
+            covered: BTreeSet::new(),
             active: 0,
             hot: 0,
             tick: 0,
@@ -277,6 +290,7 @@ impl Planner {
     /// The queue can be pulled; said of a queue that is hot already, it is a ring: work waits there.
     pub(crate) fn heat(&mut self, name: &QueueName, need: Option<Need>) {
         if let Some(&index) = self.by_name.get(name) {
+            self.uncover(index);
             if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
                 if !queue.hot {
                     self.hot += 1;
@@ -300,6 +314,7 @@ impl Planner {
             active: false,
             served: 0,
             passed_over_since: None,
+            covered_until_ms: None,
             place: Place::Nowhere,
         };
         let index = insert(&mut self.queues, &mut self.free_queues, queue);
@@ -322,6 +337,7 @@ impl Planner {
             queue.backlog = 0;
             self.hot -= 1;
         }
+        self.uncover(index);
         self.set_inactive(index);
         self.place(index);
         self.forget_if_done(index);
@@ -364,6 +380,7 @@ impl Planner {
                 None => {}
             }
         }
+        self.uncover(index);
         self.set_active(index);
         self.touch(index);
         self.place(index);
@@ -378,12 +395,18 @@ impl Planner {
         let mut cooled_down = false;
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
             queue.outstanding -= credit.left;
-            if credit.left > 0 && how == PullEnd::Expired {
+            if credit.left > 0 && how != PullEnd::Failed {
                 queue.backlog = 0;
             }
             cooled_down = queue.backlog == 0 && !is_warm(queue.last_work_ms, now_ms);
         }
         self.release_function(index, credit.left);
+        match how {
+            PullEnd::Covered => self.cover(index, now_ms),
+            // One of those that waited there may have been this agent's own: there is room for another.
+            PullEnd::Expired => self.uncover(index),
+            PullEnd::Failed => {}
+        }
         if cooled_down {
             self.set_inactive(index);
         }
@@ -470,6 +493,30 @@ impl Planner {
         {
             queue.active = false;
             self.active -= 1;
+        }
+    }
+
+    fn cover(&mut self, index: usize, now_ms: u64) {
+        self.uncover(index);
+        let spread_ms = index as u64 * 997 % COVERED_MS;
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut).filter(|queue| queue.hot) {
+            let until_ms = now_ms + COVERED_MS + spread_ms;
+            queue.covered_until_ms = Some(until_ms);
+            self.covered.insert((until_ms, index));
+        }
+    }
+
+    fn uncover(&mut self, index: usize) {
+        let queue = self.queues.get_mut(index).and_then(Option::as_mut);
+        if let Some(until_ms) = queue.and_then(|queue| queue.covered_until_ms.take()) {
+            self.covered.remove(&(until_ms, index));
+        }
+    }
+
+    fn uncover_due(&mut self, now_ms: u64) {
+        while let Some(&(_, index)) = self.covered.first().filter(|(until_ms, _)| *until_ms <= now_ms) {
+            self.uncover(index);
+            self.place(index);
         }
     }
 

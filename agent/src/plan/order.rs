@@ -54,7 +54,7 @@ impl Planner {
         let key = (share, queue.served, index);
         if queue.backlog > queue.outstanding {
             Place::Busy(key)
-        } else if queue.outstanding == 0 {
+        } else if queue.outstanding == 0 && queue.covered_until_ms.is_none() {
             Place::Bare(key)
         } else {
             Place::Nowhere

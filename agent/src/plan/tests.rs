@@ -237,7 +237,7 @@ fn sixteen_callers_of_one_function_find_a_credit_waiting() {
 }
 
 #[test]
-fn an_idle_hot_queue_costs_a_pull_each_thirty_seconds() {
+fn an_idle_hot_queue_costs_ten_pulls_a_minute() {
     let mut world = World::new(budget(32));
     for function in 0..3 {
         world.add(&name(Lane::Call, function), need(100, 128, u64::MAX), 10);
@@ -245,7 +245,7 @@ fn an_idle_hot_queue_costs_a_pull_each_thirty_seconds() {
     world.run(10_000, 50, |_| ());
     world.pulls_sent = 0;
     world.run(60_000, 50, |_| ());
-    assert!(world.pulls_sent <= 9, "{} pulls in a minute", world.pulls_sent);
+    assert!(world.pulls_sent <= 3 * 11, "{} pulls in a minute", world.pulls_sent);
 }
 
 #[test]
@@ -284,6 +284,86 @@ fn a_burst_elsewhere_leaves_turns_for_an_idle_queue() {
         worst = worst.max(world.now_ms - asked_at);
     }
     assert!(worst <= 50, "it waited {worst} ms");
+}
+
+/// What the planner grants now, without a broker.
+fn granted(planner: &mut Planner, now_ms: u64) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    planner.plan(now_ms, &mut grants);
+    grants
+}
+
+#[test]
+fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
+    let mut planner = Planner::new(budget(8));
+    let (queue, other) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1));
+    let cover = |planner: &mut Planner, at_ms| {
+        for grant in granted(planner, at_ms) {
+            planner.ended(grant.credit, PullEnd::Covered, at_ms);
+        }
+    };
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    planner.heat(&other, Some(need(100, 128, u64::MAX)));
+    cover(&mut planner, 0);
+    assert!(granted(&mut planner, 0).is_empty(), "covered, both");
+    let wake_at_ms = planner.wake_at_ms().expect("to look again some time");
+    assert!(wake_at_ms >= COVERED_MS, "not before {wake_at_ms}");
+    assert!(granted(&mut planner, wake_at_ms - 1).is_empty());
+
+    planner.heat(&queue, None);
+    let rung = granted(&mut planner, 1_000);
+    assert!(rung.iter().any(|grant| grant.name == queue), "work waits there");
+    assert!(rung.iter().all(|grant| grant.name != other), "and there alone");
+    for mut grant in rung {
+        let slot = planner.delivered(&mut grant.credit, Some(0), 1_000);
+        planner.ended(grant.credit, PullEnd::Expired, 1_000);
+        planner.finished(slot);
+    }
+    // Having had work it is one of those that wait there again, until it is refused again.
+    assert!(granted(&mut planner, 1_001).iter().any(|grant| grant.name == queue));
+    let later = granted(&mut planner, 2 * COVERED_MS);
+    assert!(later.iter().any(|grant| grant.name == other), "tried again after a while");
+    assert_eq!(planner.wake_at_ms(), None, "nothing is covered any more");
+}
+
+/// One agent alone can have as many pulls at a queue as may wait there.
+#[test]
+fn a_queue_that_only_this_agent_covers_is_pulled_again_when_its_pulls_are_over() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Invoke, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    let waiting = granted(&mut planner, 0).pop().expect("a pull for what may wait there");
+    // One more was refused.
+    planner.cover(waiting.credit.queue.0, 0);
+    planner.ended(waiting.credit, PullEnd::Expired, 250);
+    assert!(granted(&mut planner, 250).iter().any(|grant| grant.name == queue), "nobody else waits there");
+}
+
+#[test]
+fn a_cold_queue_is_not_covered_any_more() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    for grant in granted(&mut planner, 0) {
+        planner.ended(grant.credit, PullEnd::Covered, 0);
+    }
+    planner.cool(&queue);
+    assert!(!planner.knows(&queue.function) && planner.covered.is_empty());
+}
+
+#[test]
+fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
+    let mut planner = Planner::new(budget(8));
+    let queue = name(Lane::Call, 0);
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)));
+    let mut first = granted(&mut planner, 0).pop().expect("a pull");
+    let slot = planner.delivered(&mut first.credit, Some(0), 0);
+    planner.ended(first.credit, PullEnd::Expired, 0);
+    planner.finished(slot);
+    let warm = granted(&mut planner, 2_000);
+    let held: u64 = warm.iter().map(Grant::batch).sum();
+    assert!(warm.iter().any(|grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM), "{warm:?}");
+    assert!(held <= 4, "no more than half: {warm:?}");
 }
 
 #[test]

@@ -37,6 +37,9 @@ use super::{
 use crate::refusal::Refusal;
 use driver::{Driver, End, Timers};
 
+/// A call that is neither over nor said to run after this was not taken by those that wait at its queue: agents say
+/// what they run after [`limits::RUNNING_STATUS_AFTER`].
+const CALL_AGENTS_AFTER: Duration = limits::RUNNING_STATUS_AFTER.saturating_add(Duration::from_millis(50));
 /// A call still waiting after this gets a record.
 const RECORD_AFTER: Duration = Duration::from_millis(250);
 /// What only heartbeats object to is taken back unless an agent picked it up within this. One with room has a pull waiting
@@ -163,6 +166,7 @@ impl Inner {
             publish_backoff: Duration::from_millis(20),
             timers: Timers {
                 deadline: began + allowed,
+                call_agents: Some(began + CALL_AGENTS_AFTER),
                 pickup,
                 record: (pickup.is_none() || keyed).then(|| began + RECORD_AFTER),
                 look: began + LOOK_EVERY,

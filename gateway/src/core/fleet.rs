@@ -49,6 +49,8 @@ impl Known {
 struct View {
     agents: BTreeMap<AgentId, Known>,
     generation: u64,
+    /// Executions that the agents that are online run at once: kept, since each message that is stored asks for it.
+    tasks: u64,
     /// The agents' table was read once: from then on "no agents" means it.
     synced: bool,
 }
@@ -124,13 +126,7 @@ impl Fleet {
 
     /// Executions that all agents together run at once.
     pub(super) fn tasks(&self) -> u64 {
-        self.view
-            .borrow()
-            .agents
-            .values()
-            .filter(|known| !known.offline)
-            .map(|known| u64::from(known.heartbeat.total.tasks))
-            .sum()
+        self.view.borrow().tasks
     }
 
     /// Agents that were heard of lately.
@@ -241,6 +237,7 @@ impl View {
             tracing::info!(agent_id = %id, "an agent joined");
         }
         self.generation += 1;
+        self.count_tasks();
     }
 
     /// Its entry went. An agent that drained and left took it away; otherwise it expired, or the queue lost its
@@ -251,6 +248,7 @@ impl View {
         if drained {
             self.agents.remove(&id);
             self.generation += 1;
+            self.count_tasks();
             tracing::info!(agent_id = %id, "an agent left");
         }
     }
@@ -272,7 +270,13 @@ impl View {
         }
         if changed {
             self.generation += 1;
+            self.count_tasks();
         }
         changed
+    }
+
+    fn count_tasks(&mut self) {
+        let online = self.agents.values().filter(|known| !known.offline);
+        self.tasks = online.map(|known| u64::from(known.heartbeat.total.tasks)).sum();
     }
 }

@@ -114,12 +114,18 @@ impl HotQueues {
 
     /// Tells agents that there is work, where there are too many hot queues for a pull on each. Not waited for.
     pub(super) fn ring(&self, queue: &QueueName) {
+        let hot = self.known.read().len();
+        if hot >= 2 && u64::try_from(hot).unwrap_or(u64::MAX) >= self.fleet.tasks() {
+            self.call_agents(queue);
+        }
+    }
+
+    /// Tells all agents that there is work which those that wait for it do not take: they may be full, while others
+    /// leave the queue to them. Not waited for.
+    pub(super) fn call_agents(&self, queue: &QueueName) {
         let now = self.millis();
         {
             let known = self.known.read();
-            if known.len() < 2 || u64::try_from(known.len()).unwrap_or(u64::MAX) < self.fleet.tasks() {
-                return;
-            }
             let Some(used) = known.get(queue) else { return };
             let rung = used.rung.load(Ordering::Relaxed);
             let first = now.saturating_sub(rung) >= RING_EVERY_MS

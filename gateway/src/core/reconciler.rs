@@ -200,15 +200,21 @@ impl Reconciler {
                     return inner.answer_ring(queue).await;
                 }
                 // It looks hot and does not move: perhaps it only looks it.
-                let stuck = last.get(queue).is_some_and(|before| before == messages);
+                let before = last.get(queue).copied();
+                let stuck = before == Some(*messages);
+                // More than may wait at once, and no less than before: those who have it cannot keep up.
+                if *messages > limits::PULLS_WAITING.into() && before.is_some_and(|before| before <= *messages) {
+                    inner.hot.call_agents(queue);
+                }
                 if stuck {
                     match inner.functions.current(&queue.function).await {
                         Ok(None) => inner.take_unknown(queue).await,
-                        Ok(Some(_)) if !inner.fleet.runs(&queue.function) => {
-                            if let Err(error) = inner.hot.heat_again(queue).await {
-                                tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot");
+                        Ok(Some(_)) if !inner.fleet.runs(&queue.function) => match inner.hot.heat_again(queue).await {
+                            Ok(()) => inner.hot.call_agents(queue),
+                            Err(error) => {
+                                tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot")
                             }
-                        }
+                        },
                         Ok(Some(_)) | Err(_) => {}
                     }
                 }

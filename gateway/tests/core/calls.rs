@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flux_broker::Queue as _;
+use flux_broker::{Change, Queue as _, Table, Tables as _};
 use flux_gateway::core::InvokeRequest;
 use flux_protocol::{ErrorCode, ErrorKind, Lane, OutcomeStatus, PoolName, limits, subject, subject::QueueName};
+use futures::StreamExt as _;
 use tokio::sync::Notify;
 
 use crate::{
@@ -30,6 +31,42 @@ async fn a_call_returns_what_the_function_printed_and_is_recorded() {
     let record = ended(&world, called.execution_id).await;
     assert_eq!(record.lane, Lane::Call);
     assert_eq!(gateway.output(&record).await.unwrap().to_text(), "{\"n\":1}");
+}
+
+/// Those that wait at its queue may all be full, while others leave the queue to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_takes_is_told_to_every_agent() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    let (agent, end) = world.agent_that_holds(1).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "resource_pressure_behavior: wait").await;
+    let function = name("f");
+    let key = QueueName::new(Lane::Call, PoolName::default(), function.clone()).key();
+    let mut hot = world.broker.watch(Table::Hot, false).await.unwrap();
+    let calls = async {
+        let first = gateway.call(&function, payload(""));
+        let second = async {
+            agent.until("the first runs", |agent| agent.running().len() == 1).await;
+            gateway.call(&function, payload("")).await
+        };
+        let (first, second) = tokio::join!(first, second);
+        (first.unwrap(), second.unwrap())
+    };
+    let told = async {
+        let mut puts = 0;
+        while puts < 2 {
+            match hot.next().await.unwrap().unwrap() {
+                Change::Put(entry) if entry.key == key => puts += 1,
+                _ => {}
+            }
+        }
+        end.notify_one();
+        agent.until("the second runs", |agent| agent.taken().len() == 2).await;
+        end.notify_one();
+    };
+    let all = async { tokio::join!(calls, told) };
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("made hot, and then told of");
 }
 
 #[tokio::test(flavor = "multi_thread")]

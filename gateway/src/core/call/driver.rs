@@ -39,6 +39,8 @@ pub(super) enum End {
 
 pub(super) struct Timers {
     pub(super) deadline: Instant,
+    /// When to call every agent, not only those that wait at its queue.
+    pub(super) call_agents: Option<Instant>,
     /// When to look whether an agent picked it up.
     pub(super) pickup: Option<Instant>,
     /// When to give it a record.
@@ -49,7 +51,7 @@ pub(super) struct Timers {
 
 impl Timers {
     fn next(&self) -> Instant {
-        [Some(self.deadline), self.pickup, self.record, Some(self.look)]
+        [Some(self.deadline), self.call_agents, self.pickup, self.record, Some(self.look)]
             .into_iter()
             .flatten()
             .min()
@@ -170,6 +172,7 @@ impl Driver {
         };
         match self.holders.judge(self.id, &reply) {
             Verdict::Running => {
+                self.timers.call_agents = None;
                 self.timers.pickup = None;
                 self.was_picked_up();
                 self.place.occupy();
@@ -224,6 +227,9 @@ impl Driver {
         let at = Instant::now();
         if at >= self.timers.deadline {
             return Some(End::Abandoned(self.too_late()));
+        }
+        if self.timers.call_agents.take_if(|due| at >= *due).is_some() {
+            self.inner.hot.call_agents(self.function.queue(Lane::Call));
         }
         if self.timers.pickup.is_some_and(|due| at >= due) {
             self.timers.pickup = None;

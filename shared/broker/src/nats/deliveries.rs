@@ -64,6 +64,7 @@ pub(super) fn end_error(end: End, what: &str) -> Option<BrokerError> {
         End::Expired => None,
         End::Deleted | End::Missing => Some(BrokerError::NotFound { what: what.to_owned() }),
         End::Lost => Some(BrokerError::unavailable("pull", "the connection or the consumer's server went away")),
+        End::Covered => Some(BrokerError::Full { what: format!("pulls that wait at {what}") }),
         End::Refused(said) => Some(BrokerError::refused("pull", said)),
     }
 }

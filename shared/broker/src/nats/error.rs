@@ -22,6 +22,7 @@ const MEMORY_RESOURCES: u32 = 10028;
 const STORAGE_RESOURCES: u32 = 10047;
 const STORE_FAILED: u32 = 10077;
 const MESSAGE_TOO_LARGE: u32 = 10054;
+const CONSUMER_CREATE: u32 = 10012;
 const CONSUMER_NOT_FOUND: u32 = 10014;
 const STREAM_NOT_FOUND: u32 = 10059;
 const MESSAGE_NOT_FOUND: u32 = 10037;
@@ -45,6 +46,11 @@ impl ApiError {
 
     pub(super) fn is_consumer_not_found(&self) -> bool {
         self.err_code == CONSUMER_NOT_FOUND
+    }
+
+    /// The consumer is there, with a setting that cannot be changed any more.
+    pub(super) fn is_consumer_made_otherwise(&self) -> bool {
+        self.err_code == CONSUMER_CREATE && self.description.contains("can not be updated")
     }
 
     /// The message that was to be deleted is not there.

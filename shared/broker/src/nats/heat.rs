@@ -39,8 +39,6 @@ const MISSING_REMEMBERED: usize = 4096;
 const VERIFY_EVERY: Duration = Duration::from_secs(600);
 /// A consumer that is being cooled delivers nothing for this long, or until it is gone.
 const PAUSED_FOR: Duration = Duration::from_secs(5);
-/// Pulls that may wait at one consumer: agents with room, and what they have open.
-const MAX_WAITING: u32 = 10_000;
 
 type Heating = Shared<BoxFuture<'static, Result<(), Arc<BrokerError>>>>;
 
@@ -278,7 +276,7 @@ pub(super) async fn make_consumer(core: &Core, queue: &QueueName) -> Result<(), 
             "ack_wait": nanos(limits::ACK_WAIT),
             "max_deliver": -1,
             "max_ack_pending": limits::ACK_PENDING,
-            "max_waiting": MAX_WAITING,
+            "max_waiting": limits::PULLS_WAITING,
             "inactive_threshold": nanos(limits::CONSUMER_INACTIVE),
             "mem_storage": queue.lane == Lane::Call,
             "num_replicas": 0,
@@ -287,7 +285,11 @@ pub(super) async fn make_consumer(core: &Core, queue: &QueueName) -> Result<(), 
     core.api::<serde_json::Value>(attempted, &format!("CONSUMER.CREATE.{stream}.{name}.{filter}"), body.to_string())
         .await
         .map(|_| ())
-        .map_err(|failure| failure.into_broker(attempted, &filter))
+        .or_else(|failure| match failure {
+            // Made by another release: it serves as it is, and goes when the queue is cooled.
+            ApiFailure::Api(error) if error.is_consumer_made_otherwise() => Ok(()),
+            failure => Err(failure.into_broker(attempted, &filter)),
+        })
 }
 
 pub(super) fn nanos(duration: Duration) -> u64 {

@@ -62,6 +62,8 @@ pub(super) enum End {
     Deleted,
     /// The connection or the consumer's server went away.
     Lost,
+    /// As many pulls as may wait wait there already.
+    Covered,
     Refused(String),
 }
 
@@ -243,6 +245,9 @@ impl Inbox {
             StatusCode::REQUEST_TERMINATED if said.contains("Consumer Deleted") => (ledger.all_ended(), End::Deleted),
             StatusCode::REQUEST_TERMINATED if said.contains("Leadership") || said.contains("Shutdown") => {
                 (ledger.all_ended(), End::Lost)
+            }
+            StatusCode::REQUEST_TERMINATED if said.contains("MaxWaiting") => {
+                (ledger.request_ended(token, None), End::Covered)
             }
             _ => (ledger.request_ended(token, missing(message)), End::Refused(format!("{status} {said}"))),
         };

@@ -196,7 +196,7 @@ impl Pull {
     }
 
     /// The next delivery; `None` when the pull has ended and its credit is free. An error ends it too
-    /// (`NotFound`: the queue is cold). Dropping a pull early leaves its credit spent until it expires at the
+    /// (`NotFound`: the queue is cold; `Full`: enough pulls wait there already, which an engine may limit). Dropping a pull early leaves its credit spent until it expires at the
     /// broker, and what comes in meanwhile is redelivered elsewhere.
     pub async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
         self.events.next().await

@@ -12,7 +12,7 @@ use flux_broker::nats::{NatsAuth, NatsBroker, NatsOptions, agent_permissions};
 use flux_broker::{
     Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
 };
-use flux_protocol::{FunctionName, PoolName, invocation::Lane, subject, subject::QueueName};
+use flux_protocol::{FunctionName, PoolName, invocation::Lane, limits, subject, subject::QueueName};
 use flux_runtime::{Shutdown, Tasks};
 use flux_testkit::{NatsServer, eventually};
 use futures::StreamExt as _;
@@ -107,6 +107,49 @@ async fn publishes_and_pulls_survive_a_killed_server() {
     let delivery = next(&agent, &queue).await;
     assert_eq!(delivery.position.sequence, 1);
     delivery.ack.ack().await.expect("ack");
+}
+
+/// However many agents there are, the server has so many pulls to look at with each message of a queue, and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enough_pulls_wait_at_a_queue() {
+    let engine = Nats::start().await;
+    let gateway = engine.gateway().await;
+    let queue = queue(Lane::Call);
+    gateway.heat(&queue).await.expect("heat");
+    let mut waiting = Vec::new();
+    for _ in 0..limits::PULLS_WAITING {
+        waiting.push(gateway.pull(&queue, 1, limits::PULL_EXPIRES_IDLE).await.expect("a pull"));
+    }
+    let agent = engine.connect("agent").await;
+    let mut one_more = agent.pull(&queue, 1, limits::PULL_EXPIRES_IDLE).await.expect("a pull");
+    let end = tokio::time::timeout(limits::PULL_EXPIRES_IDLE / 2, one_more.next()).await.expect("told at once");
+    assert!(matches!(end, Some(Err(BrokerError::Full { .. }))), "{end:?}");
+
+    // One of them is filled: there is room for another.
+    gateway.publish(&queue, message("c.1")).await.expect("publish");
+    let served = futures::future::select_all(waiting.iter_mut().map(|pull| Box::pin(pull.next()))).await.0;
+    served.expect("a delivery").expect("a delivery").ack.ack().await.expect("ack");
+    let mut again = agent.pull(&queue, 1, Duration::from_millis(300)).await.expect("a pull");
+    assert!(again.next().await.is_none(), "it waited until its time was over");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_another_release_made_is_used_as_it_is() {
+    let engine = Nats::start().await;
+    let gateway = engine.gateway().await;
+    let queue = queue(Lane::Invoke);
+    let (stream, name, filter) = (queue.stream(), queue.consumer(), queue.subject());
+    let config = serde_json::json!({
+        "name": name, "durable_name": name, "filter_subject": filter, "ack_policy": "explicit", "max_waiting": 9_999,
+    });
+    let body = serde_json::json!({ "stream_name": stream, "config": config }).to_string();
+    let client = engine.server.client().await;
+    let made = client.request(format!("$JS.API.CONSUMER.CREATE.{stream}.{name}.{filter}"), body.into()).await;
+    assert!(!String::from_utf8_lossy(&made.expect("an answer").payload).contains("error"));
+
+    gateway.heat(&queue).await.expect("heat");
+    gateway.publish(&queue, message("i.1")).await.expect("publish");
+    next(&gateway, &queue).await.ack.ack().await.expect("ack");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,60 @@
+//! `flux-scale run` measures; `flux-scale agents` is what it starts as its simulated agents.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use flux_scale::{Figures, Size, simulated};
+
+#[derive(Parser)]
+#[command(name = "flux-scale", about = "Flux with many functions, many agents and much queued")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the small case and the large one, and write what was found
+    Run(Run),
+    /// Simulated agents, until killed
+    Agents(simulated::Args),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Where scale.md and scale.svg are written
+    #[arg(long, default_value = "docs")]
+    out: PathBuf,
+    /// The memory of every second, as CSV
+    #[arg(long, default_value = "target/scale.csv")]
+    csv: PathBuf,
+    /// A tenth of everything
+    #[arg(long)]
+    tenth: bool,
+    /// Queued invocations, where another number than a million is wanted
+    #[arg(long)]
+    invocations: Option<usize>,
+}
+
+fn main() -> anyhow::Result<()> {
+    flux_runtime::install_tls_provider();
+    let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
+    match Cli::parse().command {
+        Command::Run(args) => runtime.block_on(run(&args)),
+        Command::Agents(args) => runtime.block_on(simulated::run(args)),
+    }
+}
+
+async fn run(args: &Run) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("the path of this program is unknown")?;
+    let mut size = if args.tenth { Size::tenth() } else { Size::full() };
+    if let Some(invocations) = args.invocations {
+        size.invocations = invocations;
+        size.over_http = size.over_http.min(invocations);
+    }
+    let small = Size { calls: size.calls, publishes: size.publishes, cold: size.cold, ..Size::small() };
+    let figures =
+        Figures { small: flux_scale::small(small, &program).await, large: flux_scale::large(size, &program).await };
+    flux_scale::write_report(&figures, &args.out, &args.csv)
+}
