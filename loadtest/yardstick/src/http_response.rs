@@ -58,7 +58,9 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec
             buffer.clear();
             buffer.reserve(16 * 1024);
             match stream.read_buf(buffer).await? {
-                0 => return Ok(Response { status: head.status, keep_alive: false }),
+                0 => {
+                    return Ok(Response { status: head.status, keep_alive: false, retry_after: head.retry_after });
+                }
                 read => body_read += read,
             }
         }
@@ -132,9 +134,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_ends_with_its_connection() {
         let answer = read_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nabc").await.expect("an answer");
-        assert_eq!(answer, Response { status: 200, keep_alive: false });
+        assert_eq!(answer, Response { status: 200, keep_alive: false, retry_after: false });
         let answer = read_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("an answer");
-        assert_eq!(answer, Response { status: 204, keep_alive: true });
+        assert_eq!(answer, Response { status: 204, keep_alive: true, retry_after: false });
     }
 
     #[tokio::test]
