@@ -65,7 +65,7 @@ async fn a_call_that_nobody_takes_is_told_to_every_agent() {
         agent.until("the second runs", |agent| agent.taken().len() == 2).await;
         end.notify_one();
     };
-    let all = async { tokio::join!(calls, told) };
+    let all = Box::pin(async { tokio::join!(calls, told) });
     tokio::time::timeout(Duration::from_secs(20), all).await.expect("made hot, and then told of");
 }
 
