@@ -5,6 +5,7 @@
 // recorded as a multiple of that (`over_echo`). In a closed loop throughput is concurrency / latency, so the same
 // ratio bounds both. The exact figures are `flux bench`'s business; these bounds say "something broke".
 
+import { sleep } from 'k6';
 import http from 'k6/http';
 import { Rate, Trend } from 'k6/metrics';
 
@@ -66,6 +67,25 @@ export function calibrate(...widths) {
     for (const width of widths) echo[width] = echoMedian(width);
     console.info(`echo server, median ms by requests at a time: ${JSON.stringify(echo)}`);
     return echo;
+}
+
+/**
+ * The same for a load that leaves pauses: the echo server's median at so many requests a second, one at a time. On a
+ * machine that sleeps in between everything takes longer, the echo server too.
+ */
+export function calibratePaced(perSecond) {
+    calibrate();
+    const durations = [];
+    for (let n = 0; n < 3 * perSecond && n < 150; n++) {
+        sleep(1 / perSecond);
+        const response = http.post(echoUrl, JSON.stringify({ payload }), params('echo'));
+        if (response.status !== 200) throw new Error(`the echo server answered ${response.status}`);
+        durations.push(response.timings.duration);
+    }
+    durations.sort((a, b) => a - b);
+    const median = durations[Math.floor(durations.length / 2)];
+    console.info(`echo server, median ms at ${perSecond} a second: ${median}`);
+    return median;
 }
 
 /** A synchronous call of the echo function; true if it answered with what it was given. */

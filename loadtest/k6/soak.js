@@ -2,7 +2,7 @@
 // third is held to the same ratios as the first. RATE is arrivals per second.
 
 import exec from 'k6/execution';
-import { calibrate, callAsync, callSync, duration, expectSuccess, get, overEcho, seconds, wrong } from './flux.js';
+import { calibratePaced, callAsync, callSync, duration, expectSuccess, get, overEcho, seconds, wrong } from './flux.js';
 
 const rate = Number(__ENV.RATE || 50);
 const length = seconds(duration) * 1000;
@@ -21,7 +21,7 @@ export const options = {
 };
 
 export function setup() {
-    return calibrate(1);
+    return calibratePaced(rate);
 }
 
 export default function (echo) {
@@ -29,10 +29,10 @@ export default function (echo) {
     const third = done < 1 / 3 ? 'first' : done < 2 / 3 ? 'middle' : 'last';
     const draw = Math.random();
     if (draw < 0.6) {
-        overEcho.add(callSync().timings.duration / echo[1], { third });
+        overEcho.add(callSync().timings.duration / echo, { third });
     } else if (draw < 0.9) {
         const accepted = callAsync();
-        overEcho.add(accepted.timings.duration / echo[1], { third });
+        overEcho.add(accepted.timings.duration / echo, { third });
         if (accepted.status === 202 && draw > 0.85) expectSuccess(accepted.json('execution_id'));
     } else {
         wrong.add(get('/executions?function=echo&limit=20', 'list').status !== 200);

@@ -4,7 +4,7 @@
 
 import { Trend, Counter } from 'k6/metrics';
 
-import { calibrate, callOrRefused, duration, seconds } from './flux.js';
+import { calibratePaced, callOrRefused, duration, seconds } from './flux.js';
 
 const peak = Number(__ENV.PEAK || 2000);
 const calm = 20;
@@ -39,11 +39,11 @@ export const options = {
 };
 
 export function setup() {
-    return calibrate(1);
+    return calibratePaced(calm);
 }
 
 export function calmBefore(echo) {
-    before.add(callOrRefused('echo', false).timings.duration / echo[1]);
+    before.add(callOrRefused('echo', false).timings.duration / echo);
 }
 
 export function spike() {
@@ -51,5 +51,5 @@ export function spike() {
 }
 
 export function calmAfter(echo) {
-    after.add(callOrRefused('echo', false).timings.duration / echo[1]);
+    after.add(callOrRefused('echo', false).timings.duration / echo);
 }

@@ -2,14 +2,16 @@
 //!
 //! Queueing helps against bursts alone. Where more comes than can be done, a queue is always full, and all that it
 //! does is to add its length to every answer. So whoever finds no room waits, but only until there has been none for
-//! [`BURST`]: from then on the door is *pressed*, and refuses at once, until half of its room was free again.
+//! [`BURST`]: from then on the door is *pressed*, and refuses at once, until nobody found it full for as long.
 //!
 //! ```text
-//!            no room                      no room for BURST
+//!            no room                  for BURST, again and again
 //!   open ───────────────► crowded ──────────────────────────► pressed
 //!     ▲   (waits for room)    │                                   │ (refuses)
-//!     └───────────────────────┴───────── half of it is free ──────┘
+//!     └───────────────────────┴──── nobody found it full for BURST┘
 //! ```
+//!
+//! How much is free just now says nothing: what is inside ends together, when the disk has taken a group of it.
 
 use std::sync::Arc;
 
@@ -26,26 +28,28 @@ pub(super) struct Gate {
     what: &'static str,
     room: usize,
     places: Arc<Semaphore>,
-    /// Since when there has been no room for everyone.
-    crowded_since: Mutex<Option<Instant>>,
+    crowd: Mutex<Option<Crowd>>,
+}
+
+/// Who found no room, one after the other with less than [`BURST`] in between: when the first did, and the last.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    first: Instant,
+    last: Instant,
 }
 
 impl Gate {
     pub(super) fn new(what: &'static str, room: usize) -> Self {
         let room = room.max(1);
-        Self { what, room, places: Arc::new(Semaphore::new(room)), crowded_since: Mutex::new(None) }
+        Self { what, room, places: Arc::new(Semaphore::new(room)), crowd: Mutex::new(None) }
     }
 
     /// A place, for as long as it is held.
     pub(super) async fn enter(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            if self.places.available_permits() >= self.room / 2 {
-                *self.crowded_since.lock() = None;
-            }
             return Ok(place);
         }
-        let until = *self.crowded_since.lock().get_or_insert_with(Instant::now) + BURST;
-        match timeout_at(until, Arc::clone(&self.places).acquire_owned()).await {
+        match timeout_at(self.crowded_at(Instant::now()) + BURST, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(Refusal::new(
                 ErrorCode::TooManyRequests,
@@ -57,6 +61,14 @@ impl Gate {
                 ),
             )),
         }
+    }
+
+    /// One more finds no room: since when there has been none.
+    fn crowded_at(&self, now: Instant) -> Instant {
+        let mut crowd = self.crowd.lock();
+        let first = crowd.filter(|crowd| now.duration_since(crowd.last) < BURST).map_or(now, |crowd| crowd.first);
+        *crowd = Some(Crowd { first, last: now });
+        first
     }
 }
 
@@ -85,17 +97,24 @@ mod tests {
             held.push(gate.enter().await.expect("there is room"));
         }
         let begun = Instant::now();
-        assert!(gate.enter().await.is_err());
-        assert_eq!(begun.elapsed(), BURST, "the first waits");
+        let (first, later) = tokio::join!(gate.enter(), async {
+            tokio::time::sleep(BURST / 2).await;
+            gate.enter().await
+        });
+        assert!(first.is_err() && later.is_err());
+        assert_eq!(begun.elapsed(), BURST, "both wait until there has been none for so long");
         let refusal = gate.enter().await.expect_err("there is none");
         assert_eq!(begun.elapsed(), BURST, "the next does not");
         assert_eq!((refusal.code, refusal.retry_after.is_some()), (ErrorCode::TooManyRequests, true));
-        // One place free is taken, and the door stays pressed.
-        held.pop();
-        held.push(gate.enter().await.expect("a place is free"));
+        // All of it is free for a moment and taken again: the door stays pressed.
+        held.clear();
+        for _ in 0..4 {
+            held.push(gate.enter().await.expect("a place is free"));
+        }
         assert!(gate.enter().await.is_err());
         assert_eq!(begun.elapsed(), BURST);
         held.clear();
+        tokio::time::sleep(BURST).await;
         for _ in 0..4 {
             held.push(gate.enter().await.expect("there is room again"));
         }
