@@ -18,7 +18,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// Idle connections of the harness, a file that is just being written.
 const DESCRIPTORS_SPARE: usize = 48;
 /// A launcher keeps a slot ready for each task that may run at once, and before the load it has none.
-const DESCRIPTORS_OF_A_SLOT: usize = 12;
+const DESCRIPTORS_OF_A_SLOT: usize = 16;
 /// How files begin that are written beside their place, and are renamed or removed then.
 const TEMPORARY: [&str; 5] = [".put-", ".unpack-", ".gone-", ".tmp", ".new"];
 

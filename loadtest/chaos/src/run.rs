@@ -51,7 +51,7 @@ pub struct Options {
     pub at_least: Duration,
     pub executions: u64,
     pub kills: u64,
-    /// Full disks too.
+    /// Full disks and wiped queues too.
     pub thorough: bool,
     /// Where the history is written.
     pub history: PathBuf,
@@ -105,7 +105,7 @@ async fn run_on<T: Topology>(
     });
     let clients = load.start(seed.fork(), options.clients);
     let mut menu = topology.menu();
-    menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull));
+    menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull | Fault::Wipe));
     let plan = Plan::new(seed.fork(), menu);
     harm(&mut topology, plan, options, &load).await;
     load.stop();
