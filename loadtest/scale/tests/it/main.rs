@@ -1,4 +1,4 @@
-//! A tenth of `make scale`: nothing is lost or ends twice, and nothing that is measured here grows beyond reason.
+//! A tenth of `make scale`, and of what it queues a twentieth: nothing is lost or ends twice, and nothing that is measured here grows beyond reason.
 //!
 //! The bounds are far above what is measured, since CPU is shared with whatever else the machine does: they find what
 //! grows with the number of functions or agents, not what got a little slower. `make scale` gives the figures.
