@@ -162,7 +162,7 @@ async fn give_up_all(batch: Vec<StatusDelivery>, error: &StoreError) {
             function = %delivery.status.function,
             attempt = delivery.status.attempt,
             phase = ?delivery.status.phase,
-            sequence = delivery.sequence,
+            order = delivery.order,
             error = error as &dyn std::error::Error,
             "a status can never be recorded and is thrown away; its execution's row in the store needs a look"
         );
@@ -179,7 +179,7 @@ async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Result
     loop {
         let updates = batch
             .iter()
-            .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.sequence })
+            .map(|delivery| StatusUpdate { status: delivery.status.clone(), sequence: delivery.order })
             .collect();
         match inner.store.record(updates).await {
             Ok(recorded) => return Ok(recorded),
@@ -206,7 +206,7 @@ async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Result
 }
 
 async fn follow_up(inner: &Arc<Inner>, delivery: StatusDelivery, recorded: &Recorded) {
-    let StatusDelivery { sequence, status, ack, .. } = delivery;
+    let StatusDelivery { order: sequence, status, ack, .. } = delivery;
     if recorded.became_terminal {
         count_end(inner, &status);
         if !is_buried(&status) && inner.payloads.take(status.execution_id) {

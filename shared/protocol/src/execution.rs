@@ -209,7 +209,7 @@ pub struct ExecutionRecord {
     pub traceparent: Option<String>,
     /// The attempt's outcome, once `phase` is `ended`; kept while a retry is queued.
     pub outcome: Option<Outcome>,
-    /// Sequence of the terminal status in `FLUX_STATUS`: the smallest wins.
+    /// Place of the terminal status in the order of the status log: the smallest wins.
     pub terminal_seq: Option<u64>,
     pub position: Option<QueuePosition>,
     /// Kept until the execution is terminal, so that a lost message can be published again.

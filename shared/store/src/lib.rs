@@ -50,7 +50,7 @@ pub struct Deployed {
     pub changed: bool,
 }
 
-/// One status to record, with its place in the status log.
+/// One status to record, with its place in the order of the status log.
 #[derive(Debug, Clone)]
 pub struct StatusUpdate {
     pub status: StatusMessage,

@@ -21,7 +21,7 @@ pub async fn statuses_come_in_batches(on: &Subject) {
         assert!((1..=32).contains(&batch.len()), "{} in a batch", batch.len());
         got.extend(batch);
     }
-    assert!(got.windows(2).all(|pair| pair[0].sequence < pair[1].sequence), "sequences grow");
+    assert!(got.windows(2).all(|pair| pair[0].order < pair[1].order), "the order grows");
     assert!(got.iter().all(|delivery| delivery.sender == "agent-7"));
     for (delivery, sent) in got.into_iter().zip(sent) {
         assert_eq!(delivery.status, sent);
@@ -47,12 +47,12 @@ pub async fn an_unacked_status_comes_again(on: &Subject) {
         within("a batch", log.next()).await.expect("it goes on")
     };
     assert_eq!(first.len(), 1);
-    let sequence = first[0].sequence;
+    let order = first[0].order;
     drop(first);
     assert_eq!(on.other.backlog().await.expect("backlog"), 1, "one that is out counts");
     let mut log = on.other.statuses(8).await.expect("statuses");
     let second = within("the batch again", log.next()).await.expect("it goes on");
-    assert_eq!(second.iter().map(|delivery| delivery.sequence).collect::<Vec<_>>(), [sequence]);
+    assert_eq!(second.iter().map(|delivery| delivery.order).collect::<Vec<_>>(), [order]);
     for delivery in second {
         delivery.ack.ack().await.expect("ack");
     }

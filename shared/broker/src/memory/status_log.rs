@@ -82,7 +82,7 @@ impl StatusBatch for Recorder {
                     let Some(taken) = log.statuses.take(Instant::now(), inner.limits.ack_wait) else { break };
                     let (sender, status) = taken.content;
                     let acker = StatusAcker { inner: Arc::clone(&inner), sequence: taken.sequence };
-                    batch.push(StatusDelivery { sequence: taken.sequence, sender, status, ack: AckHandle::new(acker) });
+                    batch.push(StatusDelivery { order: taken.sequence, sender, status, ack: AckHandle::new(acker) });
                 }
                 (batch, log.statuses.next_ready())
             };

@@ -14,6 +14,8 @@ pub(super) struct AckSubject<'s> {
     pub(super) delivered: u64,
     pub(super) stream_sequence: u64,
     pub(super) stored_at: Timestamp,
+    /// The same in full, in nanoseconds since the epoch.
+    pub(super) stored_ns: u64,
     pub(super) pending: u64,
 }
 
@@ -45,6 +47,7 @@ impl<'s> AckSubject<'s> {
             delivered: tokens[first + 2].parse().ok()?,
             stream_sequence: tokens[first + 3].parse().ok()?,
             stored_at: Timestamp::from_micros(nanos.div_euclid(1_000)),
+            stored_ns: u64::try_from(nanos).ok()?,
             pending: tokens[first + 6].parse().ok()?,
         })
     }
@@ -63,6 +66,7 @@ mod tests {
         assert_eq!(read.consumer, "FLUX_CALL.hello");
         assert_eq!((read.delivered, read.stream_sequence, read.pending), (3, 77, 12));
         assert_eq!(read.stored_at, Timestamp::from_micros(1_700_000_000_123_456));
+        assert_eq!(read.stored_ns, 1_700_000_000_123_456_789);
 
         for long in [
             "$JS.ACK._.ACCHASH.FLUX_CALL.hello.3.77.9.1700000000123456789.12",

@@ -48,6 +48,7 @@ pub(super) struct Info {
     pub(super) delivered: u64,
     pub(super) stream_sequence: u64,
     pub(super) stored_at: Timestamp,
+    pub(super) stored_ns: u64,
     pub(super) pending: u64,
 }
 
@@ -204,6 +205,7 @@ impl Inbox {
             delivered: ack.delivered,
             stream_sequence: ack.stream_sequence,
             stored_at: ack.stored_at,
+            stored_ns: ack.stored_ns,
             pending: ack.pending,
         };
         let mut routes = self.routes.lock();

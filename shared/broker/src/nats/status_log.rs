@@ -149,7 +149,9 @@ impl Recorder {
         let sender = message.subject.strip_prefix("flux.status.").and_then(|rest| rest.split('.').next());
         match (sender, serde_json::from_slice::<StatusMessage>(&message.payload)) {
             (Some(sender), Ok(status)) => Ok(StatusDelivery {
-                sequence: info.stream_sequence,
+                // Not the stream's own number: that of a stream which was lost and made anew begins at 1 again, and a late
+                // outcome in it would come before the one that is recorded.
+                order: info.stored_ns,
                 sender: sender.to_owned(),
                 status,
                 ack: AckHandle::new(acker),

@@ -39,8 +39,9 @@ pub trait StatusBatch: Send {
 /// A transition to be recorded.
 #[derive(Debug)]
 pub struct StatusDelivery {
-    /// Its place in the log: of two outcomes of one execution the smaller wins.
-    pub sequence: u64,
+    /// Its place in the order of the log, also when the log was lost and made anew meanwhile: of two outcomes of one execution
+    /// the smaller wins. The same each time that it is delivered.
+    pub order: u64,
     /// The sender named in the subject, which the broker holds each agent to.
     pub sender: String,
     pub status: StatusMessage,

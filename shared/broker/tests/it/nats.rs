@@ -217,6 +217,27 @@ async fn a_wiped_store_is_provisioned_again() {
     }
     assert!(matches!(next_change(&mut functions).await, Change::Synced));
 
+    let mut status = flux_protocol::StatusMessage {
+        execution_id: flux_protocol::ExecutionId::new(),
+        function: queue.function.clone(),
+        version: 1,
+        attempt: 1,
+        lane: Lane::Invoke,
+        pool: PoolName::default(),
+        phase: flux_protocol::Phase::Running,
+        agent_id: None,
+        queued_at: flux_protocol::time::now(),
+        started_at: None,
+        at: flux_protocol::time::now(),
+        deadline: None,
+        traceparent: None,
+        outcome: None,
+        invocation: None,
+        notes: Vec::new(),
+    };
+    agent.publish_status("agent-1", &status).await.expect("publish");
+    let before = tokio::time::timeout(PATIENCE, log.next()).await.expect("a batch").expect("it is open")[0].order;
+
     engine.server.wipe_store();
     engine.server.restart().await;
     eventually(PATIENCE, "the connection to be back", || async { *gateway.connection().borrow() == 2 }).await;
@@ -239,28 +260,11 @@ async fn a_wiped_store_is_provisioned_again() {
     gateway.publish(&queue, message("i.1")).await.expect("publish");
     next(&agent, &queue).await.ack.ack().await.expect("ack");
     // The log's consumer is made again by whoever reads it.
-    let mut status = flux_protocol::StatusMessage {
-        execution_id: flux_protocol::ExecutionId::new(),
-        function: queue.function.clone(),
-        version: 1,
-        attempt: 1,
-        lane: Lane::Invoke,
-        pool: PoolName::default(),
-        phase: flux_protocol::Phase::Running,
-        agent_id: None,
-        queued_at: flux_protocol::time::now(),
-        started_at: None,
-        at: flux_protocol::time::now(),
-        deadline: None,
-        traceparent: None,
-        outcome: None,
-        invocation: None,
-        notes: Vec::new(),
-    };
     status.notes.push("after".to_owned());
     agent.publish_status("agent-1", &status).await.expect("publish");
     let batch = tokio::time::timeout(PATIENCE, log.next()).await.expect("a batch").expect("it goes on");
     assert_eq!(batch[0].status, status);
+    assert!(batch[0].order > before, "what comes after the log was lost would win over what came before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
