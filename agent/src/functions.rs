@@ -125,6 +125,12 @@ impl Functions {
         self.known.read().get(function).map(|known| Arc::clone(&known.current))
     }
 
+    /// Whether a version that is not there is newer than all that was heard of.
+    pub(crate) fn may_be_coming(&self, function: &FunctionName, version: u32) -> bool {
+        let known = self.known.read();
+        known.get(function).is_some_and(|of| of.history.iter().all(|(_, heard)| *heard < version))
+    }
+
     /// The version that a message means: the one it names, or else the newest that was current when it was stored.
     pub(crate) async fn resolve(
         &self,

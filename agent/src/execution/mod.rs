@@ -168,7 +168,8 @@ impl Attempt {
         StatusMessage {
             execution_id: self.execution.id,
             function: queue.function.clone(),
-            version: self.version.as_ref().map_or(0, |version| version.version),
+            // Where it could not be found, the one that was asked for.
+            version: self.version.as_ref().map(|version| version.version).or(self.invocation.version).unwrap_or(0),
             attempt: self.execution.attempt(),
             lane: queue.lane,
             pool: queue.pool.clone(),

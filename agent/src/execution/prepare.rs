@@ -24,6 +24,10 @@ const CODE_TRIES: u32 = 5;
 /// storage anew. What is out of reach is asked for as long as the execution may still start.
 const REFUSED_TRIES: u32 = 10;
 
+/// A gateway names the versions of its store, and may be a moment ahead of the queue's table (or longer, where the queue stood
+/// still while it deployed): some two seconds.
+const NEWER_TRIES: u32 = 8;
+
 /// All that a process is started from.
 pub(super) struct Ready {
     pub(super) version: Arc<FunctionVersion>,
@@ -132,6 +136,13 @@ impl Attempt {
                 Err(Unresolved::Broker(error)) => {
                     tries += 1;
                     self.pause_or_end("the function cannot be looked up", &error, tries).await?;
+                }
+                Err(Unresolved::UnknownVersion { version, .. })
+                    if tries < NEWER_TRIES && self.node.functions.may_be_coming(function, version) =>
+                {
+                    tries += 1;
+                    tracing::info!(version, tries, "a version that is newer than any here; it may be on its way");
+                    tokio::time::sleep(retry::pause(tries)).await;
                 }
                 Err(unresolved) => return over(ErrorKind::InvalidFunction, unresolved.to_string()),
             }

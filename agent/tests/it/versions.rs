@@ -3,8 +3,11 @@
 use std::io::Write as _;
 
 use flux_broker::{Message, Table};
-use flux_protocol::{ErrorKind, ExecutionId, Invocation, Lane, StatusMessage};
-use flux_testkit::eventually_some;
+use flux_protocol::{
+    ErrorKind, ExecutionId, Invocation, Lane, StatusMessage,
+    agent::{ControlReply, ControlRequest},
+};
+use flux_testkit::{eventually, eventually_some};
 
 use crate::{
     fake::{End, FakeExecutor},
@@ -94,6 +97,28 @@ async fn a_named_version_runs_though_another_is_current() {
     let unknown = world.call_with("f", Invocation { version: Some(9), ..invocation("") }).await;
     assert_eq!(kind(&unknown), Some(ErrorKind::InvalidFunction));
     assert!(message(&unknown).contains("no version 9"), "{}", message(&unknown));
+}
+
+/// A gateway that deployed while the queue stood still names a version that the agents hear of after the call.
+#[tokio::test]
+async fn a_named_version_that_is_newer_than_any_here_is_waited_for() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    say_version(&executor);
+    world.deploy_version("name: f\nhandler: f", 1).await;
+    let agent = world.agent(&executor, World::settings()).await;
+    let early = Invocation { version: Some(2), ..invocation("") };
+    let id = early.execution_id.expect("given");
+    world.publish(&World::queue(Lane::Call, "f"), &early).await;
+    let agent = agent.agent.id().clone();
+    eventually(SOON, "the agent to hold it", || async {
+        let request = ControlRequest::Holds { execution_ids: vec![id] };
+        world.ask(&agent, &request).await == ControlReply::Holds { agent_id: agent.clone(), execution_ids: vec![id] }
+    })
+    .await;
+    world.deploy_version("name: f\nhandler: f", 2).await;
+    let end = world.end_of(id).await;
+    assert_eq!((end.version, text(&end)), (2, "2".to_owned()), "{end:?}");
 }
 
 #[tokio::test]

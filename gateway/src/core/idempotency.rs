@@ -13,6 +13,10 @@ use crate::refusal::Refusal;
 /// A claim without a record after this was left by a gateway that died between the two.
 const ORPHANED_AFTER: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether the gateway that claimed a key has recorded its execution: a matter of milliseconds,
+/// unless it died.
+pub(super) const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
+
 /// Whose execution a key stands for.
 pub(super) enum Standing {
     Ours,
@@ -119,7 +123,7 @@ impl Inner {
                 }
                 None if self.is_orphaned(at) => return Ok(None),
                 // Claimed, and not recorded yet.
-                None if !left.is_zero() => tokio::time::sleep(Duration::from_millis(50)).await,
+                None if !left.is_zero() => tokio::time::sleep(CLAIM_LOOKED_AT_EVERY).await,
                 Some(_) | None => {
                     return Err(Refusal::new(
                         ErrorCode::DeadlineExceeded,

@@ -16,7 +16,7 @@ use super::{
     Accepted, Gateway, Inner, InvokeRequest,
     call::{NotCalled, may_be_stored, message_of},
     function_cache::Runnable,
-    idempotency::Standing,
+    idempotency::{CLAIM_LOOKED_AT_EVERY, Standing},
     payloads::NOTE,
     publish_again::queued_record,
 };
@@ -47,7 +47,7 @@ impl Inner {
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
     ) -> Result<Accepted, Refusal> {
-        let place = self.accepts.enter().await?;
+        let mut place = self.accepts.enter().await?;
         let id = ExecutionId::new();
         let Some(key) = request.idempotency_key.clone() else {
             self.accept_to_the_end(function, id, request, redrive_of, None, place).await?;
@@ -59,10 +59,18 @@ impl Inner {
             match self.claim(name, &key, body, id).await? {
                 Standing::Ours => break,
                 Standing::Theirs { execution_id, at } => {
-                    if self.store.execution(execution_id).await?.is_some() || !self.is_orphaned(at) {
+                    if self.store.execution(execution_id).await?.is_some() {
                         return Ok(Accepted { execution_id, replayed: true });
                     }
-                    self.store.release_idempotency(name, &key, execution_id).await?;
+                    if self.is_orphaned(at) {
+                        self.store.release_idempotency(name, &key, execution_id).await?;
+                    } else {
+                        // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
+                        // gateway that claimed it is dead.
+                        drop(place);
+                        tokio::time::sleep(CLAIM_LOOKED_AT_EVERY).await;
+                        place = self.accepts.enter().await?;
+                    }
                 }
             }
         }

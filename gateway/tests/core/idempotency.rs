@@ -1,6 +1,9 @@
 //! `Idempotency-Key`, sync and not.
 
-use flux_protocol::{ErrorCode, OutcomeStatus};
+use std::time::Duration;
+
+use flux_protocol::{Digest, ErrorCode, ExecutionId, OutcomeStatus, Timestamp, time::now};
+use flux_store::Claim;
 
 use crate::{
     fake_agent::Act,
@@ -101,4 +104,26 @@ async fn a_call_with_a_key_goes_on_when_its_caller_goes() {
     let record = ended(&world, accepted.execution_id).await;
     assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Success);
     assert_eq!(agent.taken().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_a_dead_gateway_claimed_is_no_promise() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    let agent = world.agent("a", |_| Act::Succeed("ran".to_owned())).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let function = name("f");
+    let dead = gateway.invoke(&function, keyed("x", "k")).await.unwrap().execution_id;
+    // As a gateway leaves it that died between the claim and the record, nine seconds ago.
+    let claim = world.store.claim_idempotency(&function, "k", Digest::of(b""), dead, now(), Duration::ZERO).await;
+    let Ok(Claim::Held { body, .. }) = claim else { panic!("{claim:?}") };
+    world.store.release_idempotency(&function, "k", dead).await.unwrap();
+    let (gone, earlier) = (ExecutionId::new(), Timestamp::from_micros(now().as_micros() - 9_000_000));
+    let claimed = world.store.claim_idempotency(&function, "k", body, gone, earlier, Duration::from_secs(60)).await;
+    assert!(matches!(claimed, Ok(Claim::Claimed)), "{claimed:?}");
+
+    let accepted = gateway.invoke(&function, keyed("x", "k")).await.unwrap();
+    assert_ne!(accepted.execution_id, gone, "nobody would ever run that one");
+    assert_eq!(ended(&world, accepted.execution_id).await.outcome.unwrap().output.to_text(), "ran");
 }
