@@ -31,7 +31,7 @@
 //! held by something that runs for a day: at the worst they cost a fifth of the node.
 //!
 //! **Enough is enough.** Where as many pulls wait as may, one more is refused: the queue is *covered* by other agents,
-//! and this one leaves it to them for a minute or two, unless it is rung for. So with many agents a queue has as many
+//! and this one leaves it to them for some seconds, unless it is rung for. So with many agents a queue has as many
 //! pulls as with few.
 //!
 //! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
@@ -66,8 +66,10 @@ const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;
 /// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
 const NO_STANDING_MS: u64 = 60_000;
-/// A queue that others cover is left to them for this long, and up to as much again: not for all at the same time.
-const COVERED_MS: u64 = 60_000;
+/// A queue that others cover is left to them for this long and a little more, not the same for each queue: about as long
+/// as their pulls last, since where there are more hot queues than credit those who cover it go on to others.
+const COVERED_MS: u64 = 2_000;
+const COVERED_SPREAD_MS: u64 = 4_000;
 /// Queues looked at for one that fits; those that were passed over claim in turn.
 const LOOKED_AT: usize = 64;
 
@@ -498,7 +500,7 @@ impl Planner {
 
     fn cover(&mut self, index: usize, now_ms: u64) {
         self.uncover(index);
-        let spread_ms = index as u64 * 997 % COVERED_MS;
+        let spread_ms = index as u64 * 997 % COVERED_SPREAD_MS;
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut).filter(|queue| queue.hot) {
             let until_ms = now_ms + COVERED_MS + spread_ms;
             queue.covered_until_ms = Some(until_ms);

@@ -321,7 +321,7 @@ fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
     }
     // Having had work it is one of those that wait there again, until it is refused again.
     assert!(granted(&mut planner, 1_001).iter().any(|grant| grant.name == queue));
-    let later = granted(&mut planner, 2 * COVERED_MS);
+    let later = granted(&mut planner, 1_001 + COVERED_MS + COVERED_SPREAD_MS);
     assert!(later.iter().any(|grant| grant.name == other), "tried again after a while");
     assert_eq!(planner.wake_at_ms(), None, "nothing is covered any more");
 }
