@@ -44,6 +44,7 @@ mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
 
@@ -75,6 +76,9 @@ const LOOKED_AT: usize = 64;
 
 /// Work waits, and nobody said how much.
 const UNKNOWN: u64 = u64::MAX;
+
+/// Ticks begin here: what was never served has smaller ones, by which each agent has an order of its own.
+const FIRST_TICK: u64 = 1 << 16;
 
 /// What one function needs, by its current version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +230,9 @@ pub(crate) struct Planner {
     active: u64,
     hot: u64,
     tick: u64,
+    /// Of this agent: in which order it comes to queues that it never served. If all agents had the same, all would wait
+    /// at the same queues and none at the others, wherever more are hot than an agent has credit for.
+    seed: u64,
     /// Which queues were known to wait, and until when that counts.
     waited_lately: [(usize, u64); 2],
     claim: Option<Claim>,
@@ -239,7 +246,7 @@ pub(crate) struct Planner {
 }
 
 impl Planner {
-    pub(crate) fn new(total: Amount) -> Self {
+    pub(crate) fn new(total: Amount, seed: u64) -> Self {
         Self {
             total,
             used: Amount::default(),
@@ -258,7 +265,8 @@ impl Planner {
             covered: BTreeSet::new(),
             active: 0,
             hot: 0,
-            tick: 0,
+            tick: FIRST_TICK,
+            seed,
             waited_lately: [(usize::MAX, 0); 2],
             claim: None,
             no_claim_before_ms: 0,
@@ -314,7 +322,7 @@ impl Planner {
             backlog: UNKNOWN,
             last_work_ms: None,
             active: false,
-            served: 0,
+            served: self.first_served(name),
             passed_over_since: None,
             covered_until_ms: None,
             place: Place::Nowhere,
@@ -327,6 +335,12 @@ impl Planner {
         self.hot += 1;
         self.set_active(index);
         self.place(index);
+    }
+
+    fn first_served(&self, name: &QueueName) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, name).hash(&mut hasher);
+        hasher.finish() % FIRST_TICK
     }
 
     /// The queue is cold: nothing more is pulled there. What is outstanding or runs is still counted.
