@@ -83,7 +83,7 @@ impl Puller {
         let capabilities = node.executor.capabilities();
         let puller = Self {
             node,
-            planner: Planner::new(Amount::from(total)),
+            planner: Planner::new(Amount::from(total), rand::random()),
             pulls: FuturesUnordered::new(),
             events,
             slots,

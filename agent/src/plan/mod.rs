@@ -31,7 +31,7 @@
 //! held by something that runs for a day: at the worst they cost a fifth of the node.
 //!
 //! **Enough is enough.** Where as many pulls wait as may, one more is refused: the queue is *covered* by other agents,
-//! and this one leaves it to them for a minute or two, unless it is rung for. So with many agents a queue has as many
+//! and this one leaves it to them for some seconds, unless it is rung for. So with many agents a queue has as many
 //! pulls as with few.
 //!
 //! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
@@ -44,6 +44,7 @@ mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
 
@@ -66,13 +67,18 @@ const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;
 /// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
 const NO_STANDING_MS: u64 = 60_000;
-/// A queue that others cover is left to them for this long, and up to as much again: not for all at the same time.
-const COVERED_MS: u64 = 60_000;
+/// A queue that others cover is left to them for this long and a little more, not the same for each queue: about as long
+/// as their pulls last, since where there are more hot queues than credit those who cover it go on to others.
+const COVERED_MS: u64 = 2_000;
+const COVERED_SPREAD_MS: u64 = 4_000;
 /// Queues looked at for one that fits; those that were passed over claim in turn.
 const LOOKED_AT: usize = 64;
 
 /// Work waits, and nobody said how much.
 const UNKNOWN: u64 = u64::MAX;
+
+/// Ticks begin here: what was never served has smaller ones, by which each agent has an order of its own.
+const FIRST_TICK: u64 = 1 << 16;
 
 /// What one function needs, by its current version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +230,9 @@ pub(crate) struct Planner {
     active: u64,
     hot: u64,
     tick: u64,
+    /// Of this agent: in which order it comes to queues that it never served. If all agents had the same, all would wait
+    /// at the same queues and none at the others, wherever more are hot than an agent has credit for.
+    seed: u64,
     /// Which queues were known to wait, and until when that counts.
     waited_lately: [(usize, u64); 2],
     claim: Option<Claim>,
@@ -237,7 +246,7 @@ pub(crate) struct Planner {
 }
 
 impl Planner {
-    pub(crate) fn new(total: Amount) -> Self {
+    pub(crate) fn new(total: Amount, seed: u64) -> Self {
         Self {
             total,
             used: Amount::default(),
@@ -256,7 +265,8 @@ impl Planner {
             covered: BTreeSet::new(),
             active: 0,
             hot: 0,
-            tick: 0,
+            tick: FIRST_TICK,
+            seed,
             waited_lately: [(usize::MAX, 0); 2],
             claim: None,
             no_claim_before_ms: 0,
@@ -312,7 +322,7 @@ impl Planner {
             backlog: UNKNOWN,
             last_work_ms: None,
             active: false,
-            served: 0,
+            served: self.first_served(name),
             passed_over_since: None,
             covered_until_ms: None,
             place: Place::Nowhere,
@@ -325,6 +335,12 @@ impl Planner {
         self.hot += 1;
         self.set_active(index);
         self.place(index);
+    }
+
+    fn first_served(&self, name: &QueueName) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, name).hash(&mut hasher);
+        hasher.finish() % FIRST_TICK
     }
 
     /// The queue is cold: nothing more is pulled there. What is outstanding or runs is still counted.
@@ -498,7 +514,7 @@ impl Planner {
 
     fn cover(&mut self, index: usize, now_ms: u64) {
         self.uncover(index);
-        let spread_ms = index as u64 * 997 % COVERED_MS;
+        let spread_ms = index as u64 * 997 % COVERED_SPREAD_MS;
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut).filter(|queue| queue.hot) {
             let until_ms = now_ms + COVERED_MS + spread_ms;
             queue.covered_until_ms = Some(until_ms);

@@ -47,7 +47,7 @@ struct World {
 impl World {
     fn new(total: Amount) -> Self {
         Self {
-            planner: Planner::new(total),
+            planner: Planner::new(total, 0),
             total,
             now_ms: 0,
             needs: HashMap::new(),
@@ -295,7 +295,7 @@ fn granted(planner: &mut Planner, now_ms: u64) -> Vec<Grant> {
 
 #[test]
 fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
-    let mut planner = Planner::new(budget(8));
+    let mut planner = Planner::new(budget(8), 0);
     let (queue, other) = (name(Lane::Invoke, 0), name(Lane::Invoke, 1));
     let cover = |planner: &mut Planner, at_ms| {
         for grant in granted(planner, at_ms) {
@@ -321,7 +321,7 @@ fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
     }
     // Having had work it is one of those that wait there again, until it is refused again.
     assert!(granted(&mut planner, 1_001).iter().any(|grant| grant.name == queue));
-    let later = granted(&mut planner, 2 * COVERED_MS);
+    let later = granted(&mut planner, 1_001 + COVERED_MS + COVERED_SPREAD_MS);
     assert!(later.iter().any(|grant| grant.name == other), "tried again after a while");
     assert_eq!(planner.wake_at_ms(), None, "nothing is covered any more");
 }
@@ -329,7 +329,7 @@ fn a_queue_that_others_cover_is_left_to_them_until_it_is_rung_for() {
 /// One agent alone can have as many pulls at a queue as may wait there.
 #[test]
 fn a_queue_that_only_this_agent_covers_is_pulled_again_when_its_pulls_are_over() {
-    let mut planner = Planner::new(budget(8));
+    let mut planner = Planner::new(budget(8), 0);
     let queue = name(Lane::Invoke, 0);
     planner.heat(&queue, Some(need(100, 128, u64::MAX)));
     let waiting = granted(&mut planner, 0).pop().expect("a pull for what may wait there");
@@ -339,9 +339,23 @@ fn a_queue_that_only_this_agent_covers_is_pulled_again_when_its_pulls_are_over()
     assert!(granted(&mut planner, 250).iter().any(|grant| grant.name == queue), "nobody else waits there");
 }
 
+/// With more hot queues than credit, agents that all began with the same ones would leave the others to nobody.
+#[test]
+fn agents_begin_with_different_queues() {
+    let mut heard = std::collections::HashSet::new();
+    for seed in 0..20 {
+        let mut planner = Planner::new(budget(16), seed);
+        for function in 0..100 {
+            planner.heat(&name(Lane::Call, function), Some(need(100, 128, u64::MAX)));
+        }
+        heard.extend(granted(&mut planner, 0).into_iter().map(|grant| grant.name));
+    }
+    assert!(heard.len() > 60, "20 agents with 16 slots began with {} of 100 queues", heard.len());
+}
+
 #[test]
 fn a_cold_queue_is_not_covered_any_more() {
-    let mut planner = Planner::new(budget(8));
+    let mut planner = Planner::new(budget(8), 0);
     let queue = name(Lane::Call, 0);
     planner.heat(&queue, Some(need(100, 128, u64::MAX)));
     for grant in granted(&mut planner, 0) {
@@ -353,7 +367,7 @@ fn a_cold_queue_is_not_covered_any_more() {
 
 #[test]
 fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
-    let mut planner = Planner::new(budget(8));
+    let mut planner = Planner::new(budget(8), 0);
     let queue = name(Lane::Call, 0);
     planner.heat(&queue, Some(need(100, 128, u64::MAX)));
     let mut first = granted(&mut planner, 0).pop().expect("a pull");
