@@ -171,11 +171,13 @@ fn success(story: &Story, end: &Seen, broken: &mut Broken<'_>) {
     if end.status != "success" {
         return;
     }
-    let mut starts = story.starts.iter().filter(|start| start.attempt == end.attempt).peekable();
-    if starts.peek().is_none() {
+    // The last one up to it: an attempt whose message was lost and published again while it ran ends under the number of that.
+    let ran = story.starts.iter().map(|start| start.attempt).filter(|attempt| *attempt <= end.attempt).max();
+    let Some(ran) = ran else {
         broken(Rule::SuccessWithoutRun, format!("attempt {} succeeded, and never started", end.attempt));
         return;
-    }
+    };
+    let mut starts = story.starts.iter().filter(|start| start.attempt == ran);
     // One, unless its number was given twice.
     let Some(start) = starts.find(|start| start.finished_us.is_some()) else {
         broken(Rule::SuccessWithoutRun, format!("attempt {} succeeded, and did not come to its end", end.attempt));
