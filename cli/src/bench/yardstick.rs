@@ -11,7 +11,7 @@ use super::{costs::Cost, guarded::Server};
 use crate::error::CliError;
 
 pub(super) const NAME: &str = "yardstick";
-/// 32 bytes, as the function gets them from [`Subject::body`](super::subject::Subject::body).
+/// 32 bytes, as the function gets them from `Subject::body`.
 pub(super) const BODY: &str = "\"0123456789abcdef0123456789abcd\"";
 
 #[derive(Debug)]
