@@ -93,7 +93,10 @@ impl Planner {
             match (busy, bare) {
                 (Some(busy), Some(bare)) if bare < busy => self.grant_bare(bare.2, now_ms, drafts),
                 (Some(busy), _) => {
-                    self.note_waiting(busy.2, now_ms);
+                    // What this credit is enough for waits no longer.
+                    if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
+                        self.note_waiting(busy.2, now_ms);
+                    }
                     self.take(busy.2, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
                 }
                 (None, Some(bare)) => self.grant_bare(bare.2, now_ms, drafts),
