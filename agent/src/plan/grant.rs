@@ -115,11 +115,12 @@ impl Planner {
         self.function(queue.function)?.need.map(|need| need.each)
     }
 
-    /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long
+    /// The first bare queue that fits. A queue that is rung for finds the reserve free. While others wait no more than a quarter of the slots idles, but for the long
     /// pulls that are out already, beside which an eighth still takes turns.
     fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
         let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < (self.total.tasks / 8).max(1);
-        let may = |planner: &Self, key: &Key| few_idle || !planner.others_wait(key.2, now_ms);
+        let spare = self.used.tasks + self.reserve() < self.total.tasks;
+        let may = |planner: &Self, key: &Key| few_idle || (spare && !planner.others_wait(key.2, now_ms));
         let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
