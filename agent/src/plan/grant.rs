@@ -224,7 +224,7 @@ impl Planner {
     }
 
     /// For a queue that worked lately, with nobody known to wait. Half of the node can do without what is lent for
-    /// seconds; every pull costs the broker something, and short ones as much as long ones.
+    /// a second; every pull costs the broker something, and short ones as much as long ones.
     fn take_warm(&mut self, queue: usize, count: u64, each: Amount, drafts: &mut Vec<Draft>) {
         let longer = each.count_in(self.total.over(2).minus(self.used)).min(count);
         if longer > 0 {

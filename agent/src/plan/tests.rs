@@ -392,7 +392,7 @@ fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
     let slot = planner.delivered(&mut first.credit, Some(0), 0);
     planner.ended(first.credit, PullEnd::Expired, 0);
     planner.finished(slot);
-    let warm = granted(&mut planner, 2_000);
+    let warm = granted(&mut planner, 1_000);
     let held: u64 = warm.iter().map(Grant::batch).sum();
     assert!(warm.iter().any(|grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM), "{warm:?}");
     assert!(held <= 4, "no more than half: {warm:?}");
