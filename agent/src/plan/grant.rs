@@ -93,7 +93,10 @@ impl Planner {
             match (busy, bare) {
                 (Some(busy), Some(bare)) if bare < busy => self.grant_bare(bare.2, now_ms, drafts),
                 (Some(busy), _) => {
-                    self.note_waiting(busy.2, now_ms);
+                    // What this credit is enough for waits no longer.
+                    if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
+                        self.note_waiting(busy.2, now_ms);
+                    }
                     self.take(busy.2, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
                 }
                 (None, Some(bare)) => self.grant_bare(bare.2, now_ms, drafts),
@@ -112,11 +115,12 @@ impl Planner {
         self.function(queue.function)?.need.map(|need| need.each)
     }
 
-    /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long
+    /// The first bare queue that fits. A queue that is rung for finds the reserve free. While others wait no more than a quarter of the slots idles, but for the long
     /// pulls that are out already, beside which an eighth still takes turns.
     fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
         let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < (self.total.tasks / 8).max(1);
-        let may = |planner: &Self, key: &Key| few_idle || !planner.others_wait(key.2, now_ms);
+        let spare = self.used.tasks + self.reserve() < self.total.tasks;
+        let may = |planner: &Self, key: &Key| few_idle || (spare && !planner.others_wait(key.2, now_ms));
         let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
@@ -220,7 +224,7 @@ impl Planner {
     }
 
     /// For a queue that worked lately, with nobody known to wait. Half of the node can do without what is lent for
-    /// seconds; every pull costs the broker something, and short ones as much as long ones.
+    /// a second; every pull costs the broker something, and short ones as much as long ones.
     fn take_warm(&mut self, queue: usize, count: u64, each: Amount, drafts: &mut Vec<Draft>) {
         let longer = each.count_in(self.total.over(2).minus(self.used)).min(count);
         if longer > 0 {

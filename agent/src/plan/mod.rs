@@ -77,6 +77,10 @@ const LOOKED_AT: usize = 64;
 /// Work waits, and nobody said how much.
 const UNKNOWN: u64 = u64::MAX;
 
+/// Work waits, as somebody who rang knew. The first delivery says how much more: taking the whole node for it would leave
+/// no pull at other queues, for whose calls somebody would ring next.
+const RUNG: u64 = 1;
+
 /// Ticks begin here: what was never served has smaller ones, by which each agent has an order of its own.
 const FIRST_TICK: u64 = 1 << 16;
 
@@ -164,7 +168,7 @@ struct Queue {
     hot: bool,
     outstanding: u64,
     running: u64,
-    /// What waits at the broker by the last that was heard; [`UNKNOWN`] after a ring.
+    /// What waits at the broker by the last that was heard; [`RUNG`] after a ring.
     backlog: u64,
     last_work_ms: Option<u64>,
     active: bool,
@@ -306,7 +310,7 @@ impl Planner {
                     self.hot += 1;
                 }
                 queue.hot = true;
-                queue.backlog = if queue.outstanding > 0 { queue.backlog } else { UNKNOWN };
+                queue.backlog = if queue.outstanding > 0 { queue.backlog } else { RUNG };
             }
             self.set_active(index);
             self.place(index);
@@ -319,7 +323,7 @@ impl Planner {
             hot: true,
             outstanding: 0,
             running: 0,
-            backlog: UNKNOWN,
+            backlog: RUNG,
             last_work_ms: None,
             active: false,
             served: self.first_served(name),

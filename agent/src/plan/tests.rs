@@ -354,6 +354,24 @@ fn agents_begin_with_different_queues() {
 }
 
 #[test]
+fn a_queue_that_gets_hot_is_heard_at_once_however_many_idle_ones_there_are() {
+    let mut planner = Planner::new(budget(16), 0);
+    for function in 0..100 {
+        planner.heat(&name(Lane::Call, function), Some(need(100, 128, u64::MAX)));
+    }
+    // Nobody has work: what was taken for work takes turns and stands from now on.
+    for at_ms in [0, 250, 500, 750, 1_000, 2_000, 3_000] {
+        for grant in granted(&mut planner, at_ms) {
+            planner.ended(grant.credit, PullEnd::Expired, at_ms);
+        }
+    }
+    drop(granted(&mut planner, 4_000));
+    let new = name(Lane::Call, 100);
+    planner.heat(&new, Some(need(100, 128, u64::MAX)));
+    assert!(granted(&mut planner, 4_000).iter().any(|grant| grant.name == new));
+}
+
+#[test]
 fn a_cold_queue_is_not_covered_any_more() {
     let mut planner = Planner::new(budget(8), 0);
     let queue = name(Lane::Call, 0);
@@ -374,7 +392,7 @@ fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
     let slot = planner.delivered(&mut first.credit, Some(0), 0);
     planner.ended(first.credit, PullEnd::Expired, 0);
     planner.finished(slot);
-    let warm = granted(&mut planner, 2_000);
+    let warm = granted(&mut planner, 1_000);
     let held: u64 = warm.iter().map(Grant::batch).sum();
     assert!(warm.iter().any(|grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM), "{warm:?}");
     assert!(held <= 4, "no more than half: {warm:?}");

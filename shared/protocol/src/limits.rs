@@ -86,8 +86,9 @@ pub const PULLS_WAITING: u32 = 16;
 /// A pull on an idle queue. Longer ones need the server's heartbeats, which cost as much as renewing this, and for which
 /// it is silent where [`PULLS_WAITING`] wait already.
 pub const PULL_EXPIRES_IDLE: Duration = Duration::from_secs(6);
-/// A pull on a queue that worked lately, in an agent that has much room.
-pub const PULL_EXPIRES_WARM: Duration = Duration::from_secs(2);
+/// A pull on a queue that worked lately, in an agent that has much room. Less than [`ACK_WAIT`]: what an agent gave up as it
+/// went must not come back on a pull that it left behind.
+pub const PULL_EXPIRES_WARM: Duration = Duration::from_secs(1);
 /// Pulls while functions compete for slots end sooner, so that their credit can move.
 pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
 
