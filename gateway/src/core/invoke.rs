@@ -22,6 +22,9 @@ use super::{
 };
 use crate::refusal::Refusal;
 
+/// What agents are told of an execution that did not become one.
+const NOT_ACCEPTED: &str = "it was not accepted: the store or the queue refused";
+
 impl Gateway {
     /// Accepts an invocation that runs on its own.
     ///
@@ -175,8 +178,9 @@ impl Inner {
         self.discard_payload(invocation);
         if let Some(position) = position {
             match self.broker.take_back(queue, &position).await {
-                Ok(TakenBack::NeverDelivered) => return true,
-                Ok(TakenBack::Delivered) | Err(BrokerError::Unsupported { .. }) => {}
+                // A queue that was killed meanwhile may have forgotten that it delivered it.
+                Ok(TakenBack::NeverDelivered) if self.withdrawn_everywhere(id, NOT_ACCEPTED).await => return true,
+                Ok(_) | Err(BrokerError::Unsupported { .. }) => {}
                 Err(error) => {
                     tracing::warn!(
                         execution_id = %id,
@@ -189,7 +193,7 @@ impl Inner {
         // It may be on its way to an agent: they remember a cancel. Behind the answer, since it takes a while.
         let inner = Arc::clone(self);
         self.tasks.spawn("give-up", async move {
-            let _ = inner.cancel_on_agents(id, "it was not accepted: the store or the queue refused", None).await;
+            let _ = inner.cancel_on_agents(id, NOT_ACCEPTED, None).await;
         });
         false
     }

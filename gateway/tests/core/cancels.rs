@@ -1,13 +1,16 @@
 //! Cancel: queued, running, waiting for a retry, terminal, unknown.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use flux_broker::{Queue as _, Table, Tables as _};
-use flux_protocol::{ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, PoolName, subject::QueueName};
+use flux_protocol::{
+    ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, Phase, PoolName, limits::HEARTBEAT_EVERY,
+    subject::QueueName,
+};
 use tokio::sync::Notify;
 
 use crate::{
-    fake_agent::Act,
+    fake_agent::{Act, Job},
     flaky_store::FlakyStore,
     world::{World, deploy, ended, eventually, knows, name, payload},
 };
@@ -46,6 +49,59 @@ async fn what_runs_is_ended_by_its_agent() {
     assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
     let record = ended(&world, accepted.execution_id).await;
     assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
+}
+
+/// A `nats-server` that is killed may have forgotten that it delivered what an agent runs since.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_ended_also_where_the_queue_forgot_that_it_delivered_it() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    let never = Arc::new(Notify::new());
+    let agent = world.agent("a", move |_| Act::Hold(Arc::clone(&never))).await;
+    knows(&gateway, &[&agent]).await;
+    // So that the record does not tell either.
+    store.set_records_nothing(true);
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    agent.until("it runs", |agent| agent.running().len() == 1).await;
+    world.broker.forget_deliveries();
+    assert_eq!(gateway.execution(id).await.unwrap().phase, Phase::Queued);
+    gateway.cancel(id).await.unwrap();
+    assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
+    store.set_records_nothing(false);
+    assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Cancelled);
+}
+
+/// The same where its agent is not back from the queue's death yet, and the other one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_not_answer_is_waited_for_before_a_cancel_is_confirmed() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let (started, gateway) = (Instant::now(), world.gateway_over(store.clone()).await);
+    deploy(&gateway, "f", "").await;
+    let hold = || {
+        let never = Arc::new(Notify::new());
+        move |_: &Job| Act::Hold(Arc::clone(&never))
+    };
+    let agents = [world.agent("a", hold()).await, world.agent("b", hold()).await];
+    knows(&gateway, &[&agents[0], &agents[1]]).await;
+    // Before that it believes no answers, since there may be agents that it has not heard of.
+    eventually("it knows all there may be", || async { started.elapsed() > 2 * HEARTBEAT_EVERY }).await;
+    store.set_records_nothing(true);
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    eventually("it runs", || async { agents.iter().any(|agent| agent.running() == [id]) }).await;
+    let holder = usize::from(agents[0].running().is_empty());
+    let (holder, other) = (&agents[holder], &agents[1 - holder]);
+    holder.set_deaf(true);
+    world.broker.forget_deliveries();
+    let back = async {
+        other.until("the other one was asked", |other| other.refuses(id)).await;
+        holder.set_deaf(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), back);
+    cancelled.unwrap();
+    assert!(holder.running().is_empty(), "its processes are gone when the cancel is answered");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -121,6 +121,12 @@ impl MemoryBroker {
         self.inner.changed.notify_waiters();
     }
 
+    /// Forgets that anything was delivered, as a server does that is killed before it wrote that down.
+    pub fn forget_deliveries(&self) {
+        self.inner.queues.lock().forget_deliveries();
+        self.inner.changed.notify_waiters();
+    }
+
     /// The connection goes down (`false`) or comes back: open pulls end, publishes fail, the count grows.
     pub fn set_connected(&self, connected: bool) {
         let value = if connected { self.inner.connects.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
