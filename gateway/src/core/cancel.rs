@@ -30,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An attempt that fails while it is being cancelled is followed by the next, which is then cancelled.
 const ATTEMPTS_CHASED: usize = 3;
-/// A confirmed cancel is answered once the record says so too, or after this.
+/// A cancel that an agent confirmed is answered once the record says so too, or after this.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the agents said to a cancel.
@@ -111,12 +111,22 @@ impl Gateway {
                 ));
             }
         }
-        // The first end that was recorded is the one, and it may be of before this.
-        match inner.settled(id).await {
+        // The first end that was recorded is the one, and it may be of before this. Where nobody holds it, only the record
+        // tells that it did not end by itself just before.
+        let within = if answer == CancelAnswer::NobodyHolds { PATIENCE } else { RECORDED_WITHIN };
+        match inner.settled(id, record.attempt, within).await {
+            Some(record) if !record.is_terminal() => Ok(None),
             Some(record) if record.outcome.as_ref().is_none_or(|end| end.status != OutcomeStatus::Cancelled) => {
                 Err(already_terminal(&record))
             }
             None if answer == CancelAnswer::EndedItself => Ok(None),
+            None if answer == CancelAnswer::NobodyHolds => Err(Refusal::new(
+                ErrorCode::DeadlineExceeded,
+                format!(
+                    "`{id}` runs nowhere and will not, but its end was not recorded within {} s; GET /executions/{id} tells whether it ended before it was cancelled",
+                    PATIENCE.as_secs()
+                ),
+            )),
             // Or said, and not recorded yet.
             Some(_) | None => Ok(Some(())),
         }
@@ -303,13 +313,13 @@ impl Inner {
         })
     }
 
-    /// Waits shortly until the store has the end of an execution too.
-    async fn settled(&self, id: ExecutionId) -> Option<ExecutionRecord> {
-        let until = Instant::now() + RECORDED_WITHIN;
+    /// Waits until the store has the end of an execution too, or that another attempt follows this one.
+    async fn settled(&self, id: ExecutionId, attempt: u32, within: Duration) -> Option<ExecutionRecord> {
+        let until = Instant::now() + within;
         let mut pause = Duration::from_millis(2);
         while Instant::now() < until {
             if let Ok(Some(record)) = self.store.execution(id).await
-                && record.is_terminal()
+                && (record.is_terminal() || record.attempt > attempt)
             {
                 return Some(record);
             }

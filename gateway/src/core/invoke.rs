@@ -34,7 +34,7 @@ impl Gateway {
         let inner = &self.inner;
         inner.require_open()?;
         request.check()?;
-        let function = inner.functions.require_version(name, request.version).await?;
+        let function = inner.invocable(name, request.version).await?;
         function.require_code()?;
         let accepted = inner.accept(&function, request, None).await;
         let outcome = accepted.as_ref().map_or_else(|refusal| refusal.code.as_str(), |_| "accepted");

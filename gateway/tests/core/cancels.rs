@@ -1,6 +1,9 @@
 //! Cancel: queued, running, waiting for a retry, terminal, unknown.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flux_broker::{Queue as _, Table, Tables as _};
 use flux_protocol::{
@@ -156,10 +159,14 @@ async fn what_failed_and_is_not_recorded_yet_is_cancelled_for_its_next_attempt_t
     let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
     agent.until("it failed", |agent| agent.taken().len() == 1 && agent.running().is_empty()).await;
     assert_eq!(gateway.execution(id).await.unwrap().status_text(), "running", "its failure is not recorded");
-    gateway.cancel(id).await.unwrap();
-    let kept = world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap();
-    assert!(kept.is_some(), "agents read it before they start the next attempt");
-    store.set_records_nothing(false);
+    let recorded = async {
+        let kept = || async { world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some() };
+        eventually("agents can read it before they start the next attempt", kept).await;
+        store.set_records_nothing(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), recorded);
+    cancelled.unwrap();
+    assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Cancelled);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,9 +183,11 @@ async fn what_succeeded_and_is_not_recorded_yet_is_not_called_cancelled() {
     let refused = store.refused();
     eventually("the recorder has tried", || async { store.refused() > refused }).await;
     let end = async {
-        // While the cancel waits for what is recorded first.
+        // While the cancel waits for what is recorded first, however long that takes.
+        let begun = Instant::now();
         eventually("the cancel is published", || async {
             world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some()
+                && begun.elapsed() > Duration::from_secs(5)
         })
         .await;
         store.set_records_nothing(false);

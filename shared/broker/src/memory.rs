@@ -71,6 +71,7 @@ struct Inner {
 struct Faults {
     publishes_to_fail: AtomicU32,
     status_publishes_to_fail: AtomicU32,
+    table_puts_to_fail: AtomicU32,
     deliveries_paused: std::sync::atomic::AtomicBool,
 }
 
@@ -107,6 +108,11 @@ impl MemoryBroker {
     /// The same for statuses.
     pub fn fail_status_publishes(&self, count: u32) {
         self.inner.faults.status_publishes_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// The same for changes of tables.
+    pub fn fail_table_puts(&self, count: u32) {
+        self.inner.faults.table_puts_to_fail.store(count, Ordering::SeqCst);
     }
 
     /// While paused no pull gets anything; what is out is redelivered once they go on.
