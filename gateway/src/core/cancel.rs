@@ -80,13 +80,14 @@ impl Gateway {
             return Err(already_terminal(&record));
         }
         let outcome = cancelled(REASON);
-        inner.take_back(&record).await?;
         if record.lane == Lane::Invoke {
             // The next attempt's message may be where the record does not say: the record may not tell of the last
             // attempt's end yet, a retry that was due was moved, and what was published again after a loss has its
             // new place in the record later. Before agents are asked: one that starts it after that reads this first.
+            // And before it is taken back: on a full disk a queue takes back what is there again after its death.
             inner.broker.put(Table::Cancelled, &id.to_string(), REASON.into()).await?;
         }
+        inner.take_back(&record).await?;
         let answer = if inner.nobody_holds(&record, REASON).await {
             CancelAnswer::NobodyHolds
         } else {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use flux_broker::{BrokerError, TakenBack};
 use flux_protocol::{
-    ExecutionId, FunctionName, Invocation, Lane, Payload, execution::QueuePosition, subject::QueueName, time::now,
+    ErrorKind, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Payload, execution::QueuePosition,
+    subject::QueueName, time::now,
 };
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -43,6 +44,12 @@ impl Gateway {
     }
 }
 
+/// Whether it came to an agent though its request was refused, and was cancelled there: the same request may be made again.
+fn was_not_accepted(record: &ExecutionRecord) -> bool {
+    let error = record.outcome.as_ref().and_then(|outcome| outcome.error.as_ref());
+    error.is_some_and(|error| error.kind == ErrorKind::Cancelled && error.message == NOT_ACCEPTED)
+}
+
 impl Inner {
     pub(super) async fn accept(
         self: &Arc<Self>,
@@ -62,10 +69,12 @@ impl Inner {
             match self.claim(name, &key, body, id).await? {
                 Standing::Ours => break,
                 Standing::Theirs { execution_id, at } => {
-                    if self.store.execution(execution_id).await?.is_some() {
+                    let record = self.store.execution(execution_id).await?;
+                    let was_refused = record.as_ref().is_some_and(was_not_accepted);
+                    if record.is_some() && !was_refused {
                         return Ok(Accepted { execution_id, replayed: true });
                     }
-                    if self.is_orphaned(at) {
+                    if was_refused || self.is_orphaned(at) {
                         self.store.release_idempotency(name, &key, execution_id).await?;
                     } else {
                         // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the

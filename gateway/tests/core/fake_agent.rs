@@ -20,8 +20,8 @@ use flux_protocol::{
     AgentId, ErrorKind, ExecutionError, ExecutionId, Invocation, Lane, Outcome, OutcomeStatus, OutputLog, Phase,
     PoolName, StatusMessage, Stream,
     agent::{
-        AgentStatus, Budget, CancelReply, Capabilities, ControlReply, ControlRequest, Heartbeat, NodeStatus,
-        OutputMessage, RunningCount,
+        AgentStatus, Budget, CancelReply, CancelRequest, Capabilities, ControlReply, ControlRequest, Heartbeat,
+        NodeStatus, OutputMessage, RunningCount,
     },
     limits,
     output::OutputCollector,
@@ -91,7 +91,8 @@ struct State {
     running: HashMap<ExecutionId, Held>,
     pulling: HashSet<QueueName>,
     taken: Vec<(ExecutionId, u32)>,
-    remembered_cancels: HashSet<ExecutionId>,
+    /// With their reasons.
+    remembered_cancels: HashMap<ExecutionId, String>,
 }
 
 struct Held {
@@ -139,7 +140,7 @@ impl FakeAgent {
                     continue;
                 }
                 if cancel {
-                    listening.cancel(&signal.subject, signal.reply_to).await;
+                    listening.cancel(&signal.subject, &signal.body, signal.reply_to).await;
                 } else {
                     listening.answer(&signal.body, signal.reply_to).await;
                 }
@@ -190,7 +191,7 @@ impl FakeAgent {
 
     /// Whether it would not start this execution any more.
     pub(crate) fn refuses(&self, id: ExecutionId) -> bool {
-        self.inner.state.lock().remembered_cancels.contains(&id)
+        self.inner.state.lock().remembered_cancels.contains_key(&id)
     }
 
     /// Executions that it has taken from the queue, with the attempt, in order.
@@ -314,7 +315,7 @@ impl FakeAgent {
             state.taken.push((id, attempt));
             let held = Held { queue: queue.clone(), attempt, cancel: Arc::clone(&cancel), output: Arc::clone(&output) };
             state.running.insert(id, held);
-            state.remembered_cancels.contains(&id)
+            state.remembered_cancels.contains_key(&id)
         };
         self.inner.changed.notify_waiters();
         let agent = self.clone();
@@ -396,7 +397,8 @@ impl FakeAgent {
         };
         let mut outcome = outcome;
         if cancelled {
-            let error = ExecutionError::new(ErrorKind::Cancelled, "cancelled");
+            let reason = self.inner.state.lock().remembered_cancels.get(&job.id).cloned().unwrap_or_default();
+            let error = ExecutionError::new(ErrorKind::Cancelled, reason);
             outcome = Outcome::without_process(OutcomeStatus::Cancelled, error);
         }
         let failed = outcome.status == OutcomeStatus::Failed;
@@ -489,11 +491,12 @@ impl FakeAgent {
         self.exit(job, 0, &[(Stream::Stdout, vec![b'x'; bytes].into())]).await
     }
 
-    async fn cancel(&self, heard_on: &str, reply_to: Option<String>) {
+    async fn cancel(&self, heard_on: &str, body: &[u8], reply_to: Option<String>) {
         let Some(id) = subject::execution_of_cancel(heard_on) else { return };
+        let CancelRequest { reason } = serde_json::from_slice(body).unwrap();
         let held = {
             let mut state = self.inner.state.lock();
-            state.remembered_cancels.insert(id);
+            state.remembered_cancels.insert(id, reason);
             self.inner.changed.notify_waiters();
             state.running.get(&id).map(|held| Arc::clone(&held.cancel))
         };
@@ -522,10 +525,10 @@ impl FakeAgent {
                     agent_id: self.inner.id.clone(),
                     execution_ids: execution_ids.into_iter().filter(|id| state.running.contains_key(id)).collect(),
                 },
-                ControlRequest::Withdrawn { execution_id, .. } => {
+                ControlRequest::Withdrawn { execution_id, reason } => {
                     let held = state.running.contains_key(&execution_id);
                     if !held {
-                        state.remembered_cancels.insert(execution_id);
+                        state.remembered_cancels.insert(execution_id, reason);
                         self.inner.changed.notify_waiters();
                     }
                     let execution_ids = Vec::from_iter(held.then_some(execution_id));
