@@ -9,6 +9,7 @@ mod cluster;
 mod direct;
 mod durability;
 mod follow;
+mod full_disk;
 mod init;
 mod kill;
 mod overload;

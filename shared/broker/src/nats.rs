@@ -9,12 +9,12 @@
 //!
 //! **Architecture Invariant:** no type of `async_nats` leaves this module.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_protocol::PoolName;
 use flux_runtime::Tasks;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{Broker, BrokerError, Capabilities};
 
@@ -37,6 +37,7 @@ mod queue;
 mod reader;
 mod signals;
 mod status_log;
+mod storing;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
@@ -101,6 +102,10 @@ impl Broker for NatsBroker {
             }
         }
         Ok(())
+    }
+
+    fn stores_nothing_for(&self) -> Option<Duration> {
+        self.core.storing.nothing_for(self.core.link_now().connects, Instant::now())
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
