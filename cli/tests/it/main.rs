@@ -17,3 +17,4 @@ mod readme;
 mod stop;
 mod topology;
 mod watch;
+mod wipe;

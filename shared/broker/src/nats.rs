@@ -75,6 +75,7 @@ impl NatsBroker {
             refused,
         ));
         core.tasks.spawn("nats inbox", inbox.run(messages, link, core.closed.clone()));
+        core.tasks.spawn("nats echoes", inbox::echo(client.clone(), Arc::clone(&core.inbox), core.closed.clone()));
         core.tasks.spawn("nats late messages", inbox::give_back(client, to_give_back, core.closed.clone()));
         core.round_trip("subscribe to this process's inbox").await?;
         let hot = heat::Hot::new(Arc::clone(&core));
