@@ -20,7 +20,7 @@ use crate::refusal::Refusal;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// After an end was said: some gateway records it within moments.
-const LOOK_FIRST: Duration = Duration::from_millis(2);
+pub(super) const LOOK_FIRST: Duration = Duration::from_millis(2);
 
 fn place_of(places: &Arc<Semaphore>, what: &str, most: usize) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(places).try_acquire_owned().map_err(|_| {
@@ -73,8 +73,8 @@ impl Inner {
     }
 }
 
-/// The record as the store will have it. Where the status lies in the log is not known here, which only matters
-/// between two outcomes.
+/// The record as the store will have it, of a status that is no end: where it lies in the log is not known here, which
+/// only matters between two outcomes.
 pub(super) fn merged(record: ExecutionRecord, status: &StatusMessage) -> ExecutionRecord {
     merge_status(Some(record), status, u64::MAX).0
 }

@@ -232,6 +232,10 @@ fn control() {
         &ControlRequest::Holds { execution_ids: vec![id()] },
         &format!(r#"{{"op":"holds","execution_ids":["{exc}"]}}"#),
     );
+    holds(
+        &ControlRequest::Withdrawn { execution_id: id(), reason: "r".to_owned() },
+        &format!(r#"{{"op":"withdrawn","execution_id":"{exc}","reason":"r"}}"#),
+    );
     holds(&ControlReply::Ok { agent_id: agent() }, r#"{"reply":"ok","agent_id":"agent-1"}"#);
     holds(&ControlReply::NotHeld, r#"{"reply":"not_held"}"#);
     holds(&ControlReply::Invalid { message: "m".to_owned() }, r#"{"reply":"invalid","message":"m"}"#);
