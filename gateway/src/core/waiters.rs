@@ -106,7 +106,7 @@ pub(super) async fn next_terminal(statuses: &mut Subscription) -> StatusMessage 
 /// A status as it was heard, from a sender who may say it.
 fn status_in(signal: &Signal) -> Option<StatusMessage> {
     let status: StatusMessage = serde_json::from_slice(&signal.body).ok()?;
-    let sender = signal.subject.split('.').nth(2)?;
+    let sender = subject::sender(&signal.subject)?;
     if may_say(sender, &status) && signal.subject == subject::status(sender, status.execution_id) {
         return Some(status);
     }

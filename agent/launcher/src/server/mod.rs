@@ -19,7 +19,7 @@ use crate::capabilities::Capabilities;
 use crate::cgroup::Cgroups;
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
 use crate::slot::{self, RootView, SlotPool};
-use crate::sys::{process, socket};
+use crate::sys::{memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
@@ -60,6 +60,7 @@ pub fn run_if_launcher() {
 /// Serves until the control socket's other end closes; then kills everything, cleans up, and ends the process.
 pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) -> ! {
     process::prepare_process();
+    memory::one_heap();
     let code = match serve(config, spawn, &control) {
         Ok(()) => 0,
         Err(error) => {
@@ -91,6 +92,7 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     }
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
+    memory::forget_start_up();
     listen(&server, control)?;
     server.end();
     Ok(())

@@ -25,6 +25,7 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
     let mut publish = vec![
         // Its own round trips and answers.
         format!("{inbox_prefix}.>"),
+        subject::status_log(agent.as_str()),
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
         subject::heartbeat(agent),
