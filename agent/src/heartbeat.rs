@@ -129,6 +129,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
         ("mount_namespace", of.mount_namespace),
         ("net_namespace", of.net_namespace),
         ("no_new_privs", of.no_new_privs),
+        ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),
         ("cgroup_cpu", of.cgroup.cpu),
         ("cgroup_pids", of.cgroup.pids),

@@ -19,6 +19,8 @@ pub struct Capabilities {
     /// `network: none` can be given.
     pub net_namespace: bool,
     pub no_new_privs: bool,
+    /// System calls that functions have no use for are refused.
+    pub seccomp: bool,
     pub cgroup: CgroupSupport,
     /// What is missing and why, worded for an administrator.
     pub missing: Vec<Missing>,

@@ -38,6 +38,15 @@ pub struct LauncherConfig {
     pub extra_paths: Vec<PathBuf>,
     /// `false`: run without slots even where they could be made.
     pub slots: bool,
+    /// Layers that are left out though they could be had; said as missing. For tests and measurements.
+    pub without: Vec<Layer>,
+}
+
+/// A layer that can be left out by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    Seccomp,
 }
 
 impl LauncherConfig {
@@ -51,6 +60,7 @@ impl LauncherConfig {
             tmp_bytes: 64 << 20,
             extra_paths: Vec::new(),
             slots: true,
+            without: Vec::new(),
         }
     }
 }

@@ -23,6 +23,7 @@
 pub mod capabilities;
 mod cgroup;
 pub mod config;
+mod seccomp;
 mod server;
 mod slot;
 mod start;
@@ -31,7 +32,7 @@ pub mod tree;
 pub mod wire;
 
 pub use capabilities::{Capabilities, CgroupSupport, Missing};
-pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Runner};
+pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, Runner};
 pub use server::{launcher_main, run_if_launcher};
 pub use start::{StartedLauncher, start_launcher};
 pub use sys::socket;

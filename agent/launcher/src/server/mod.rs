@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use crate::capabilities::Capabilities;
 use crate::cgroup::Cgroups;
-use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
-use crate::slot::{self, RootView, SlotPool};
+use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
+use crate::seccomp::Filter;
+use crate::slot::{self, Makers, RootView, SlotPool};
 use crate::sys::{process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
@@ -31,6 +32,8 @@ const THREAD_STACK_BYTES: usize = 128 << 10;
 const SPARE_THREADS: u32 = 2;
 /// Without slots, how often orphans are looked for while nobody says anything.
 const STRAYS_EVERY_S: u32 = 1;
+/// Why a layer is missing that somebody left out.
+const SWITCHED_OFF: &str = "switched off by configuration";
 /// How many threads the launcher makes at the most, whatever it is asked for.
 const MAX_THREADS: u32 = 4096;
 
@@ -71,15 +74,19 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 }
 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
-    let (server, capabilities) = set_up(config, spawn)?;
+    let (server, filter, capabilities) = set_up(config, spawn)?;
     let server = Arc::new(server);
     let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     for _ in 0..threads {
         let server = Arc::clone(&server);
-        let root = capabilities.root;
+        let (root, filter) = (capabilities.root, filter.clone());
         std::thread::Builder::new().name("flux-slot".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(move || {
             if let Err(error) = process::prepare_thread(root) {
                 eprintln!("flux launcher: a thread could not give up its privileges: {error}");
+                std::process::exit(1);
+            }
+            if let Some(Err(error)) = filter.as_ref().map(Filter::load) {
+                eprintln!("flux launcher: {error}");
                 std::process::exit(1);
             }
             server.serve_executions();
@@ -131,7 +138,7 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabilities)> {
+fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option<Filter>, Capabilities)> {
     let root = process::is_root();
     let mut capabilities = Capabilities { root, no_new_privs: true, ..Capabilities::default() };
     let user = choose_user(config, root, &mut capabilities);
@@ -143,7 +150,10 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabi
     let view = usable_view(config, user, &mut capabilities)?;
     let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
     let (slots, cgroups) = match view {
-        Some(view) => (Some(SlotPool::try_new(view, cgroups, config.tmp_bytes, ceiling)?), None),
+        Some(view) => {
+            let makers = Makers::start(view, config.tmp_bytes, config.tasks)?;
+            (Some(SlotPool::new(makers, cgroups, ceiling)), None)
+        }
         None => (None, cgroups),
     };
     if slots.is_none() {
@@ -160,7 +170,26 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabi
         reset_oom_score: oom_score_is_set(),
         open_files,
     };
-    Ok((server, capabilities))
+    let filter = usable_filter(config, &mut capabilities);
+    Ok((server, filter, capabilities))
+}
+
+/// The filter of system calls, if it really refuses some here.
+fn usable_filter(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<Filter> {
+    if config.without.contains(&Layer::Seccomp) {
+        capabilities.lacks("seccomp", SWITCHED_OFF);
+        return None;
+    }
+    match Filter::try_new().and_then(|filter| filter.try_out().map(|()| filter)) {
+        Ok(filter) => {
+            capabilities.seccomp = true;
+            Some(filter)
+        }
+        Err(error) => {
+            capabilities.lacks("seccomp", error.to_string());
+            None
+        }
+    }
 }
 
 /// The root view, if a slot with it can really be made here.
@@ -176,7 +205,7 @@ fn usable_view(
         return Ok(None);
     };
     if !config.slots {
-        capabilities.lacks(LAYERS, "switched off by configuration");
+        capabilities.lacks(LAYERS, SWITCHED_OFF);
         return Ok(None);
     }
     let view = RootView::survey(config, runner)?;

@@ -13,6 +13,7 @@
 //!                    └──────────────────────────────────────────────────────────┘ ok
 //! ```
 
+mod makers;
 mod pool;
 mod root;
 
@@ -26,6 +27,7 @@ use crate::cgroup::{CgroupError, SlotCgroup};
 use crate::sys::holder::{self, HolderPlan, Ready};
 use crate::sys::{descriptor, process, socket};
 use crate::wire::{Limits, Network, SpawnRequest};
+pub(crate) use makers::Makers;
 pub(crate) use pool::SlotPool;
 pub(crate) use root::{CODE_DIR, RootView};
 

@@ -2,11 +2,11 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{HolderLink, RootView, Slot, SlotError, SlotKey};
+use super::{Makers, Slot, SlotError, SlotKey};
 use crate::cgroup::Cgroups;
 use crate::wire::{Limits, SpawnRequest};
 
@@ -37,31 +37,16 @@ fn ready(slot: &mut Slot, request: &SpawnRequest) -> Result<(), SlotError> {
 /// Makes slots, keeps idle ones for their function, and gives up the least recently used above its ceiling.
 #[derive(Debug)]
 pub(crate) struct SlotPool {
-    view: RootView,
+    makers: Makers,
     cgroups: Option<Cgroups>,
-    tmp_options: CString,
-    own_namespace: OwnedFd,
     ceiling: usize,
     next_cgroup: AtomicU32,
     shelf: Mutex<Shelf>,
 }
 
 impl SlotPool {
-    pub(crate) fn try_new(
-        view: RootView,
-        cgroups: Option<Cgroups>,
-        tmp_bytes: u64,
-        ceiling: usize,
-    ) -> io::Result<Self> {
-        Ok(SlotPool {
-            view,
-            cgroups,
-            tmp_options: tmp_options(tmp_bytes),
-            own_namespace: own_namespace()?,
-            ceiling,
-            next_cgroup: AtomicU32::new(0),
-            shelf: Mutex::default(),
-        })
+    pub(crate) fn new(makers: Makers, cgroups: Option<Cgroups>, ceiling: usize) -> Self {
+        SlotPool { makers, cgroups, ceiling, next_cgroup: AtomicU32::new(0), shelf: Mutex::default() }
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -111,7 +96,7 @@ impl SlotPool {
     fn make(&self, key: SlotKey) -> Result<Slot, SlotError> {
         let number = self.next_cgroup.fetch_add(1, Ordering::Relaxed);
         let cgroup = self.cgroups.as_ref().map(|c| c.make(number)).transpose()?;
-        let holder = HolderLink::start(&self.view, &key, &self.tmp_options, self.own_namespace.as_fd())?;
+        let holder = self.makers.make(&key)?;
         Ok(Slot { key, holder: Arc::new(holder), cgroup })
     }
 
