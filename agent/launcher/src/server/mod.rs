@@ -20,7 +20,7 @@ use crate::cgroup::Cgroups;
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
 use crate::seccomp::Filter;
 use crate::slot::{self, Makers, RootView, SlotPool};
-use crate::sys::{process, socket};
+use crate::sys::{memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
@@ -63,6 +63,7 @@ pub fn run_if_launcher() {
 /// Serves until the control socket's other end closes; then kills everything, cleans up, and ends the process.
 pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) -> ! {
     process::prepare_process();
+    memory::one_heap();
     let code = match serve(config, spawn, &control) {
         Ok(()) => 0,
         Err(error) => {
@@ -98,6 +99,7 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     }
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
+    memory::forget_start_up();
     listen(&server, control)?;
     server.end();
     Ok(())

@@ -3,6 +3,7 @@
 pub(crate) mod descriptor;
 pub(crate) mod filter;
 pub(crate) mod holder;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod program;
 pub mod socket;
