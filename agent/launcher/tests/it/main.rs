@@ -9,4 +9,5 @@ mod lifetime;
 mod limits;
 mod plain;
 mod process;
+mod programs;
 mod tree;
