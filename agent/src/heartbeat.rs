@@ -128,6 +128,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
         ("pid_namespace", of.pid_namespace),
         ("mount_namespace", of.mount_namespace),
         ("net_namespace", of.net_namespace),
+        ("network_guard", of.network_guard),
         ("no_new_privs", of.no_new_privs),
         ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),

@@ -118,6 +118,7 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     let tasks = settings.agent.tasks.unwrap_or_else(default_tasks);
     let mut launcher = LauncherConfig::new(work_dir.join("launcher"), tasks);
     launcher.runner = runner;
+    launcher.servers = flux_agent::servers_of(&settings.queue.url);
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();
     // What the tree found out must be what the agent uses, whatever its own HOME.

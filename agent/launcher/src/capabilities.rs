@@ -18,6 +18,8 @@ pub struct Capabilities {
     pub mount_namespace: bool,
     /// `network: none` can be given.
     pub net_namespace: bool,
+    /// With the machine's network, the cloud's metadata and Flux's own servers are out of reach.
+    pub network_guard: bool,
     pub no_new_privs: bool,
     /// System calls that functions have no use for are refused.
     pub seccomp: bool,

@@ -3,6 +3,7 @@
 //! It travels as JSON in the launcher's own argument list, so that `ps` shows it to an administrator; it holds no
 //! secret. The numbers of the two inherited sockets come before it: `__launcher <spawn> <control> <json>`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct LauncherConfig {
     pub extra_paths: Vec<PathBuf>,
     /// `false`: run without slots even where they could be made.
     pub slots: bool,
+    /// Flux's own servers, which functions must not reach; one at a loopback address is meant at all of this machine's.
+    pub servers: Vec<SocketAddr>,
     /// Layers that are left out though they could be had; said as missing. For tests and measurements.
     pub without: Vec<Layer>,
 }
@@ -47,6 +50,7 @@ pub struct LauncherConfig {
 #[serde(rename_all = "snake_case")]
 pub enum Layer {
     Seccomp,
+    NetworkGuard,
 }
 
 impl LauncherConfig {
@@ -60,6 +64,7 @@ impl LauncherConfig {
             tmp_bytes: 64 << 20,
             extra_paths: Vec::new(),
             slots: true,
+            servers: Vec::new(),
             without: Vec::new(),
         }
     }

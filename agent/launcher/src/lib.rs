@@ -23,6 +23,7 @@
 pub mod capabilities;
 mod cgroup;
 pub mod config;
+mod guard;
 mod seccomp;
 mod server;
 mod slot;

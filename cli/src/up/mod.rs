@@ -180,6 +180,7 @@ fn worker(
 ) -> ChildSpec {
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
+    launcher.servers = flux_agent::servers_of(&file.settings.queue.url);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
     worker.args.extend(["--listen".into(), listen.to_string().into()]);

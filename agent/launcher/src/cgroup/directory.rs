@@ -16,6 +16,8 @@ pub(crate) enum CgroupError {
     NoController { controller: &'static str },
     #[error("the {controller} controller is not delegated to {}", .path.display())]
     NotDelegated { controller: &'static str, path: PathBuf },
+    #[error("no cgroup hierarchy of version 2 is mounted")]
+    NoUnified,
     #[error("making cgroup {} failed: {source}", .path.display())]
     Make {
         path: PathBuf,
@@ -40,7 +42,7 @@ pub(crate) enum CgroupError {
 impl CgroupError {
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {
-            CgroupError::NoController { .. } | CgroupError::NotDelegated { .. } => None,
+            CgroupError::NoController { .. } | CgroupError::NotDelegated { .. } | CgroupError::NoUnified => None,
             CgroupError::Make { source, .. } | CgroupError::Open { source, .. } | CgroupError::Write { source, .. } => {
                 source.raw_os_error()
             }
@@ -121,6 +123,12 @@ impl Directory {
         let mut file =
             OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Open { path, source })?;
         file.write_all(value.as_bytes()).map_err(failed)
+    }
+
+    /// The directory itself: what programs are attached to.
+    pub(super) fn open_itself(&self) -> Result<File, CgroupError> {
+        let opened = File::open(&self.0).map_err(|source| CgroupError::Open { path: self.0.clone(), source })?;
+        Ok(descriptor::keep(opened.into()).into())
     }
 
     pub(super) fn open_for_writing(&self, file: &str) -> Result<File, CgroupError> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, explain, refusal};
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
-use crate::cgroup::SlotCgroup;
+use crate::cgroup::{SharedCgroup, SlotCgroup};
 use crate::config::Runner;
 use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
 use crate::sys::process::OpenFiles;
@@ -27,6 +27,8 @@ const ATTEMPTS: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) spawn: OwnedFd,
+    /// Where this machine has one; all functions are in it.
+    pub(crate) shared_cgroup: Option<SharedCgroup>,
     pub(crate) registry: Registry,
     /// `None`: this launcher cannot make slots, and `plain` serves instead.
     pub(crate) slots: Option<SlotPool>,
@@ -253,6 +255,9 @@ impl Server {
             slots.remove_cgroups();
         }
         self.plain.end();
+        if let Some(shared) = &self.shared_cgroup {
+            shared.leave();
+        }
     }
 }
 

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capabilities::Capabilities;
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroups, SharedCgroup};
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
+use crate::guard;
 use crate::seccomp::Filter;
 use crate::slot::{self, Makers, RootView, SlotPool};
 use crate::sys::{memory, process, socket};
@@ -149,6 +150,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     // Before anything of this launcher runs: what a dead one left, ends.
     Plain::new(&config.work_dir, user, None).prepare()?;
     let cgroups = Cgroups::discover(&mut capabilities);
+    let shared_cgroup = guard_network(config, cgroups.as_ref(), &mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
     let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
     let (slots, cgroups) = match view {
@@ -165,6 +167,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     let plain = Plain::new(&config.work_dir, user, cgroups);
     let server = Server {
         spawn,
+        shared_cgroup,
         registry: Registry::default(),
         slots,
         plain,
@@ -174,6 +177,36 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     };
     let filter = usable_filter(config, &mut capabilities);
     Ok((server, filter, capabilities))
+}
+
+/// Keeps functions from the cloud's metadata and from Flux's own servers, if this machine can.
+fn guard_network(
+    config: &LauncherConfig,
+    cgroups: Option<&Cgroups>,
+    capabilities: &mut Capabilities,
+) -> Option<SharedCgroup> {
+    const LAYER: &str = "network guard";
+    const OPEN: &str = "functions with the machine's network reach the cloud's metadata and Flux's own servers";
+    if config.without.contains(&Layer::NetworkGuard) {
+        capabilities.lacks(LAYER, SWITCHED_OFF);
+        return None;
+    }
+    if !capabilities.root {
+        capabilities.lacks(LAYER, format!("not started as root: {OPEN}"));
+        return None;
+    }
+    let shared = match SharedCgroup::enter(cgroups) {
+        Ok(shared) => shared,
+        Err(error) => {
+            capabilities.lacks(LAYER, format!("{error}: {OPEN}"));
+            return None;
+        }
+    };
+    match guard::attach(&shared, &config.servers) {
+        Ok(()) => capabilities.network_guard = true,
+        Err(error) => capabilities.lacks(LAYER, format!("{error}: {OPEN}")),
+    }
+    Some(shared)
 }
 
 /// The filter of system calls, if it really refuses some here.
