@@ -130,6 +130,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
         ("net_namespace", of.net_namespace),
         ("network_guard", of.network_guard),
         ("no_new_privs", of.no_new_privs),
+        ("landlock_scopes", of.landlock_scopes),
         ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),
         ("cgroup_cpu", of.cgroup.cpu),

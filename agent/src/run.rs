@@ -43,7 +43,9 @@ pub fn servers_of(urls: &str) -> Vec<SocketAddr> {
         };
         match with_port {
             Ok(addresses) => found.extend(addresses),
-            Err(error) => tracing::warn!(host, %error, "functions are not kept from a queue server that has no address"),
+            Err(error) => {
+                tracing::warn!(host, %error, "functions are not kept from a queue server that has no address")
+            }
         }
     }
     found

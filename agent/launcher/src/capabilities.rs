@@ -21,6 +21,8 @@ pub struct Capabilities {
     /// With the machine's network, the cloud's metadata and Flux's own servers are out of reach.
     pub network_guard: bool,
     pub no_new_privs: bool,
+    /// Abstract sockets and signals stay within an execution.
+    pub landlock_scopes: bool,
     /// System calls that functions have no use for are refused.
     pub seccomp: bool,
     pub cgroup: CgroupSupport,

@@ -51,6 +51,7 @@ pub struct LauncherConfig {
 pub enum Layer {
     Seccomp,
     NetworkGuard,
+    LandlockScopes,
 }
 
 impl LauncherConfig {

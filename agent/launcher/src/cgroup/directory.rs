@@ -50,6 +50,10 @@ impl CgroupError {
     }
 }
 
+/// Ends everything in the cgroup that writes to it.
+const KILL: &str = "cgroup.kill";
+const PIDS_MAX: &str = "pids.max";
+
 #[derive(Debug, Clone)]
 pub(super) struct Directory(PathBuf);
 
@@ -97,7 +101,26 @@ impl Directory {
     }
 
     /// `true` if there was one.
+    ///
+    /// All at once where the kernel can (version 2 since 5.14). Otherwise one by one, with forks forbidden meanwhile
+    /// where the directory has that controller: what a process starts behind the listing's back would be missed.
     pub(super) fn kill_processes(&self) -> bool {
+        if self.has(KILL) {
+            let any = self.read("cgroup.procs").is_ok_and(|list| !list.is_empty());
+            return any && self.write(KILL, "1").is_ok();
+        }
+        let max = self.read(PIDS_MAX).ok();
+        if max.is_some() {
+            let _ = self.write(PIDS_MAX, "0");
+        }
+        let any = self.kill_listed();
+        if let Some(max) = max {
+            let _ = self.write(PIDS_MAX, max.trim());
+        }
+        any
+    }
+
+    fn kill_listed(&self) -> bool {
         let mut any = false;
         for pid in self.read("cgroup.procs").unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
             if pid > 1 {

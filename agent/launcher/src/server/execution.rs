@@ -34,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
     pub(crate) user: Option<Runner>,
+    /// What keeps each execution's signals and abstract sockets to itself, where the kernel can.
+    pub(crate) scopes: Option<OwnedFd>,
     pub(crate) reset_oom_score: bool,
     pub(crate) open_files: OpenFiles,
 }
@@ -169,6 +171,7 @@ impl Server {
         let plan = ChildPlan {
             cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
+            scopes: self.scopes.as_ref().map(AsRawFd::as_raw_fd),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
             stdio: raw_stdio(stdio),

@@ -21,7 +21,7 @@ use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
 use crate::guard;
 use crate::seccomp::Filter;
 use crate::slot::{self, Makers, RootView, SlotPool};
-use crate::sys::{memory, process, socket};
+use crate::sys::{landlock, memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
@@ -172,11 +172,32 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         slots,
         plain,
         user,
+        scopes: usable_scopes(config, &mut capabilities),
         reset_oom_score: oom_score_is_set(),
         open_files,
     };
     let filter = usable_filter(config, &mut capabilities);
     Ok((server, filter, capabilities))
+}
+
+/// What keeps abstract sockets and signals apart, if this kernel has it.
+fn usable_scopes(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<OwnedFd> {
+    const LAYER: &str = "landlock scopes";
+    if config.without.contains(&Layer::LandlockScopes) {
+        capabilities.lacks(LAYER, SWITCHED_OFF);
+        return None;
+    }
+    match landlock::scopes() {
+        Ok(ruleset) => {
+            capabilities.landlock_scopes = true;
+            Some(ruleset)
+        }
+        Err(error) => {
+            let open = "functions with the machine's network reach the abstract sockets of it and of each other";
+            capabilities.lacks(LAYER, format!("{error}: {open}"));
+            None
+        }
+    }
 }
 
 /// Keeps functions from the cloud's metadata and from Flux's own servers, if this machine can.

@@ -4,6 +4,7 @@ pub(crate) mod bpf;
 pub(crate) mod descriptor;
 pub(crate) mod filter;
 pub(crate) mod holder;
+pub(crate) mod landlock;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod program;
