@@ -8,6 +8,7 @@ source "$(dirname "$0")/lib.sh"
 NATS_MINIMUM=2.12
 NEXTEST_MINIMUM=0.9.100
 DENY_MINIMUM=0.18
+RUNNER_UIDS=1879048192-1879113727
 
 toolchain() {
     have cargo || die "Rust is missing: install rustc and cargo (rust-toolchain as in Cargo.toml's rust-version), then again"
@@ -57,6 +58,12 @@ users() {
         say "adding the system user $user"
         useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
     done
+    # Numbers for functions to run as, one for each slot; above what containers and systemd hand out by themselves.
+    grep -q '^flux-runner:' /etc/subuid 2>/dev/null || {
+        say "setting aside the user numbers $RUNNER_UIDS for functions"
+        touch /etc/subuid
+        usermod --add-subuids "$RUNNER_UIDS" flux-runner
+    }
 }
 
 # As root, `flux up` runs its nats-server as the user `flux`, who cannot enter a checkout below a private home: then

@@ -125,6 +125,7 @@ impl Heart {
 pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
     let layers = [
         ("unprivileged_user", of.root),
+        ("own_uids", of.own_uids),
         ("pid_namespace", of.pid_namespace),
         ("mount_namespace", of.mount_namespace),
         ("net_namespace", of.net_namespace),

@@ -12,6 +12,8 @@ pub struct Capabilities {
     pub root: bool,
     pub runner_uid: u32,
     pub runner_gid: u32,
+    /// Each slot's functions run as a user that nobody else runs as.
+    pub own_uids: bool,
     /// A function sees, and can signal, its own processes only; all end with its slot.
     pub pid_namespace: bool,
     /// A function sees an allow-list of the file system, its own `/tmp`, its code read-only.

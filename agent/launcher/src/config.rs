@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::uids::UidRange;
+
 /// The hidden first argument that turns any Flux binary into a launcher.
 pub const LAUNCHER_ARGUMENT: &str = "__launcher";
 /// What functions run as where no user was made for them: `nobody`, which other services may share.
@@ -33,6 +35,9 @@ pub struct LauncherConfig {
     pub max_slots: u32,
     /// The user that functions run as; `None` is `nobody`, said as a missing layer. Ignored when not root.
     pub runner: Option<Runner>,
+    /// Numbers of which each slot has one of its own; `None`: all have `runner`'s. At least one for each execution at a
+    /// time and two more. Needs a `runner`, whose group they have.
+    pub runner_uids: Option<UidRange>,
     /// The size of each slot's private `/tmp`.
     pub tmp_bytes: u64,
     /// What functions see read-only beside `/usr` and its like: where interpreters really are.
@@ -62,6 +67,7 @@ impl LauncherConfig {
             tasks,
             max_slots: tasks.saturating_mul(2).max(16),
             runner: None,
+            runner_uids: None,
             tmp_bytes: 64 << 20,
             extra_paths: Vec::new(),
             slots: true,

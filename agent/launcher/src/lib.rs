@@ -30,6 +30,7 @@ mod slot;
 mod start;
 mod sys;
 pub mod tree;
+mod uids;
 pub mod wire;
 
 pub use capabilities::{Capabilities, CgroupSupport, Missing};
@@ -37,3 +38,4 @@ pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, Runner};
 pub use server::{launcher_main, run_if_launcher};
 pub use start::{StartedLauncher, start_launcher};
 pub use sys::socket;
+pub use uids::UidRange;

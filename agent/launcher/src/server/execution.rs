@@ -46,6 +46,7 @@ struct Place<'a> {
     code: &'a Path,
     extra_env: &'a [(&'a str, &'a str)],
     holder: Option<(&'a Arc<HolderLink>, libc::c_int)>,
+    user: Option<Runner>,
     /// The launcher's pid where the function's process can see it.
     parent: i32,
 }
@@ -107,6 +108,7 @@ impl Server {
                 code: Path::new(CODE_DIR),
                 extra_env: &[],
                 holder: Some((&holder, slot.namespaces())),
+                user: Some(slot.user),
                 parent: 0,
             };
             let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
@@ -146,7 +148,13 @@ impl Server {
             failed("tmp", e.raw_os_error(), message)
         })?;
         let extra = [("TMPDIR", scratch.directory.as_str()), (MARKER, scratch.marker.as_str())];
-        let place = Place { code: &request.code_dir, extra_env: &extra, holder: None, parent: self.plain.own_pid() };
+        let place = Place {
+            code: &request.code_dir,
+            extra_env: &extra,
+            holder: None,
+            user: self.user,
+            parent: self.plain.own_pid(),
+        };
         let cgroup = self.plain.cgroup(&request.limits);
         let (done, cgroup) = match cgroup {
             Ok(mut cgroup) => (self.run(request, &mut stdio, stack, &place, cgroup.as_mut()), cgroup),
@@ -175,7 +183,7 @@ impl Server {
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
             stdio: raw_stdio(stdio),
-            user: self.user.map(|u| (u.uid, u.gid)),
+            user: place.user.map(|u| (u.uid, u.gid)),
             parent: place.parent,
             directory: &directory,
             program: &command.program,

@@ -20,7 +20,7 @@ use crate::cgroup::{Cgroups, SharedCgroup};
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
 use crate::guard;
 use crate::seccomp::Filter;
-use crate::slot::{self, Makers, RootView, SlotPool};
+use crate::slot::{self, Makers, RootView, Runners, SlotPool};
 use crate::sys::{landlock, memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
@@ -152,13 +152,13 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     let cgroups = Cgroups::discover(&mut capabilities);
     let shared_cgroup = guard_network(config, cgroups.as_ref(), &mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
-    let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
-    let (slots, cgroups) = match view {
-        Some(view) => {
+    let (slots, cgroups) = match (view, user) {
+        (Some(view), Some(runner)) => {
             let makers = Makers::start(view, config.tmp_bytes, config.tasks)?;
-            (Some(SlotPool::new(makers, cgroups, ceiling)), None)
+            let (runners, ceiling) = choose_uids(config, runner, &mut capabilities);
+            (Some(SlotPool::new(makers, cgroups, ceiling as usize, runners)), None)
         }
-        None => (None, cgroups),
+        _ => (None, cgroups),
     };
     if slots.is_none() {
         // Where slots are, nothing of a function outlives its PID namespace.
@@ -264,11 +264,11 @@ fn usable_view(
         capabilities.lacks(LAYERS, SWITCHED_OFF);
         return Ok(None);
     }
-    let view = RootView::survey(config, runner)?;
-    match slot::try_out(&view, &config.work_dir, Network::None) {
+    let view = RootView::survey(config)?;
+    match slot::try_out(&view, runner, &config.work_dir, Network::None) {
         Ok(()) => capabilities.net_namespace = true,
         Err(error) => {
-            if let Err(error) = slot::try_out(&view, &config.work_dir, Network::Host) {
+            if let Err(error) = slot::try_out(&view, runner, &config.work_dir, Network::Host) {
                 capabilities.lacks(LAYERS, error.to_string());
                 return Ok(None);
             }
@@ -298,6 +298,31 @@ fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilit
     capabilities.runner_uid = runner.uid;
     capabilities.runner_gid = runner.gid;
     Some(runner)
+}
+
+/// A number for each slot, where a range is set aside; with it, how many slots there can be.
+fn choose_uids(config: &LauncherConfig, runner: Runner, capabilities: &mut Capabilities) -> (Runners, u32) {
+    const LAYER: &str = "uid of its own";
+    let fewest = config.tasks.saturating_add(SPARE_THREADS);
+    let ceiling = config.max_slots.max(fewest);
+    let shared = "functions share one user, whose inotify instances and pipe pages one can use up for all";
+    let why = match config.runner_uids.and_then(|range| Some((range, range.numbers()?))) {
+        None if config.runner_uids.is_some() => "the range of numbers goes past the last one".to_owned(),
+        None => "no range of numbers is set aside in /etc/subuid for the functions' user".to_owned(),
+        Some((range, _)) if range.count < fewest => {
+            format!("{} numbers are set aside, and {fewest} are needed", range.count)
+        }
+        Some((range, _)) if !range.is_mapped() => {
+            "the numbers set aside are not known in this container's user namespace".to_owned()
+        }
+        Some((range, uids)) => {
+            capabilities.own_uids = true;
+            let ceiling = ceiling.min(range.count);
+            return (Runners::Each { uids: uids.start..uids.start + ceiling, gid: runner.gid }, ceiling);
+        }
+    };
+    capabilities.lacks(LAYER, format!("{why}: {shared}"));
+    (Runners::One(runner), ceiling)
 }
 
 /// Whether a service manager gave the launcher an OOM score that functions must not inherit.

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{HolderLink, RootView, SlotError, SlotKey, pool};
+use crate::config::Runner;
 use crate::sys::process;
 
 /// More would make a burst of new functions ready no sooner.
@@ -21,6 +22,7 @@ const STACK_BYTES: usize = 128 << 10;
 #[derive(Debug)]
 struct Order {
     key: SlotKey,
+    user: Runner,
     answer: SyncSender<Result<HolderLink, SlotError>>,
 }
 
@@ -53,10 +55,10 @@ impl Makers {
     }
 
     /// Starts a holder and waits until its slot is ready.
-    pub(crate) fn make(&self, key: &SlotKey) -> Result<HolderLink, SlotError> {
+    pub(crate) fn make(&self, key: &SlotKey, user: Runner) -> Result<HolderLink, SlotError> {
         let (answer, made) = sync_channel(1);
         let gone = || SlotError::Holder(io::Error::from_raw_os_error(libc::ESRCH));
-        self.orders.send(Order { key: key.clone(), answer }).map_err(|_| gone())?;
+        self.orders.send(Order { key: key.clone(), user, answer }).map_err(|_| gone())?;
         made.recv().map_err(|_| gone())?
     }
 }
@@ -69,11 +71,12 @@ impl Workshop {
         }
         loop {
             let order = received.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Order { key, answer }) = order else {
+            let Ok(Order { key, user, answer }) = order else {
                 break;
             };
             // Nobody waits any more only when the launcher ends: then the holder ends with its link.
-            let _ = answer.send(HolderLink::start(&self.view, &key, &self.tmp_options, self.own_namespace.as_fd()));
+            let _ =
+                answer.send(HolderLink::start(&self.view, &key, user, &self.tmp_options, self.own_namespace.as_fd()));
         }
         // Its holders would end with it: the process's end is the main thread's to choose.
         loop {
