@@ -9,9 +9,11 @@ use std::{
 };
 
 use flux_broker::Table;
+use flux_launcher::wire;
 use flux_protocol::{
     Timestamp,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer},
+    function::Network,
     limits, subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -137,7 +139,12 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
         ("cgroup_cpu", of.cgroup.cpu),
         ("cgroup_pids", of.cgroup.pids),
     ];
+    // An agent without the namespace could not run them anyway.
+    let cannot = (!of.net_namespace).then_some(wire::Network::None);
+    let mut refuses: Vec<Network> = of.refuses.iter().copied().chain(cannot).map(network).collect();
+    refuses.dedup();
     Capabilities {
+        refuses,
         tiers: vec!["process".to_owned()],
         layers: layers.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned()).collect(),
         missing: of
@@ -145,6 +152,13 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .iter()
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
+    }
+}
+
+fn network(of: wire::Network) -> Network {
+    match of {
+        wire::Network::Host => Network::Host,
+        wire::Network::None => Network::None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use flux_broker::{BrokerError, Delivery, Pull};
-use flux_launcher::Capabilities;
+use flux_launcher::{Capabilities, wire};
 use flux_protocol::{
     AgentId, FunctionName, FunctionVersion,
     agent::Budget,
@@ -233,12 +233,17 @@ fn need_of(version: &FunctionVersion, capabilities: &Capabilities, agent: &Agent
     let tier = match spec.isolation {
         Isolation::Process => true,
     };
-    let network = match spec.network {
-        Network::Host => true,
-        Network::None => capabilities.net_namespace,
+    let (network, wanted) = match spec.network {
+        Network::Host => (true, wire::Network::Host),
+        Network::None => (capabilities.net_namespace, wire::Network::None),
     };
     if !(tier && network) {
         tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
+        return None;
+    }
+    if capabilities.refuses.contains(&wanted) {
+        let missing: Vec<&str> = capabilities.missing_for(wanted).map(|missing| missing.layer.as_str()).collect();
+        tracing::warn!(function = %spec.name, %agent, missing = missing.join(", "), "not pulled: `isolation_required` is set");
         return None;
     }
     let max_concurrency = spec.max_concurrency.map_or(u64::MAX, u64::from);

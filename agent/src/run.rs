@@ -61,7 +61,10 @@ pub fn launchers(settings: &AgentSettings) -> Result<Source, StartError> {
         }),
         None => Ok(Source::Direct {
             program: PathBuf::from("/proc/self/exe"),
-            config: LauncherConfig::new(work_dir(settings).join("launcher"), tasks),
+            config: LauncherConfig {
+                isolation_required: settings.isolation_required,
+                ..LauncherConfig::new(work_dir(settings).join("launcher"), tasks)
+            },
         }),
     }
 }

@@ -180,7 +180,8 @@ fn worker(
 ) -> ChildSpec {
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
-    launcher.runner_uids = identity.runner.and(UidRange::set_aside_for(&file.settings.agent.runner_user));
+    launcher.runner_uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
+    launcher.isolation_required = file.settings.agent.isolation_required;
     launcher.servers = flux_agent::servers_of(&file.settings.queue.url);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];

@@ -33,6 +33,8 @@ pub(crate) struct Server {
     /// `None`: this launcher cannot make slots, and `plain` serves instead.
     pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
+    /// Networks whose functions a missing layer does not hold in, where all are required.
+    pub(crate) refuses: Vec<Network>,
     pub(crate) user: Option<Runner>,
     /// What keeps each execution's signals and abstract sockets to itself, where the kernel can.
     pub(crate) scopes: Option<OwnedFd>,
@@ -84,6 +86,11 @@ impl Server {
             Ok(request) => request,
             Err(refused) => return self.reply(&Reply::Refused(refused)),
         };
+        if self.refuses.contains(&request.network) {
+            let message =
+                "`isolation_required` is set and this agent lacks a layer of isolation; `flux agents` says which";
+            return self.reply(&Reply::Refused(refusal(request.id, "isolation", libc::EPERM, message.to_owned())));
+        }
         let done = match &self.slots {
             Some(slots) => self.run_in_slot(slots, &request, fds, stack),
             None => self.run_plain(&request, fds, stack),

@@ -15,7 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::capabilities::Capabilities;
+use crate::capabilities::{self, Capabilities};
 use crate::cgroup::{Cgroups, SharedCgroup};
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
 use crate::guard;
@@ -165,6 +165,11 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         process::become_subreaper()?;
     }
     let plain = Plain::new(&config.work_dir, user, cgroups);
+    let scopes = usable_scopes(config, &mut capabilities);
+    let filter = usable_filter(config, &mut capabilities);
+    if config.isolation_required {
+        capabilities.require_all();
+    }
     let server = Server {
         spawn,
         shared_cgroup,
@@ -172,17 +177,17 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         slots,
         plain,
         user,
-        scopes: usable_scopes(config, &mut capabilities),
+        scopes,
+        refuses: capabilities.refuses.clone(),
         reset_oom_score: oom_score_is_set(),
         open_files,
     };
-    let filter = usable_filter(config, &mut capabilities);
     Ok((server, filter, capabilities))
 }
 
 /// What keeps abstract sockets and signals apart, if this kernel has it.
 fn usable_scopes(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<OwnedFd> {
-    const LAYER: &str = "landlock scopes";
+    const LAYER: &str = capabilities::LANDLOCK_SCOPES;
     if config.without.contains(&Layer::LandlockScopes) {
         capabilities.lacks(LAYER, SWITCHED_OFF);
         return None;
@@ -206,7 +211,7 @@ fn guard_network(
     cgroups: Option<&Cgroups>,
     capabilities: &mut Capabilities,
 ) -> Option<SharedCgroup> {
-    const LAYER: &str = "network guard";
+    const LAYER: &str = capabilities::NETWORK_GUARD;
     const OPEN: &str = "functions with the machine's network reach the cloud's metadata and Flux's own servers";
     if config.without.contains(&Layer::NetworkGuard) {
         capabilities.lacks(LAYER, SWITCHED_OFF);
@@ -272,7 +277,7 @@ fn usable_view(
                 capabilities.lacks(LAYERS, error.to_string());
                 return Ok(None);
             }
-            capabilities.lacks("network namespace", error.to_string());
+            capabilities.lacks(capabilities::NETWORK_NAMESPACE, error.to_string());
         }
     }
     capabilities.pid_namespace = true;
