@@ -102,7 +102,10 @@ mod tests {
         let (host, none) = ("host".to_owned(), "none".to_owned());
         assert_eq!(not_given(&[], &[]), NOTHING);
         assert_eq!(not_given(&["seccomp", "user"], &[]), "seccomp, user");
-        assert_eq!(not_given(&["network guard"], std::slice::from_ref(&host)), "network guard; runs nothing with `network: host`");
+        assert_eq!(
+            not_given(&["network guard"], std::slice::from_ref(&host)),
+            "network guard; runs nothing with `network: host`"
+        );
         assert_eq!(not_given(&["seccomp"], &[host, none]), "seccomp; runs nothing");
     }
 }

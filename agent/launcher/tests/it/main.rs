@@ -3,6 +3,7 @@
 // Helper functions of tests are tests to nobody but clippy.
 #![allow(clippy::unwrap_used)]
 
+mod attacks;
 mod harness;
 mod isolation;
 mod lifetime;
