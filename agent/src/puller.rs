@@ -295,3 +295,29 @@ async fn sleep_until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flux_launcher::Missing;
+
+    use super::*;
+
+    #[test]
+    fn what_an_agent_refuses_or_cannot_give_is_not_pulled() {
+        let agent = AgentId::parse("agent-1").expect("an id");
+        let version = |network: Network| {
+            let yaml = format!("name: f\nhandler: h\nnetwork: {}", network.as_str());
+            let spec = flux_protocol::function::parse_yaml(&yaml).expect("a function");
+            FunctionVersion { version: 1, digest: None, spec, created_at: flux_protocol::Timestamp::from_millis(0) }
+        };
+        let pulled = |capabilities: &Capabilities| {
+            [Network::Host, Network::None].map(|network| need_of(&version(network), capabilities, &agent).is_some())
+        };
+        let whole = Capabilities { net_namespace: true, ..Capabilities::default() };
+        assert_eq!(pulled(&whole), [true, true]);
+        assert_eq!(pulled(&Capabilities::default()), [true, false]);
+        let missing = vec![Missing { layer: "network guard".to_owned(), reason: "why".to_owned() }];
+        let lacking = Capabilities { refuses: vec![wire::Network::Host], missing, ..whole.clone() };
+        assert_eq!(pulled(&lacking), [false, true]);
+    }
+}

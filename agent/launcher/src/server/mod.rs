@@ -6,6 +6,7 @@
 
 mod command;
 mod execution;
+mod layers;
 mod plain;
 mod registry;
 
@@ -16,12 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capabilities::{self, Capabilities};
-use crate::cgroup::{Cgroups, SharedCgroup};
-use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, NOBODY, Runner};
-use crate::guard;
+use crate::cgroup::Cgroups;
+use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
 use crate::seccomp::Filter;
-use crate::slot::{self, Makers, RootView, Runners, SlotPool};
-use crate::sys::{landlock, memory, process, socket};
+use crate::slot::{self, Makers, RootView, SlotPool};
+use crate::sys::{memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
@@ -150,12 +150,12 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     // Before anything of this launcher runs: what a dead one left, ends.
     Plain::new(&config.work_dir, user, None).prepare()?;
     let cgroups = Cgroups::discover(&mut capabilities);
-    let shared_cgroup = guard_network(config, cgroups.as_ref(), &mut capabilities);
+    let shared_cgroup = layers::guard_network(config, cgroups.as_ref(), &mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
     let (slots, cgroups) = match (view, user) {
         (Some(view), Some(runner)) => {
             let makers = Makers::start(view, config.tmp_bytes, config.tasks)?;
-            let (runners, ceiling) = choose_uids(config, runner, &mut capabilities);
+            let (runners, ceiling) = layers::choose_uids(config, runner, &mut capabilities);
             (Some(SlotPool::new(makers, cgroups, ceiling as usize, runners)), None)
         }
         _ => (None, cgroups),
@@ -165,8 +165,8 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         process::become_subreaper()?;
     }
     let plain = Plain::new(&config.work_dir, user, cgroups);
-    let scopes = usable_scopes(config, &mut capabilities);
-    let filter = usable_filter(config, &mut capabilities);
+    let scopes = layers::usable_scopes(config, &mut capabilities);
+    let filter = layers::usable_filter(config, &mut capabilities);
     if config.isolation_required {
         capabilities.require_all();
     }
@@ -185,74 +185,6 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
     Ok((server, filter, capabilities))
 }
 
-/// What keeps abstract sockets and signals apart, if this kernel has it.
-fn usable_scopes(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<OwnedFd> {
-    const LAYER: &str = capabilities::LANDLOCK_SCOPES;
-    if config.without.contains(&Layer::LandlockScopes) {
-        capabilities.lacks(LAYER, SWITCHED_OFF);
-        return None;
-    }
-    match landlock::scopes() {
-        Ok(ruleset) => {
-            capabilities.landlock_scopes = true;
-            Some(ruleset)
-        }
-        Err(error) => {
-            let open = "functions with the machine's network reach the abstract sockets of it and of each other";
-            capabilities.lacks(LAYER, format!("{error}: {open}"));
-            None
-        }
-    }
-}
-
-/// Keeps functions from the cloud's metadata and from Flux's own servers, if this machine can.
-fn guard_network(
-    config: &LauncherConfig,
-    cgroups: Option<&Cgroups>,
-    capabilities: &mut Capabilities,
-) -> Option<SharedCgroup> {
-    const LAYER: &str = capabilities::NETWORK_GUARD;
-    const OPEN: &str = "functions with the machine's network reach the cloud's metadata and Flux's own servers";
-    if config.without.contains(&Layer::NetworkGuard) {
-        capabilities.lacks(LAYER, SWITCHED_OFF);
-        return None;
-    }
-    if !capabilities.root {
-        capabilities.lacks(LAYER, format!("not started as root: {OPEN}"));
-        return None;
-    }
-    let shared = match SharedCgroup::enter(cgroups) {
-        Ok(shared) => shared,
-        Err(error) => {
-            capabilities.lacks(LAYER, format!("{error}: {OPEN}"));
-            return None;
-        }
-    };
-    match guard::attach(&shared, &config.servers) {
-        Ok(()) => capabilities.network_guard = true,
-        Err(error) => capabilities.lacks(LAYER, format!("{error}: {OPEN}")),
-    }
-    Some(shared)
-}
-
-/// The filter of system calls, if it really refuses some here.
-fn usable_filter(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<Filter> {
-    if config.without.contains(&Layer::Seccomp) {
-        capabilities.lacks("seccomp", SWITCHED_OFF);
-        return None;
-    }
-    match Filter::try_new().and_then(|filter| filter.try_out().map(|()| filter)) {
-        Ok(filter) => {
-            capabilities.seccomp = true;
-            Some(filter)
-        }
-        Err(error) => {
-            capabilities.lacks("seccomp", error.to_string());
-            None
-        }
-    }
-}
-
 /// The root view, if a slot with it can really be made here.
 fn usable_view(
     config: &LauncherConfig,
@@ -260,22 +192,24 @@ fn usable_view(
     capabilities: &mut Capabilities,
 ) -> io::Result<Option<RootView>> {
     const LAYERS: &str = "pid and mount namespaces";
+    let no_slots = |capabilities: &mut Capabilities, reason: &str| {
+        capabilities.lacks(LAYERS, reason);
+        capabilities.lacks(capabilities::NETWORK_NAMESPACE, "without slots there is none: `network: none` is refused");
+        Ok(None)
+    };
     let Some(runner) = user else {
-        capabilities
-            .lacks(LAYERS, "not started as root: functions see the machine's files and processes as its user does");
-        return Ok(None);
+        let reason = "not started as root: functions see the machine's files and processes as its user does";
+        return no_slots(capabilities, reason);
     };
     if !config.slots {
-        capabilities.lacks(LAYERS, SWITCHED_OFF);
-        return Ok(None);
+        return no_slots(capabilities, SWITCHED_OFF);
     }
     let view = RootView::survey(config)?;
     match slot::try_out(&view, runner, &config.work_dir, Network::None) {
         Ok(()) => capabilities.net_namespace = true,
         Err(error) => {
             if let Err(error) = slot::try_out(&view, runner, &config.work_dir, Network::Host) {
-                capabilities.lacks(LAYERS, error.to_string());
-                return Ok(None);
+                return no_slots(capabilities, &error.to_string());
             }
             capabilities.lacks(capabilities::NETWORK_NAMESPACE, error.to_string());
         }
@@ -303,31 +237,6 @@ fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilit
     capabilities.runner_uid = runner.uid;
     capabilities.runner_gid = runner.gid;
     Some(runner)
-}
-
-/// A number for each slot, where a range is set aside; with it, how many slots there can be.
-fn choose_uids(config: &LauncherConfig, runner: Runner, capabilities: &mut Capabilities) -> (Runners, u32) {
-    const LAYER: &str = "uid of its own";
-    let fewest = config.tasks.saturating_add(SPARE_THREADS);
-    let ceiling = config.max_slots.max(fewest);
-    let shared = "functions share one user, whose inotify instances and pipe pages one can use up for all";
-    let why = match config.runner_uids.and_then(|range| Some((range, range.numbers()?))) {
-        None if config.runner_uids.is_some() => "the range of numbers goes past the last one".to_owned(),
-        None => "no range of numbers is set aside in /etc/subuid for the functions' user".to_owned(),
-        Some((range, _)) if range.count < fewest => {
-            format!("{} numbers are set aside, and {fewest} are needed", range.count)
-        }
-        Some((range, _)) if !range.is_mapped() => {
-            "the numbers set aside are not known in this container's user namespace".to_owned()
-        }
-        Some((range, uids)) => {
-            capabilities.own_uids = true;
-            let ceiling = ceiling.min(range.count);
-            return (Runners::Each { uids: uids.start..uids.start + ceiling, gid: runner.gid }, ceiling);
-        }
-    };
-    capabilities.lacks(LAYER, format!("{why}: {shared}"));
-    (Runners::One(runner), ceiling)
 }
 
 /// Whether a service manager gave the launcher an OOM score that functions must not inherit.
