@@ -9,9 +9,11 @@ use std::{
 };
 
 use flux_broker::Table;
+use flux_launcher::wire;
 use flux_protocol::{
     Timestamp,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer},
+    function::Network,
     limits, subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -125,15 +127,24 @@ impl Heart {
 pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
     let layers = [
         ("unprivileged_user", of.root),
+        ("own_uids", of.own_uids),
         ("pid_namespace", of.pid_namespace),
         ("mount_namespace", of.mount_namespace),
         ("net_namespace", of.net_namespace),
+        ("network_guard", of.network_guard),
         ("no_new_privs", of.no_new_privs),
+        ("landlock_scopes", of.landlock_scopes),
+        ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),
         ("cgroup_cpu", of.cgroup.cpu),
         ("cgroup_pids", of.cgroup.pids),
     ];
+    // An agent without the namespace could not run them anyway.
+    let cannot = (!of.net_namespace).then_some(wire::Network::None);
+    let mut refuses: Vec<Network> = of.refuses.iter().copied().chain(cannot).map(network).collect();
+    refuses.dedup();
     Capabilities {
+        refuses,
         tiers: vec!["process".to_owned()],
         layers: layers.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned()).collect(),
         missing: of
@@ -141,6 +152,13 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .iter()
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
+    }
+}
+
+fn network(of: wire::Network) -> Network {
+    match of {
+        wire::Network::Host => Network::Host,
+        wire::Network::None => Network::None,
     }
 }
 

@@ -41,7 +41,7 @@ mod run;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{launchers, run, start};
+pub use run::{launchers, run, servers_of, start};
 
 /// An error and its causes in one line, for what is recorded or reported; logs have the chain itself.
 fn error_chain(error: &dyn std::error::Error) -> String {

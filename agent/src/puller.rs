@@ -8,7 +8,7 @@ use std::{
 };
 
 use flux_broker::{BrokerError, Delivery, Pull};
-use flux_launcher::Capabilities;
+use flux_launcher::{Capabilities, wire};
 use flux_protocol::{
     AgentId, FunctionName, FunctionVersion,
     agent::Budget,
@@ -233,12 +233,17 @@ fn need_of(version: &FunctionVersion, capabilities: &Capabilities, agent: &Agent
     let tier = match spec.isolation {
         Isolation::Process => true,
     };
-    let network = match spec.network {
-        Network::Host => true,
-        Network::None => capabilities.net_namespace,
+    let (network, wanted) = match spec.network {
+        Network::Host => (true, wire::Network::Host),
+        Network::None => (capabilities.net_namespace, wire::Network::None),
     };
     if !(tier && network) {
         tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
+        return None;
+    }
+    if capabilities.refuses.contains(&wanted) {
+        let missing: Vec<&str> = capabilities.missing_for(wanted).map(|missing| missing.layer.as_str()).collect();
+        tracing::warn!(function = %spec.name, %agent, missing = missing.join(", "), "not pulled: `isolation_required` is set");
         return None;
     }
     let max_concurrency = spec.max_concurrency.map_or(u64::MAX, u64::from);
@@ -288,5 +293,31 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flux_launcher::Missing;
+
+    use super::*;
+
+    #[test]
+    fn what_an_agent_refuses_or_cannot_give_is_not_pulled() {
+        let agent = AgentId::parse("agent-1").expect("an id");
+        let version = |network: Network| {
+            let yaml = format!("name: f\nhandler: h\nnetwork: {}", network.as_str());
+            let spec = flux_protocol::function::parse_yaml(&yaml).expect("a function");
+            FunctionVersion { version: 1, digest: None, spec, created_at: flux_protocol::Timestamp::from_millis(0) }
+        };
+        let pulled = |capabilities: &Capabilities| {
+            [Network::Host, Network::None].map(|network| need_of(&version(network), capabilities, &agent).is_some())
+        };
+        let whole = Capabilities { net_namespace: true, ..Capabilities::default() };
+        assert_eq!(pulled(&whole), [true, true]);
+        assert_eq!(pulled(&Capabilities::default()), [true, false]);
+        let missing = vec![Missing { layer: "network guard".to_owned(), reason: "why".to_owned() }];
+        let lacking = Capabilities { refuses: vec![wire::Network::Host], missing, ..whole.clone() };
+        assert_eq!(pulled(&lacking), [false, true]);
     }
 }

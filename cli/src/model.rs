@@ -115,6 +115,8 @@ pub(crate) struct Budget {
 pub(crate) struct Capabilities {
     #[serde(default)]
     pub(crate) missing: Vec<MissingLayer>,
+    #[serde(default)]
+    pub(crate) refuses: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -14,7 +14,7 @@ use std::{fmt::Write as _, time::Duration};
 use flux_protocol::{
     ErrorCode, FunctionName, FunctionSpec, PoolName,
     agent::{AgentStatus, Budget},
-    function::{Isolation, PressureBehavior},
+    function::{Isolation, Network, PressureBehavior},
 };
 
 use crate::refusal::Refusal;
@@ -25,6 +25,7 @@ pub(super) struct AgentRoom<'a> {
     pub pool: &'a PoolName,
     pub status: AgentStatus,
     pub tiers: &'a [String],
+    pub refuses: &'a [Network],
     pub total: Budget,
     pub free: Budget,
     /// Of the function in question.
@@ -42,7 +43,7 @@ pub(super) struct AgentRoom<'a> {
 pub(super) struct Summary {
     /// Agents of the pool that take work.
     pub online: u64,
-    /// Of those, the ones that have the function's tier.
+    /// Of those, the ones that have the function's tier, and what its network asks for.
     pub capable: u64,
     /// Of those, the ones whose whole budget could hold one execution.
     pub able: u64,
@@ -156,6 +157,9 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
         }
         sum.online += 1;
         if !agent.tiers.is_empty() && !agent.tiers.iter().any(|has| has == tier) {
+            continue;
+        }
+        if agent.refuses.contains(&spec.network) {
             continue;
         }
         sum.capable += 1;
@@ -290,9 +294,10 @@ pub(super) fn explain(
         ),
         Shortage::NoCapability => write!(
             text,
-            "none of the {} agents online has the isolation tier `{}` that `{name}` asks for; `flux agents` shows what each can give",
+            "none of the {} agents online can give what `{name}` asks for (isolation `{}`, network `{}`); `flux agents` shows what each lacks",
             fleet.online,
-            tier_of(spec)
+            tier_of(spec),
+            spec.network.as_str()
         ),
         Shortage::NeverFits => write!(
             text,

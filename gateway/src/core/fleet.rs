@@ -100,6 +100,7 @@ impl Fleet {
                 pool: &beat.pool,
                 status: known.status(),
                 tiers: &beat.capabilities.tiers,
+                refuses: &beat.capabilities.refuses,
                 total: beat.total,
                 free: beat.free,
                 calls: running.map_or(0, |running| running.calls),

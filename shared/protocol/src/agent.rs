@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    function::Network,
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
     time::Timestamp,
@@ -48,6 +49,9 @@ pub struct Capabilities {
     /// Such as `unprivileged_user`, `pid_namespace`, `cgroup_memory`.
     pub layers: Vec<String>,
     pub missing: Vec<MissingLayer>,
+    /// Values of `network` whose functions it does not run: it lacks what they need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refuses: Vec<Network>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -130,6 +130,16 @@ pub enum Network {
     None,
 }
 
+impl Network {
+    /// As in `flux.yaml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Network::Host => "host",
+            Network::None => "none",
+        }
+    }
+}
+
 /// An immutable deployment: code by digest, and configuration. What agents sync from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionVersion {

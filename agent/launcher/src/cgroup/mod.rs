@@ -10,6 +10,7 @@
 
 mod directory;
 mod hierarchy;
+mod shared;
 mod v1;
 mod v2;
 
@@ -24,6 +25,7 @@ use crate::wire::Limits;
 pub(crate) use directory::CgroupError;
 use directory::Directory;
 use hierarchy::Place;
+pub(crate) use shared::SharedCgroup;
 
 /// How long the removal of a cgroup waits for killed processes to leave it.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(1);

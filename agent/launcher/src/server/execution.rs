@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, explain, refusal};
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
-use crate::cgroup::SlotCgroup;
+use crate::cgroup::{SharedCgroup, SlotCgroup};
 use crate::config::Runner;
 use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
 use crate::sys::process::OpenFiles;
@@ -27,11 +27,17 @@ const ATTEMPTS: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) spawn: OwnedFd,
+    /// Where this machine has one; all functions are in it.
+    pub(crate) shared_cgroup: Option<SharedCgroup>,
     pub(crate) registry: Registry,
     /// `None`: this launcher cannot make slots, and `plain` serves instead.
     pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
+    /// Networks whose functions a missing layer does not hold in, where all are required.
+    pub(crate) refuses: Vec<Network>,
     pub(crate) user: Option<Runner>,
+    /// What keeps each execution's signals and abstract sockets to itself, where the kernel can.
+    pub(crate) scopes: Option<OwnedFd>,
     pub(crate) reset_oom_score: bool,
     pub(crate) open_files: OpenFiles,
 }
@@ -42,6 +48,7 @@ struct Place<'a> {
     code: &'a Path,
     extra_env: &'a [(&'a str, &'a str)],
     holder: Option<(&'a Arc<HolderLink>, libc::c_int)>,
+    user: Option<Runner>,
     /// The launcher's pid where the function's process can see it.
     parent: i32,
 }
@@ -79,6 +86,11 @@ impl Server {
             Ok(request) => request,
             Err(refused) => return self.reply(&Reply::Refused(refused)),
         };
+        if self.refuses.contains(&request.network) {
+            let message =
+                "`isolation_required` is set and this agent lacks a layer of isolation; `flux agents` says which";
+            return self.reply(&Reply::Refused(refusal(request.id, "isolation", libc::EPERM, message.to_owned())));
+        }
         let done = match &self.slots {
             Some(slots) => self.run_in_slot(slots, &request, fds, stack),
             None => self.run_plain(&request, fds, stack),
@@ -103,6 +115,7 @@ impl Server {
                 code: Path::new(CODE_DIR),
                 extra_env: &[],
                 holder: Some((&holder, slot.namespaces())),
+                user: Some(slot.user),
                 parent: 0,
             };
             let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
@@ -142,7 +155,13 @@ impl Server {
             failed("tmp", e.raw_os_error(), message)
         })?;
         let extra = [("TMPDIR", scratch.directory.as_str()), (MARKER, scratch.marker.as_str())];
-        let place = Place { code: &request.code_dir, extra_env: &extra, holder: None, parent: self.plain.own_pid() };
+        let place = Place {
+            code: &request.code_dir,
+            extra_env: &extra,
+            holder: None,
+            user: self.user,
+            parent: self.plain.own_pid(),
+        };
         let cgroup = self.plain.cgroup(&request.limits);
         let (done, cgroup) = match cgroup {
             Ok(mut cgroup) => (self.run(request, &mut stdio, stack, &place, cgroup.as_mut()), cgroup),
@@ -167,10 +186,11 @@ impl Server {
         let plan = ChildPlan {
             cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
+            scopes: self.scopes.as_ref().map(AsRawFd::as_raw_fd),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
             stdio: raw_stdio(stdio),
-            user: self.user.map(|u| (u.uid, u.gid)),
+            user: place.user.map(|u| (u.uid, u.gid)),
             parent: place.parent,
             directory: &directory,
             program: &command.program,
@@ -253,6 +273,9 @@ impl Server {
             slots.remove_cgroups();
         }
         self.plain.end();
+        if let Some(shared) = &self.shared_cgroup {
+            shared.leave();
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) cgroups: &'a [RawFd],
     /// A pidfd and the namespaces of that process to join.
     pub(crate) join: Option<(RawFd, libc::c_int)>,
+    /// A Landlock ruleset to be put under: of its own, so that no two executions share one.
+    pub(crate) scopes: Option<RawFd>,
     /// The launcher's own score is not 0 and must not be the function's.
     pub(crate) reset_oom_score: bool,
     /// Resource and value, set as both soft and hard limit.
@@ -129,6 +131,12 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             && libc::setns(pidfd, namespaces) != 0
         {
             return "setns";
+        }
+        // The thread has `no_new_privs`, which this asks for.
+        if let Some(ruleset) = plan.scopes
+            && libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) != 0
+        {
+            return "landlock";
         }
         // Until here they were the launcher's own.
         if !descriptors_of_its_own(&plan.stdio) {

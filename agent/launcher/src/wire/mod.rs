@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use codec::{Reader, Writer};
+use serde::{Deserialize, Serialize};
 pub use tree::{LauncherAnswer, LauncherWish, TREE_FD};
 
 use crate::capabilities::Capabilities;
@@ -60,7 +61,8 @@ impl WireError {
 }
 
 /// Which network a function sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Network {
     /// The machine's.
     #[default]

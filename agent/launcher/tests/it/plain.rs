@@ -49,6 +49,32 @@ fn missing_layers_are_said() {
     let launcher = plain();
     assert!(!launcher.capabilities.pid_namespace && !launcher.capabilities.mount_namespace);
     assert!(launcher.capabilities.missing.iter().any(|m| m.layer.contains("namespaces")));
+    // Run as root and as nobody: what is not there has its name and a reason.
+    let capabilities = &launcher.capabilities;
+    for (there, layer) in [
+        (capabilities.root, "user"),
+        (capabilities.mount_namespace, "pid and mount namespaces"),
+        (capabilities.net_namespace, "network namespace"),
+        (capabilities.network_guard, "network guard"),
+        (capabilities.seccomp, "seccomp"),
+        (capabilities.landlock_scopes, "landlock scopes"),
+        (capabilities.cgroup.memory, "cgroup memory"),
+        (capabilities.cgroup.cpu, "cgroup cpu"),
+        (capabilities.cgroup.pids, "cgroup pids"),
+    ] {
+        let said = capabilities.missing.iter().any(|m| m.layer == layer && !m.reason.is_empty());
+        assert_eq!(said, !there, "{layer}: {:?}", capabilities.missing);
+    }
+}
+
+#[test]
+fn an_ordinary_users_functions_are_filtered_too() {
+    let mut launcher = plain();
+    assert!(launcher.capabilities.seccomp, "{:?}", launcher.capabilities.missing);
+    let done = launcher.run_sh(
+        "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | tr -d '\\t\\n'; unshare -U true 2>&1 | tail -c 24",
+    );
+    assert_eq!(done.stdout, "NoNewPrivs:1Seccomp:2Operation not permitted\n", "{}", done.stderr);
 }
 
 #[test]

@@ -60,6 +60,7 @@ fn summary(agents: &[Agent], function: usize, functions: &[FunctionSpec]) -> Sum
         pool: &pool,
         status: if agent.draining { AgentStatus::Draining } else { AgentStatus::Online },
         tiers: &tiers,
+        refuses: &[],
         total: agent.total,
         free: agent.free(functions),
         calls: agent.count(function, Some(true)),
@@ -196,6 +197,7 @@ fn one(text: &str, status: AgentStatus, tiers: &[&str], total: Budget) -> (Funct
         pool: &pool,
         status,
         tiers: &tiers,
+        refuses: &[],
         total,
         free: total,
         calls: 0,
@@ -205,6 +207,32 @@ fn one(text: &str, status: AgentStatus, tiers: &[&str], total: Budget) -> (Funct
     };
     let summary = summarize(&spec, [room]);
     (spec, summary)
+}
+
+#[test]
+fn an_agent_that_refuses_a_network_is_not_capable_of_it() {
+    let pool = PoolName::default();
+    let total = Budget { tasks: 4, cpu_millicores: 1000, memory_mb: 256 };
+    for (text, refuses, capable) in [
+        ("name: f\nhandler: h", vec![Network::Host], 0),
+        ("name: f\nhandler: h\nnetwork: none", vec![Network::Host], 1),
+        ("name: f\nhandler: h\nnetwork: none", vec![Network::Host, Network::None], 0),
+    ] {
+        let room = AgentRoom {
+            pool: &pool,
+            status: AgentStatus::Online,
+            tiers: &[],
+            refuses: &refuses,
+            total,
+            free: total,
+            calls: 0,
+            invokes: 0,
+            all_invokes: 0,
+            may_hold: true,
+        };
+        let sum = summarize(&parse_yaml(text).unwrap(), [room]);
+        assert_eq!((sum.online, sum.capable), (1, capable), "{text} {refuses:?}");
+    }
 }
 
 #[test]
@@ -283,6 +311,7 @@ fn another_pools_agents_do_not_count() {
         pool: &other,
         status: AgentStatus::Online,
         tiers: &tiers,
+        refuses: &[],
         total: Budget { tasks: 9, cpu_millicores: 9000, memory_mb: 9000 },
         free: Budget::default(),
         calls: 0,

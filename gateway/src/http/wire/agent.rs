@@ -63,6 +63,8 @@ pub(in crate::http) struct CapabilitiesBody {
     /// Layers of isolation, such as `pid_namespace` or `cgroup_memory`.
     layers: Vec<String>,
     missing: Vec<MissingLayerBody>,
+    /// Values of `network` whose functions it does not run: a layer that they need is missing.
+    refuses: Vec<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -137,8 +139,13 @@ impl From<NodeStatus> for NodeBody {
 }
 
 impl From<Capabilities> for CapabilitiesBody {
-    fn from(Capabilities { tiers, layers, missing }: Capabilities) -> Self {
+    fn from(Capabilities { tiers, layers, missing, refuses }: Capabilities) -> Self {
         let missing = missing.into_iter().map(|layer| MissingLayerBody { layer: layer.layer, reason: layer.reason });
-        Self { tiers, layers, missing: missing.collect() }
+        Self {
+            tiers,
+            layers,
+            missing: missing.collect(),
+            refuses: refuses.iter().map(|network| network.as_str().to_owned()).collect(),
+        }
     }
 }
