@@ -523,6 +523,7 @@ fn success(output: &[u8]) -> Outcome {
         output: collector.finish(),
         output_ref: None,
         duration_ms: Duration::from_millis(1).into(),
+        start: None,
         usage: flux_protocol::Usage::default(),
         will_retry: false,
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    function::Runtime,
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
     time::Timestamp,
@@ -48,6 +49,25 @@ pub struct Capabilities {
     /// Such as `unprivileged_user`, `pid_namespace`, `cgroup_memory`.
     pub layers: Vec<String>,
     pub missing: Vec<MissingLayer>,
+    /// Interpreters that were tried and answered. Native functions need none.
+    #[serde(default)]
+    pub runtimes: Vec<RuntimeGiven>,
+}
+
+/// A runtime that an agent found it can give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeGiven {
+    /// As `runtime` names it: `python`, `node`, `bash`.
+    pub name: String,
+    /// What the interpreter says of itself, such as `3.11.2`.
+    pub version: String,
+}
+
+impl Capabilities {
+    /// Whether functions of this runtime can run there.
+    pub fn gives(&self, runtime: Runtime) -> bool {
+        runtime == Runtime::Native || self.runtimes.iter().any(|given| given.name == runtime.as_str())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -63,6 +63,16 @@ pub(in crate::http) struct CapabilitiesBody {
     /// Layers of isolation, such as `pid_namespace` or `cgroup_memory`.
     layers: Vec<String>,
     missing: Vec<MissingLayerBody>,
+    /// Interpreters for functions that are not native.
+    runtimes: Vec<RuntimeBody>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct RuntimeBody {
+    #[schema(example = "python")]
+    name: String,
+    #[schema(example = "3.11.2")]
+    version: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -137,8 +147,9 @@ impl From<NodeStatus> for NodeBody {
 }
 
 impl From<Capabilities> for CapabilitiesBody {
-    fn from(Capabilities { tiers, layers, missing }: Capabilities) -> Self {
+    fn from(Capabilities { tiers, layers, missing, runtimes }: Capabilities) -> Self {
         let missing = missing.into_iter().map(|layer| MissingLayerBody { layer: layer.layer, reason: layer.reason });
-        Self { tiers, layers, missing: missing.collect() }
+        let runtimes = runtimes.into_iter().map(|given| RuntimeBody { name: given.name, version: given.version });
+        Self { tiers, layers, missing: missing.collect(), runtimes: runtimes.collect() }
     }
 }

@@ -155,8 +155,9 @@ pub(in crate::http) struct RemovedBody {
 pub(in crate::http) struct FunctionConfig {
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     pub(in crate::http) name: String,
-    /// Path of the executable inside the archive.
+    /// Path of the executable or script inside the archive; for python and node `file.function`, or a file.
     pub(in crate::http) handler: String,
+    /// `native`, `python`, `node` or `bash`.
     #[schema(example = "native", default = "native")]
     pub(in crate::http) runtime: Option<String>,
     #[schema(example = "process", default = "process")]
@@ -183,6 +184,9 @@ pub(in crate::http) struct FunctionConfig {
     pub(in crate::http) stop_grace: Option<String>,
     #[schema(default = "default")]
     pub(in crate::http) pool: Option<String>,
+    /// How long a worker of a python or node function stays after its last use, such as `1m`; 0 is a fresh process each time.
+    #[schema(default = "1m")]
+    pub(in crate::http) keep_warm: Option<String>,
 }
 
 #[derive(ToSchema)]

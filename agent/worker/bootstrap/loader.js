@@ -1,0 +1,11 @@
+const read = (n) => {
+  const got = Buffer.alloc(n);
+  for (let at = 0; at < n; ) {
+    const more = require('fs').readSync(3, got, at, n - at);
+    if (!more) process.exit(0);
+    at += more;
+  }
+  return got;
+};
+const program = read(read(4).readUInt32BE(0)).subarray(1).toString();
+require('vm').runInThisContext(`(function (require, process) {${program}\n})`, 'flux-worker.js')(require, process);
