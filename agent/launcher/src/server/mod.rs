@@ -6,6 +6,7 @@
 
 mod command;
 mod execution;
+mod others;
 mod plain;
 mod registry;
 
@@ -74,7 +75,7 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
     let (server, capabilities) = set_up(config, spawn)?;
     let server = Arc::new(server);
-    let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
+    let threads = at_once(config).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     for _ in 0..threads {
         let server = Arc::clone(&server);
         let root = capabilities.root;
@@ -96,6 +97,11 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     listen(&server, control)?;
     server.end();
     Ok(())
+}
+
+/// Processes at the same time: executions, and as many workers that wait for one.
+fn at_once(config: &LauncherConfig) -> u32 {
+    config.tasks.max(1).saturating_mul(2)
 }
 
 /// Handles control packets until the other end is closed.
@@ -127,6 +133,10 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
             }
+            Some(Ok(Control::IsAlone { id, nonce })) => {
+                let alone = ControlReply::Alone { nonce, alone: server.is_alone(id) }.encode();
+                let _ = socket::try_send(control.as_fd(), &alone, &[]);
+            }
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}
         }
@@ -143,7 +153,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabi
     Plain::new(&config.work_dir, user, None).prepare()?;
     let cgroups = Cgroups::discover(&mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
-    let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
+    let ceiling = config.max_slots.max(at_once(config).saturating_add(SPARE_THREADS)) as usize;
     let (slots, cgroups) = match view {
         Some(view) => (Some(SlotPool::try_new(view, cgroups, config.tmp_bytes, ceiling)?), None),
         None => (None, cgroups),

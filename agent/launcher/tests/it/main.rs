@@ -10,3 +10,4 @@ mod limits;
 mod plain;
 mod process;
 mod tree;
+mod workers;
