@@ -95,7 +95,12 @@ impl Heart {
             total: self.total,
             free: if self.launcher.borrow().is_some() { free } else { Budget::default() },
             running,
-            capabilities: self.launcher.borrow().as_deref().map(capabilities).unwrap_or_default(),
+            capabilities: self
+                .launcher
+                .borrow()
+                .as_deref()
+                .map(|of| Capabilities { runtimes: self.node.runtimes.given(), ..capabilities(of) })
+                .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
         }
     }
@@ -141,6 +146,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .iter()
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
+        runtimes: Vec::new(),
     }
 }
 

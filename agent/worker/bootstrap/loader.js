@@ -8,4 +8,5 @@ const read = (n) => {
   return got;
 };
 const program = read(read(4).readUInt32BE(0)).subarray(1).toString();
-require('vm').runInThisContext(`(function (require, process) {${program}\n})`, 'flux-worker.js')(require, process);
+const load = require('vm').runInThisContext(`(function (require, importModule) {${program}\n})`, 'flux-worker.js');
+load(require, (url) => import(url));

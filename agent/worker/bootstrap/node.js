@@ -17,6 +17,8 @@ const ERROR = 20;
 const RESULT_LIMIT = 16 * 1024 * 1024;
 const LOADING = -1;
 const NOBODY = 0;
+// In place of a number of threads: this process ends after its answer.
+const ENDS = 0xffffffff;
 
 const channel = new Socket({ fd: 3, readable: true, writable: true });
 const invocations = new AsyncLocalStorage();
@@ -99,10 +101,10 @@ async function load(entry) {
   const full = path.resolve(file);
   let module;
   try {
-    module = file.endsWith('.mjs') ? await import(pathToFileURL(full)) : createRequire(full)(full);
+    module = file.endsWith('.mjs') ? await importModule(pathToFileURL(full)) : createRequire(full)(full);
   } catch (error) {
     if (error?.code !== 'ERR_REQUIRE_ESM') throw error;
-    module = await import(pathToFileURL(full));
+    module = await importModule(pathToFileURL(full));
   }
   const name = entry.function;
   const found =
@@ -181,7 +183,7 @@ process.on('uncaughtException', (error) => {
   const during = current;
   current = NOBODY;
   if (during === LOADING) send(FAILED, [json(fault(error))], () => process.exit(1));
-  else if (during !== NOBODY) send(ERROR, [used(1), json(fault(error))], () => process.exit(1));
+  else if (during !== NOBODY) send(ERROR, [used(ENDS), json(fault(error))], () => process.exit(1));
   else process.exit(1);
 });
 

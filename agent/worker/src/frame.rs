@@ -116,8 +116,13 @@ pub struct Used {
     pub cpu_us: u64,
     /// The worker's greatest memory so far.
     pub peak_bytes: u64,
-    /// Threads that the invocation began and that still do something.
+    /// Threads that the invocation began and that still do something; or [`Used::ENDS`].
     pub threads_left: u32,
+}
+
+impl Used {
+    /// In `threads_left`: the worker ends by itself after this answer.
+    pub const ENDS: u32 = u32::MAX;
 }
 
 /// An exception, or what kept a handler from being loaded.
