@@ -142,7 +142,7 @@ impl Fleet {
     pub(super) fn may_have_silent(&self) -> bool {
         let view = self.view.borrow();
         let silent = view.agents.values().any(|known| known.offline && !known.forgotten);
-        silent || (view.agents.is_empty() && self.is_young())
+        silent || self.is_young()
     }
 
     /// Whether an agent runs the function now, as far as heartbeats say.

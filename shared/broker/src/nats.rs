@@ -37,6 +37,7 @@ mod queue;
 mod reader;
 mod signals;
 mod status_log;
+mod status_writer;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
@@ -46,6 +47,7 @@ pub use permissions::{Permissions, agent_permissions};
 pub struct NatsBroker {
     core: Arc<core::Core>,
     hot: heat::Hot,
+    statuses: status_writer::StatusWriter,
     connection: watch::Receiver<u64>,
 }
 
@@ -77,7 +79,8 @@ impl NatsBroker {
         core.tasks.spawn("nats late messages", inbox::give_back(client, to_give_back, core.closed.clone()));
         core.round_trip("subscribe to this process's inbox").await?;
         let hot = heat::Hot::new(Arc::clone(&core));
-        Ok(Arc::new(Self { core, hot, connection }))
+        let statuses = status_writer::StatusWriter::start(&core);
+        Ok(Arc::new(Self { core, hot, statuses, connection }))
     }
 
     /// Deliveries that came when their pull had ended and were given back, since the start.

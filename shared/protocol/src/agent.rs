@@ -121,6 +121,12 @@ pub enum ControlRequest {
     Holds {
         execution_ids: Vec<ExecutionId>,
     },
+    /// Its message is taken back. The answer is [`ControlReply::Holds`]: an agent that does not hold it will not start it
+    /// from then on (as after a cancel), should it be on its way there; one that does goes on.
+    Withdrawn {
+        execution_id: ExecutionId,
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

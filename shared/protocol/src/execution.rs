@@ -216,6 +216,18 @@ impl Outcome {
         }
     }
 
+    /// All but what was printed; how much that is stays.
+    #[must_use]
+    pub fn without_output(&self) -> Self {
+        let dropped_bytes = self.output.dropped_bytes + self.output.len() as u64;
+        Self {
+            output: OutputLog { chunks: Vec::new(), dropped_bytes },
+            error: self.error.clone(),
+            output_ref: self.output_ref.clone(),
+            ..*self
+        }
+    }
+
     pub fn is_terminal(&self) -> bool {
         !self.will_retry
     }

@@ -252,6 +252,10 @@ fn control() {
         &ControlRequest::Holds { execution_ids: vec![id()] },
         &format!(r#"{{"op":"holds","execution_ids":["{exc}"]}}"#),
     );
+    holds(
+        &ControlRequest::Withdrawn { execution_id: id(), reason: "r".to_owned() },
+        &format!(r#"{{"op":"withdrawn","execution_id":"{exc}","reason":"r"}}"#),
+    );
     holds(&ControlReply::Ok { agent_id: agent() }, r#"{"reply":"ok","agent_id":"agent-1"}"#);
     holds(&ControlReply::NotHeld, r#"{"reply":"not_held"}"#);
     holds(&ControlReply::Invalid { message: "m".to_owned() }, r#"{"reply":"invalid","message":"m"}"#);
@@ -378,7 +382,8 @@ fn subjects() {
         (subject::outputs_all().to_owned(), "flux.output.>"),
         (subject::status("gw-1", id()), "flux.status.gw-1.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
         (subject::statuses_of(id()), "flux.status.*.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
-        (subject::statuses().to_owned(), "flux.status.*.*"),
+        (subject::status_log("gw-1"), "flux.statuses.gw-1"),
+        (subject::status_logs().to_owned(), "flux.statuses.*"),
         (subject::control(&agent()), "flux.control.agent-1"),
         (subject::control_all().to_owned(), "flux.control"),
         (subject::cancel(id()), "flux.cancel.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
