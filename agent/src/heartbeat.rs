@@ -11,7 +11,7 @@ use std::{
 use flux_broker::Table;
 use flux_protocol::{
     Timestamp,
-    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer},
+    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
     limits, subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -80,7 +80,13 @@ impl Heart {
     }
 
     fn heartbeat(&mut self) -> Heartbeat {
-        let running = self.node.held.running_counts();
+        let mut running = self.node.held.running_counts();
+        let mut warm = self.node.warm.counts();
+        for count in &mut running {
+            count.warm = warm.remove(&count.function).unwrap_or(0);
+        }
+        let idle = warm.into_iter();
+        running.extend(idle.map(|(function, warm)| RunningCount { function, calls: 0, invokes: 0, warm }));
         let active = running.iter().map(|count| count.calls + count.invokes).sum();
         let free = self.state.borrow().free;
         Heartbeat {

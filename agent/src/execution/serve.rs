@@ -318,8 +318,8 @@ fn raised(fault: Fault) -> ExecutionError {
     let Fault { kind, message, stack, .. } = fault;
     let message = if message.is_empty() { kind.clone() } else { message };
     ExecutionError {
-        error_type: Some(kind),
-        stack: Some(stack).filter(|stack| !stack.is_empty()),
+        error_type: Some(kind.into()),
+        stack: Some(stack).filter(|stack| !stack.is_empty()).map(Into::into),
         ..ExecutionError::new(ErrorKind::Exit, message)
     }
 }

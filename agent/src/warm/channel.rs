@@ -128,7 +128,7 @@ impl Channel {
 
     async fn receive(&mut self) -> Result<Option<FromWorker>, FrameError> {
         loop {
-            if let Some(frame) = self.decoder.next()? {
+            if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
             let buffer = self.decoder.buffer();

@@ -76,8 +76,7 @@ mod tests {
 
     #[test]
     fn waiting_is_worth_it_while_calls_are_quicker_than_starts() {
-        let mut line = Line::<u8>::default();
-        line.serving = 1;
+        let mut line = Line::<u8> { serving: 1, ..Line::default() };
         assert_eq!(line.patience(), None, "nothing is known");
         line.started(40 * MS);
         line.served(MS);
@@ -97,8 +96,7 @@ mod tests {
 
     #[test]
     fn a_worker_goes_to_who_waits_longest_and_still_does() {
-        let mut line = Line::default();
-        line.serving = 1;
+        let mut line = Line { serving: 1, ..Line::default() };
         let (gone, mut first, mut second) = (line.wait(), line.wait(), line.wait());
         drop(gone);
         assert_eq!(line.hand_over('a'), None);

@@ -174,7 +174,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What came is not of this protocol. Nothing that follows it can be read.
-    pub fn next(&mut self) -> Result<Option<FromWorker>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<FromWorker>, FrameError> {
         let Some((head, _)) = self.buffer.split_first_chunk::<4>() else { return Ok(None) };
         let size = u32::from_be_bytes(*head) as usize;
         if size > FROM_WORKER {

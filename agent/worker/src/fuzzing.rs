@@ -16,7 +16,7 @@ fn read(data: &[u8], piece: usize) -> (Vec<crate::FromWorker>, Option<crate::Fra
     for piece in data.chunks(piece) {
         decoder.buffer().extend_from_slice(piece);
         loop {
-            match decoder.next() {
+            match decoder.next_frame() {
                 Ok(Some(frame)) => frames.push(frame),
                 Ok(None) => break,
                 Err(error) => return (frames, Some(error)),

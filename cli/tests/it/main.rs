@@ -15,4 +15,5 @@ mod overload;
 mod readme;
 mod stop;
 mod topology;
+mod warm;
 mod watch;

@@ -232,7 +232,7 @@ impl FakeAgent {
                     Some(at) => at,
                     None => {
                         let function = held.queue.function.clone();
-                        running.push(RunningCount { function, calls: 0, invokes: 0 });
+                        running.push(RunningCount { function, calls: 0, invokes: 0, warm: 0 });
                         running.len() - 1
                     }
                 };

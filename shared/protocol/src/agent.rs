@@ -77,12 +77,15 @@ pub struct MissingLayer {
     pub reason: String,
 }
 
-/// Executions of one function that an agent runs now, by lane.
+/// Executions of one function that an agent runs now, by lane, and its workers that wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningCount {
     pub function: FunctionName,
     pub calls: u32,
     pub invokes: u32,
+    /// Workers that wait for its next execution.
+    #[serde(default)]
+    pub warm: u32,
 }
 
 /// Published on `flux.agent.<agent>` every second, and at once when the status changes.

@@ -81,9 +81,9 @@ pub struct ExecutionError {
     pub limit: Option<u64>,
     /// A handler's exception: its type, and its stack.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    pub error_type: Option<String>,
+    pub error_type: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stack: Option<String>,
+    pub stack: Option<Box<str>>,
 }
 
 impl ExecutionError {

@@ -22,7 +22,7 @@ fn from_worker(kind: u8, body: &[u8]) -> Vec<u8> {
 fn decoded(bytes: &[u8]) -> Result<Option<FromWorker>, FrameError> {
     let mut decoder = Decoder::default();
     decoder.buffer().extend_from_slice(bytes);
-    decoder.next()
+    decoder.next_frame()
 }
 
 /// A changed golden is a decision: bootstraps of another build, in an image that was made with it, would not understand.

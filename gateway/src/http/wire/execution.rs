@@ -107,11 +107,12 @@ pub(in crate::http) struct ExecutionErrorBody {
     limit: Option<u64>,
     /// Of a handler's exception, as its language names it.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schema(example = "ValueError")]
-    error_type: Option<String>,
+    #[schema(value_type = Option<String>, example = "ValueError")]
+    error_type: Option<Box<str>>,
     /// Of a handler's exception.
     #[serde(skip_serializing_if = "Option::is_none")]
-    stack: Option<String>,
+    #[schema(value_type = Option<String>)]
+    stack: Option<Box<str>>,
 }
 
 /// Whether a process was made for it, or a warm worker served it; both absent where nothing was started.
@@ -268,6 +269,11 @@ impl ExecutionBody {
         };
         let running_for = record.started_at.filter(|_| record.phase == Phase::Running).map(|at| now().since(at));
         let start = record.outcome.as_ref().and_then(|outcome| outcome.start);
+        // At the end of a stream: what was printed was told before, and this was not.
+        let returned =
+            record.outcome.as_ref().filter(|_| record.is_terminal()).and_then(|outcome| {
+                outcome.output.returned().and_then(|returned| serde_json::from_slice(returned).ok())
+            });
         let (error, duration, usage, output_dropped_bytes) = match record.outcome {
             Some(outcome) => (outcome.error, outcome.duration_ms, outcome.usage, outcome.output.dropped_bytes),
             None => (None, running_for.unwrap_or_default().into(), Usage::default(), 0),
@@ -282,7 +288,7 @@ impl ExecutionBody {
             phase,
             output: None,
             output_base64: None,
-            result: None,
+            result: returned,
             error: error.map(Into::into),
             duration_ms: duration.as_f64(),
             start: start.into(),

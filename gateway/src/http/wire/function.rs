@@ -23,6 +23,9 @@ pub(in crate::http) struct FunctionBody {
     /// Executions of it that agents run now; only of one function.
     #[serde(skip_serializing_if = "Option::is_none")]
     running: Option<u32>,
+    /// Workers that wait for its next execution; only of one function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warm_workers: Option<u32>,
     /// Oldest first; only of one function.
     #[serde(skip_serializing_if = "Option::is_none")]
     versions: Option<Vec<VersionBody>>,
@@ -45,13 +48,14 @@ impl From<FunctionVersion> for FunctionBody {
             created_at: time(version.created_at),
             spec: version.spec,
             running: None,
+            warm_workers: None,
             versions: None,
         }
     }
 }
 
 impl FunctionBody {
-    pub(in crate::http) fn whole(function: Function, running: u32) -> Self {
+    pub(in crate::http) fn whole(function: Function, running: u32, warm: u32) -> Self {
         let current = function.current.version;
         let versions = function.versions.into_iter().map(|version| VersionBody {
             version: version.version,
@@ -59,7 +63,12 @@ impl FunctionBody {
             created_at: time(version.created_at),
             current: version.version == current,
         });
-        Self { running: Some(running), versions: Some(versions.collect()), ..function.current.into() }
+        Self {
+            running: Some(running),
+            warm_workers: Some(warm),
+            versions: Some(versions.collect()),
+            ..function.current.into()
+        }
     }
 }
 

@@ -98,8 +98,8 @@ fn outcomes() {
     );
     let handled = Outcome {
         error: Some(ExecutionError {
-            error_type: Some("KeyError".to_owned()),
-            stack: Some("line 1".to_owned()),
+            error_type: Some("KeyError".into()),
+            stack: Some("line 1".into()),
             ..ExecutionError::new(ErrorKind::Exit, "no")
         }),
         output: OutputLog {
@@ -226,7 +226,7 @@ fn heartbeats() {
         },
         total: Budget { tasks: 8, cpu_millicores: 2000, memory_mb: 1800 },
         free: Budget { tasks: 7, cpu_millicores: 1900, memory_mb: 1672 },
-        running: vec![RunningCount { function: function(), calls: 1, invokes: 0 }],
+        running: vec![RunningCount { function: function(), calls: 1, invokes: 0, warm: 2 }],
         capabilities: Capabilities {
             tiers: vec!["process".to_owned()],
             layers: vec!["pid_namespace".to_owned()],
@@ -237,7 +237,7 @@ fn heartbeats() {
     };
     holds(
         &heartbeat,
-        r#"{"agent_id":"agent-1","pool":"default","address":"node-1","status":"draining","release":"0.1.0","started_at":"2026-11-21T10:40:00Z","at":"2026-11-21T10:40:00Z","node":{"cpu_percent":12.5,"memory_percent":50.0,"memory_total_mb":2048,"memory_used_mb":1024,"active_tasks":1,"uptime_seconds":60,"collected_at":"2026-11-21T10:40:00Z"},"total":{"tasks":8,"cpu_millicores":2000,"memory_mb":1800},"free":{"tasks":7,"cpu_millicores":1900,"memory_mb":1672},"running":[{"function":"hello","calls":1,"invokes":0}],"capabilities":{"tiers":["process"],"layers":["pid_namespace"],"missing":[{"layer":"cgroup_memory","reason":"why"}],"runtimes":[{"name":"python","version":"3.11.2"}]},"cached_digests":4}"#,
+        r#"{"agent_id":"agent-1","pool":"default","address":"node-1","status":"draining","release":"0.1.0","started_at":"2026-11-21T10:40:00Z","at":"2026-11-21T10:40:00Z","node":{"cpu_percent":12.5,"memory_percent":50.0,"memory_total_mb":2048,"memory_used_mb":1024,"active_tasks":1,"uptime_seconds":60,"collected_at":"2026-11-21T10:40:00Z"},"total":{"tasks":8,"cpu_millicores":2000,"memory_mb":1800},"free":{"tasks":7,"cpu_millicores":1900,"memory_mb":1672},"running":[{"function":"hello","calls":1,"invokes":0,"warm":2}],"capabilities":{"tiers":["process"],"layers":["pid_namespace"],"missing":[{"layer":"cgroup_memory","reason":"why"}],"runtimes":[{"name":"python","version":"3.11.2"}]},"cached_digests":4}"#,
     );
 }
 
