@@ -6,6 +6,7 @@ use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
 use flux_broker::Broker;
 use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
 use flux_runtime::{Tasks, settings::AgentSettings};
+use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,8 @@ const FINISHING_PER_TASK: usize = 4;
 const FINISHING_AT_LEAST: usize = 64;
 /// After executions were killed at a drain's deadline, for their processes to go.
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
+/// The interpreters answer within a tenth of this; an agent on a machine that is too busy for that does not wait for them.
+const RUNTIMES_WITHIN: Duration = Duration::from_secs(1);
 /// Events between tasks: the hot table's and the functions'.
 const EVENTS: usize = flux_protocol::limits::CHANNEL;
 
@@ -90,11 +93,25 @@ impl Agent {
     pub async fn start(mut parts: AgentParts, launchers: LauncherPool) -> Result<Self, StartError> {
         let (executor, follow) = LauncherExecutor::new(launchers);
         parts.tasks.spawn_essential("launcher's capabilities", follow);
-        parts.runtimes = Runtimes::find(&executor).await;
+        let executor: Arc<dyn Executor> = Arc::new(executor);
+        let mut finding = Box::pin(Runtimes::find(Arc::clone(&executor)));
+        let found = tokio::time::timeout(RUNTIMES_WITHIN, &mut finding).await;
+        let late = found.is_err();
+        parts.runtimes = found.unwrap_or_default();
         let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
         let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
         let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
-        Self::start_with(parts, Arc::new(executor), Arc::new(CachedCode(cache)))
+        let agent = Self::start_with(parts, executor, Arc::new(CachedCode(cache)))?;
+        if late {
+            tracing::warn!("the interpreters take long to answer: what needs none is run meanwhile");
+            let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
+            agent.node.tasks.spawn("runtimes", async move {
+                *node.runtimes.write() = finding.await;
+                // Look again at what can be run.
+                let _ = events.send(Event::Functions(FunctionEvent::Synced)).await;
+            });
+        }
+        Ok(agent)
     }
 
     /// Starts with whatever runs processes and finds code.
@@ -115,7 +132,7 @@ impl Agent {
             executor,
             code,
             held: Held::default(),
-            runtimes,
+            runtimes: RwLock::new(runtimes),
             warm: Arc::new(WarmPool::new(total.memory_mb.into(), total.tasks as usize)),
             ledger,
             tasks,

@@ -105,7 +105,7 @@ impl Heart {
                 .launcher
                 .borrow()
                 .as_deref()
-                .map(|of| Capabilities { runtimes: self.node.runtimes.given(), ..capabilities(of) })
+                .map(|of| Capabilities { runtimes: self.node.runtimes.read().given(), ..capabilities(of) })
                 .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
         }

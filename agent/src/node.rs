@@ -5,6 +5,7 @@ use std::sync::Arc;
 use flux_broker::Broker;
 use flux_protocol::{AgentId, FunctionName, PoolName};
 use flux_runtime::Tasks;
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ pub(crate) struct Node {
     pub(crate) code: Arc<dyn Code>,
     pub(crate) functions: Functions,
     pub(crate) held: Held,
-    pub(crate) runtimes: Runtimes,
+    pub(crate) runtimes: RwLock<Runtimes>,
     pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
     pub(crate) tasks: Tasks,

@@ -241,7 +241,7 @@ fn need_of(version: &FunctionVersion, capabilities: &Capabilities, node: &Node) 
         tracing::warn!(function = %spec.name, agent = %node.id, "not pulled: this agent cannot give it `network: none`");
         return None;
     }
-    if !node.runtimes.gives(spec.runtime) {
+    if !node.runtimes.read().gives(spec.runtime) {
         tracing::warn!(function = %spec.name, agent = %node.id, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
         return None;
     }

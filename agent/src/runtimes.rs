@@ -3,7 +3,7 @@
 //! A path that exists says little: it may be a version manager's shim that needs the home directory of a user whom functions
 //! are not, or lie where the sandbox does not look. So each candidate is started by the launcher in a slot, and asked for its version.
 
-use std::{os::fd::OwnedFd, path::Path, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use flux_launcher::wire::{Limits, SpawnRequest};
 use flux_protocol::{agent::RuntimeGiven, function::Runtime};
@@ -37,9 +37,9 @@ pub struct Runtimes(Vec<Interpreter>);
 
 impl Runtimes {
     /// Tries everything that may be there, at once.
-    pub async fn find(executor: &dyn Executor) -> Self {
+    pub async fn find(executor: Arc<dyn Executor>) -> Self {
         let tried =
-            [Runtime::Python, Runtime::Node, Runtime::Bash].map(|runtime| first_that_answers(executor, runtime));
+            [Runtime::Python, Runtime::Node, Runtime::Bash].map(|runtime| first_that_answers(&*executor, runtime));
         let found = Self(futures::future::join_all(tried).await.into_iter().flatten().collect());
         for interpreter in &found.0 {
             let Interpreter { runtime, program, version } = interpreter;

@@ -167,7 +167,7 @@ impl Attempt {
                 trace: self.trace.child(),
                 addresses: &self.node.addresses,
             },
-            self.node.runtimes.of(spec.runtime),
+            self.node.runtimes.read().of(spec.runtime),
         );
         let process = self.spawned(self.node.executor.spawn(request, [stdin, stdout, stderr])).await?;
         let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];

@@ -83,7 +83,8 @@ impl Attempt {
 
     async fn start_worker(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
         let spec = &ready.version.spec;
-        let found = self.node.runtimes.of(spec.runtime).zip(bootstrap::of(spec.runtime));
+        let interpreter = self.node.runtimes.read().of(spec.runtime).cloned();
+        let found = interpreter.zip(bootstrap::of(spec.runtime));
         let Some((interpreter, bootstrap)) = found else {
             let message = format!("this agent has no `{}`; another one may", spec.runtime);
             return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
@@ -91,7 +92,7 @@ impl Attempt {
         let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
         let addresses = &self.node.addresses;
         let request =
-            environment::worker_request(&ready.version, &ready.code, addresses, interpreter, &bootstrap.arguments);
+            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, &bootstrap.arguments);
         let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
         let process = self.spawned(spawn).await?;
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use flux_agent::{
-    LauncherExecutor, Runtimes,
+    Executor, LauncherExecutor, Runtimes,
     launch::{Launcher, LauncherPool, Source},
 };
 use flux_launcher::LauncherConfig;
@@ -64,8 +64,9 @@ impl Real {
             }
         });
         launcher.spawn("capabilities", follow);
-        let runtimes = Runtimes::find(&executor).await;
-        let agent = world.agent_with_runtimes(Arc::new(executor), Arc::new(found), settings, runtimes).await;
+        let executor: Arc<dyn Executor> = Arc::new(executor);
+        let runtimes = Runtimes::find(Arc::clone(&executor)).await;
+        let agent = world.agent_with_runtimes(executor, Arc::new(found), settings, runtimes).await;
         Self { world, agent, launcher, pool, _dirs: [code, work] }
     }
 
