@@ -99,7 +99,7 @@ peers() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
     mkdir -p "$into/node"
     if ! cmp -s "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"; then
-        say "installing Celery into .tools/peers/venv"
+        say "installing Celery and functions-framework into .tools/peers/venv"
         python3 -m venv "$into/venv"
         "$into/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/loadtest/peers/requirements.txt" >&2
         cp "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"

@@ -12,7 +12,7 @@ use flux_broker::Table;
 use flux_launcher::wire;
 use flux_protocol::{
     Timestamp,
-    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer},
+    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
     function::Network,
     limits, subject, time,
 };
@@ -82,7 +82,13 @@ impl Heart {
     }
 
     fn heartbeat(&mut self) -> Heartbeat {
-        let running = self.node.held.running_counts();
+        let mut running = self.node.held.running_counts();
+        let mut warm = self.node.warm.counts();
+        for count in &mut running {
+            count.warm = warm.remove(&count.function).unwrap_or(0);
+        }
+        let idle = warm.into_iter();
+        running.extend(idle.map(|(function, warm)| RunningCount { function, calls: 0, invokes: 0, warm }));
         let active = running.iter().map(|count| count.calls + count.invokes).sum();
         let free = self.state.borrow().free;
         Heartbeat {
@@ -97,7 +103,12 @@ impl Heart {
             total: self.total,
             free: if self.launcher.borrow().is_some() { free } else { Budget::default() },
             running,
-            capabilities: self.launcher.borrow().as_deref().map(capabilities).unwrap_or_default(),
+            capabilities: self
+                .launcher
+                .borrow()
+                .as_deref()
+                .map(|of| Capabilities { runtimes: self.node.runtimes.read().given(), ..capabilities(of) })
+                .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
         }
     }
@@ -152,6 +163,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .iter()
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
+        runtimes: Vec::new(),
     }
 }
 

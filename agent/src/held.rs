@@ -275,6 +275,7 @@ impl Held {
                 function: function.clone(),
                 calls: 0,
                 invokes: 0,
+                warm: 0,
             });
             match execution.queue.lane {
                 Lane::Call => count.calls += 1,

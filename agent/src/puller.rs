@@ -10,7 +10,7 @@ use std::{
 use flux_broker::{BrokerError, Delivery, Pull};
 use flux_launcher::{Capabilities, wire};
 use flux_protocol::{
-    AgentId, FunctionName, FunctionVersion,
+    FunctionName, FunctionVersion,
     agent::Budget,
     function::{Isolation, Network},
     subject::QueueName,
@@ -223,12 +223,12 @@ impl Puller {
     fn need(&self, function: &FunctionName) -> Option<Need> {
         let version = self.node.functions.current(function)?;
         let capabilities = self.capabilities.borrow();
-        capabilities.as_deref().and_then(|capabilities| need_of(&version, capabilities, &self.node.id))
+        capabilities.as_deref().and_then(|capabilities| need_of(&version, capabilities, &self.node))
     }
 }
 
 /// What a function needs, or `None` where this agent cannot give what it asks for.
-fn need_of(version: &FunctionVersion, capabilities: &Capabilities, agent: &AgentId) -> Option<Need> {
+fn need_of(version: &FunctionVersion, capabilities: &Capabilities, node: &Node) -> Option<Need> {
     let spec = &version.spec;
     let tier = match spec.isolation {
         Isolation::Process => true,
@@ -238,7 +238,11 @@ fn need_of(version: &FunctionVersion, capabilities: &Capabilities, agent: &Agent
         Network::None => (capabilities.net_namespace, wire::Network::None),
     };
     if !(tier && network) {
-        tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
+        tracing::warn!(function = %spec.name, agent = %node.id, "not pulled: this agent cannot give it `network: none`");
+        return None;
+    }
+    if !node.runtimes.read().gives(spec.runtime) {
+        tracing::warn!(function = %spec.name, agent = %node.id, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
         return None;
     }
     if capabilities.refuses.contains(&wanted) {

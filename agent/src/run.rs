@@ -22,6 +22,7 @@ use crate::{
     budget, identity,
     launch::{LauncherPool, Source, TreeLink},
     machine::Machine,
+    runtimes::Runtimes,
 };
 
 /// Where the agent keeps its things unless it is told.
@@ -79,9 +80,10 @@ pub async fn start(settings: &AgentSettings, broker: Arc<dyn Broker>, tasks: Tas
         private_ip: config::env("FLUX_NODE_PRIVATE_IP"),
         public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
         settings: settings.clone(),
+        runtimes: Runtimes::default(),
         tasks,
     };
-    Agent::start(parts, pool)
+    Agent::start(parts, pool).await
 }
 
 /// Dropping a launcher's driver ends it, and everything that it runs.

@@ -29,7 +29,7 @@ pub struct LauncherConfig {
     /// A directory of the launcher's own, made when missing; it also names the data directory whose dead launchers'
     /// leftovers this one ends. Not shared between two live launchers' parents.
     pub work_dir: PathBuf,
-    /// How many executions can run at the same time: the agent's task budget.
+    /// How many executions can run at the same time: the agent's task budget. As many workers may wait beside them.
     pub tasks: u32,
     /// How many slots may exist at the same time, idle ones included; never fewer than `tasks`.
     pub max_slots: u32,
@@ -67,7 +67,7 @@ impl LauncherConfig {
         LauncherConfig {
             work_dir: work_dir.into(),
             tasks,
-            max_slots: tasks.saturating_mul(2).max(16),
+            max_slots: tasks.saturating_mul(3).max(16),
             runner: None,
             runner_uids: None,
             tmp_bytes: 64 << 20,

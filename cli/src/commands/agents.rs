@@ -45,6 +45,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
         ">MEMORY",
         ">NODE UP",
         ">HEARD",
+        "RUNTIMES",
         "NOT GIVEN",
     ]);
     for agent in agents {
@@ -60,6 +61,12 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
         };
         let missing: Vec<&str> =
             agent.capabilities.iter().flat_map(|all| &all.missing).map(|missing| missing.layer.as_str()).collect();
+        let runtimes: Vec<String> = agent
+            .capabilities
+            .iter()
+            .flat_map(|all| &all.runtimes)
+            .map(|runtime| format!("{} {}", runtime.name, runtime.version))
+            .collect();
         let name = match agent.pool.as_deref() {
             Some(pool) if pool != "default" => format!("{} ({pool})", agent.id),
             _ => agent.id.clone(),
@@ -77,6 +84,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
             .into(),
             of_node(|node| span(std::time::Duration::from_secs(node.uptime_seconds))).into(),
             age(agent.last_heartbeat).into(),
+            if runtimes.is_empty() { NOTHING.to_owned() } else { runtimes.join(", ") }.into(),
             not_given(&missing, agent.capabilities.as_ref().map_or(&[], |all| &all.refuses)).into(),
         ]);
     }

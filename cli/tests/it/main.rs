@@ -16,5 +16,6 @@ mod overload;
 mod readme;
 mod stop;
 mod topology;
+mod warm;
 mod watch;
 mod wipe;

@@ -13,8 +13,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use flux_protocol::{
     ErrorCode, FunctionName, FunctionSpec, PoolName,
-    agent::{AgentStatus, Budget},
-    function::{Isolation, Network, PressureBehavior},
+    agent::{AgentStatus, Budget, Capabilities},
+    function::{Isolation, PressureBehavior, Runtime},
 };
 
 use crate::refusal::Refusal;
@@ -24,8 +24,7 @@ use crate::refusal::Refusal;
 pub(super) struct AgentRoom<'a> {
     pub pool: &'a PoolName,
     pub status: AgentStatus,
-    pub tiers: &'a [String],
-    pub refuses: &'a [Network],
+    pub capabilities: &'a Capabilities,
     pub total: Budget,
     pub free: Budget,
     /// Of the function in question.
@@ -44,6 +43,8 @@ pub(super) struct Summary {
     /// Agents of the pool that take work.
     pub online: u64,
     /// Of those, the ones that have the function's tier, and what its network asks for.
+    pub with_tier: u64,
+    /// Of those, the ones that have its runtime.
     pub capable: u64,
     /// Of those, the ones whose whole budget could hold one execution.
     pub able: u64,
@@ -71,6 +72,7 @@ impl Summary {
         const MUCH: u64 = u32::MAX as u64;
         Self {
             online: 1,
+            with_tier: 1,
             capable: 1,
             able: 1,
             concurrency_now: MUCH,
@@ -100,6 +102,7 @@ pub(super) struct Mine {
 pub(super) enum Shortage {
     NoAgents,
     NoCapability,
+    NoRuntime,
     /// No agent's whole budget could hold it.
     NeverFits,
     Concurrency,
@@ -122,6 +125,15 @@ pub(super) enum Admission {
 pub(super) fn tier_of(spec: &FunctionSpec) -> &'static str {
     match spec.isolation {
         Isolation::Process => "process",
+    }
+}
+
+/// What most distributions call the package of a runtime.
+fn package_of(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Python => "python3",
+        Runtime::Node => "nodejs",
+        Runtime::Native | Runtime::Bash => "bash",
     }
 }
 
@@ -156,10 +168,15 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
             continue;
         }
         sum.online += 1;
-        if !agent.tiers.is_empty() && !agent.tiers.iter().any(|has| has == tier) {
+        let tiers = &agent.capabilities.tiers;
+        if !tiers.is_empty() && !tiers.iter().any(|has| has == tier) {
             continue;
         }
-        if agent.refuses.contains(&spec.network) {
+        if agent.capabilities.refuses.contains(&spec.network) {
+            continue;
+        }
+        sum.with_tier += 1;
+        if !agent.capabilities.gives(spec.runtime) {
             continue;
         }
         sum.capable += 1;
@@ -197,7 +214,8 @@ pub(super) fn decide(spec: &FunctionSpec, fleet: &Summary, mine: &Mine) -> Admis
         return by_pressure(Shortage::NoAgents, Admission::Refuse);
     }
     if fleet.capable == 0 {
-        return by_pressure(Shortage::NoCapability, Admission::Refuse);
+        let shortage = if fleet.with_tier == 0 { Shortage::NoCapability } else { Shortage::NoRuntime };
+        return by_pressure(shortage, Admission::Refuse);
     }
     if fleet.able == 0 {
         return by_pressure(Shortage::NeverFits, Admission::Refuse);
@@ -244,13 +262,13 @@ pub(super) fn not_picked_up(spec: &FunctionSpec, fleet: &Summary, mine_without_i
 /// The answer to the caller: what there is, in numbers, and what to do.
 pub(super) fn refusal(spec: &FunctionSpec, fleet: &Summary, mine: &Mine, shortage: Shortage) -> Refusal {
     let code = match shortage {
-        Shortage::NoAgents | Shortage::NoCapability => ErrorCode::NoAgents,
+        Shortage::NoAgents | Shortage::NoCapability | Shortage::NoRuntime => ErrorCode::NoAgents,
         Shortage::Concurrency => ErrorCode::AtConcurrency,
         Shortage::NeverFits | Shortage::Resources => ErrorCode::NoResources,
     };
     let mut refusal = Refusal::new(code, explain(&spec.name, spec, fleet, mine, shortage, Told::Refused));
     // What only another machine can change is not worth asking for again at once.
-    if matches!(shortage, Shortage::NeverFits | Shortage::NoCapability) {
+    if matches!(shortage, Shortage::NeverFits | Shortage::NoCapability | Shortage::NoRuntime) {
         refusal.retry_after = Some(Duration::from_secs(30));
     }
     refusal
@@ -298,6 +316,13 @@ pub(super) fn explain(
             fleet.online,
             tier_of(spec),
             spec.network.as_str()
+        ),
+        Shortage::NoRuntime => write!(
+            text,
+            "none of the {} agents online has the runtime `{}` that `{name}` asks for: install it where an agent runs (for example the package `{}`) and start that agent again; `flux agents` shows what each has",
+            fleet.with_tier,
+            spec.runtime,
+            package_of(spec.runtime)
         ),
         Shortage::NeverFits => write!(
             text,

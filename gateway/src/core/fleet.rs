@@ -99,8 +99,7 @@ impl Fleet {
             AgentRoom {
                 pool: &beat.pool,
                 status: known.status(),
-                tiers: &beat.capabilities.tiers,
-                refuses: &beat.capabilities.refuses,
+                capabilities: &beat.capabilities,
                 total: beat.total,
                 free: beat.free,
                 calls: running.map_or(0, |running| running.calls),

@@ -8,7 +8,10 @@ use bytes::Bytes;
 use flux_artifacts::{ArtifactError, archive};
 use flux_broker::{BrokerError, Table};
 use flux_protocol::{
-    Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion, function::parse_yaml, limits, time::now,
+    Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion,
+    function::{Runtime, parse_yaml},
+    limits,
+    time::now,
 };
 use flux_store::{Deployed, Function, StoreError};
 
@@ -122,7 +125,8 @@ impl Gateway {
     }
 }
 
-/// The configuration that an archive is deployed with; the handler it names must be in it and runnable.
+/// The configuration that an archive is deployed with; the file that its handler names must be in it, and runnable where
+/// it is run by itself.
 fn check_archive(
     name: &FunctionName,
     registered: Option<FunctionSpec>,
@@ -160,8 +164,9 @@ fn check_archive(
             spec
         }
     };
-    let handler = spec.handler.as_str();
-    if !summary.has_file(handler) {
+    let entry = spec.entry();
+    let Some(handler) = entry.files.iter().find(|file| summary.has_file(file)) else {
+        let handler = entry.files.first().map_or(spec.handler.as_str(), String::as_str);
         let near = flux_protocol::suggest::nearest(handler, summary.files());
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return Err(Refusal::new(
@@ -169,8 +174,8 @@ fn check_archive(
             format!("the archive has no file `{handler}`, which is the handler of `{name}`{hint}"),
         )
         .with_field("handler"));
-    }
-    if !summary.is_executable(handler) {
+    };
+    if spec.runtime == Runtime::Native && !summary.is_executable(handler) {
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
             format!(

@@ -96,8 +96,11 @@ fn explain_execution(record: &ExecutionRecord, seen: &Seen) -> (&'static str, St
     if fleet.online == 0 {
         return ("no_agents", said(Shortage::NoAgents));
     }
-    if fleet.capable == 0 {
+    if fleet.with_tier == 0 {
         return ("no_capability", said(Shortage::NoCapability));
+    }
+    if fleet.capable == 0 {
+        return ("no_capability", said(Shortage::NoRuntime));
     }
     if fleet.able == 0 {
         return ("no_resources", said(Shortage::NeverFits));

@@ -232,7 +232,7 @@ impl FakeAgent {
                     Some(at) => at,
                     None => {
                         let function = held.queue.function.clone();
-                        running.push(RunningCount { function, calls: 0, invokes: 0 });
+                        running.push(RunningCount { function, calls: 0, invokes: 0, warm: 0 });
                         running.len() - 1
                     }
                 };
@@ -559,6 +559,7 @@ fn success(output: &[u8]) -> Outcome {
         output: collector.finish(),
         output_ref: None,
         duration_ms: Duration::from_millis(1).into(),
+        start: None,
         usage: flux_protocol::Usage::default(),
         will_retry: false,
     }

@@ -235,6 +235,11 @@ impl SlotCgroup {
         &self.raw_joins
     }
 
+    /// Its directory, to be given away: `cgroup.procs` in it lists the pids of the processes.
+    pub(crate) fn directory(&self) -> Option<File> {
+        File::open(self.directories.first()?.path()).ok()
+    }
+
     /// Sends `SIGKILL` to everything in it; `true` if there was something.
     pub(crate) fn kill_all(&self) -> bool {
         self.directories.iter().map(Directory::kill_processes).fold(false, |any, more| any | more)

@@ -1,12 +1,13 @@
 //! One execution from its packet to its last reply.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::command::{Command, explain, refusal};
+use super::others;
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
 use crate::cgroup::{SharedCgroup, SlotCgroup};
@@ -77,8 +78,12 @@ impl Server {
     }
 
     fn reply(&self, reply: &Reply) {
+        self.reply_with(reply, &[]);
+    }
+
+    fn reply_with(&self, reply: &Reply, fds: &[BorrowedFd<'_>]) {
         // The agent's end is closed: the main thread sees it too and ends everything.
-        let _ = socket::send(self.spawn.as_fd(), &reply.encode(), &[]);
+        let _ = socket::send(self.spawn.as_fd(), &reply.encode(), fds);
     }
 
     fn serve_one(&self, packet: &[u8], mut fds: Vec<OwnedFd>, stack: &mut ChildStack) {
@@ -183,13 +188,14 @@ impl Server {
         let command = Command::new(request, place.code, place.extra_env)?;
         let directory = c_path(request.id, place.code)?;
         let rlimits = self.rlimits(request, place.holder.is_some(), cgroup.is_some());
+        let raw: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
         let plan = ChildPlan {
             cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
             scopes: self.scopes.as_ref().map(AsRawFd::as_raw_fd),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
-            stdio: raw_stdio(stdio),
+            stdio: &raw,
             user: place.user.map(|u| (u.uid, u.gid)),
             parent: place.parent,
             directory: &directory,
@@ -206,9 +212,17 @@ impl Server {
         stdio.clear();
         let (id, started_at_us) = (request.id, process::now_us());
         let number = pid.cast_unsigned();
-        let is_over = process::ends_within(pid, SHORT).unwrap_or(false);
-        if !is_over {
-            self.reply(&Reply::Started { id, pid: number, started_at_us });
+        let started = Reply::Started { id, pid: number, started_at_us };
+        let is_over = if request.channel {
+            // A worker is there to stay, and its agent is told at once how to see who lives with it.
+            let directory = cgroup.as_ref().and_then(|c| c.directory());
+            self.reply_with(&started, directory.as_ref().map(AsFd::as_fd).as_slice());
+            false
+        } else {
+            process::ends_within(pid, SHORT).unwrap_or(false)
+        };
+        if !is_over && !request.channel {
+            self.reply(&started);
         }
         let waited = self.wait(id, pid);
         let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
@@ -258,6 +272,16 @@ impl Server {
         })
     }
 
+    /// Whether nothing of an execution lives but its main process. One that ended has nothing.
+    pub(crate) fn is_alone(&self, id: u64) -> bool {
+        self.registry
+            .with(id, |active| match &active.slot {
+                Some(holder) => others::in_namespace(holder.pid(), active.pid) == 0,
+                None => !self.plain.has_others(id, active.pid, &self.registry),
+            })
+            .unwrap_or(true)
+    }
+
     /// Kills everything and removes what was made, within a deadline.
     pub(crate) fn end(&self) {
         let deadline = Instant::now() + super::END_DEADLINE;
@@ -285,7 +309,8 @@ fn decode(packet: &[u8], fds: &mut Vec<OwnedFd>) -> Result<SpawnRequest, Refused
     let request = match memfd_size(packet).map_err(|e| bad(e.to_string()))? {
         None => SpawnRequest::decode(packet),
         Some(size) => {
-            let memfd = (fds.len() == 4)
+            // Behind the others, however many there are.
+            let memfd = (fds.len() > 3)
                 .then(|| fds.pop())
                 .flatten()
                 .ok_or_else(|| bad("a large request came without its memfd".to_owned()))?;
@@ -294,12 +319,12 @@ fn decode(packet: &[u8], fds: &mut Vec<OwnedFd>) -> Result<SpawnRequest, Refused
         }
     };
     let request = request.map_err(|e| bad(e.to_string()))?;
-    if fds.len() != 3 {
+    if fds.len() != 3 + usize::from(request.channel) {
         return Err(refusal(
             request.id,
             "request",
             libc::EBADMSG,
-            format!("{} descriptors came instead of stdin, stdout and stderr", fds.len()),
+            format!("{} descriptors came instead of stdin, stdout, stderr and a worker's channel", fds.len()),
         ));
     }
     Ok(request)
@@ -311,14 +336,6 @@ fn read_memfd(memfd: &OwnedFd, size: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
-}
-
-fn raw_stdio(fds: &[OwnedFd]) -> [i32; 3] {
-    let mut raw = [-1; 3];
-    for (slot, fd) in raw.iter_mut().zip(fds) {
-        *slot = fd.as_raw_fd();
-    }
-    raw
 }
 
 /// A slot that could not be made, as a sentence for whoever runs the agent.

@@ -82,7 +82,7 @@ pub(super) fn usable_filter(config: &LauncherConfig, capabilities: &mut Capabili
 /// A number for each slot, where a range is set aside; with it, how many slots there can be.
 pub(super) fn choose_uids(config: &LauncherConfig, runner: Runner, capabilities: &mut Capabilities) -> (Runners, u32) {
     const LAYER: &str = "uid of its own";
-    let fewest = config.tasks.saturating_add(SPARE_THREADS);
+    let fewest = super::at_once(config).saturating_add(SPARE_THREADS);
     let ceiling = config.max_slots.max(fewest);
     let shared = "functions share one user, whose inotify instances and pipe pages one can use up for all";
     let why = match config.runner_uids.and_then(|range| Some((range, range.numbers()?))) {

@@ -7,6 +7,7 @@
 mod command;
 mod execution;
 mod layers;
+mod others;
 mod plain;
 mod registry;
 
@@ -78,7 +79,7 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
     let (server, filter, capabilities) = set_up(config, spawn)?;
     let server = Arc::new(server);
-    let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
+    let threads = at_once(config).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     for _ in 0..threads {
         let server = Arc::clone(&server);
         let (root, filter) = (capabilities.root, filter.clone());
@@ -104,6 +105,11 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     listen(&server, control)?;
     server.end();
     Ok(())
+}
+
+/// Processes at the same time: executions, and as many workers that wait for one.
+fn at_once(config: &LauncherConfig) -> u32 {
+    config.tasks.max(1).saturating_mul(2)
 }
 
 /// Handles control packets until the other end is closed.
@@ -134,6 +140,10 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
                 let pong = ControlReply::Pong { nonce }.encode();
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
+            }
+            Some(Ok(Control::IsAlone { id, nonce })) => {
+                let alone = ControlReply::Alone { nonce, alone: server.is_alone(id) }.encode();
+                let _ = socket::try_send(control.as_fd(), &alone, &[]);
             }
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}

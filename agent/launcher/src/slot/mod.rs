@@ -154,6 +154,11 @@ impl HolderLink {
         Ok([half(0), half(4)])
     }
 
+    /// PID 1 of the slot, as the launcher sees it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// What a child joins by `setns`.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd

@@ -42,7 +42,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) reset_oom_score: bool,
     /// Resource and value, set as both soft and hard limit.
     pub(crate) rlimits: &'a [(u32, u64)],
-    pub(crate) stdio: [RawFd; 3],
+    /// Its descriptors from 0 on: stdin, stdout, stderr, and a worker's channel.
+    pub(crate) stdio: &'a [RawFd],
     /// Uid and gid to change to.
     pub(crate) user: Option<(u32, u32)>,
     /// The launcher's pid where the child can see it: its death between `clone` and the parent-death signal is
@@ -107,7 +108,7 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
 ///
 /// # Safety
 /// In a vfork child with `CLONE_FILES`. On failure the table is the launcher's still, and must not be changed.
-unsafe fn descriptors_of_its_own(stdio: &[RawFd; 3]) -> bool {
+unsafe fn descriptors_of_its_own(stdio: &[RawFd]) -> bool {
     let above = stdio.iter().fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
     // SAFETY: no memory is touched. The flag makes the copy first, and closes nothing in the shared table.
     unsafe { libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
@@ -139,7 +140,7 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             return "landlock";
         }
         // Until here they were the launcher's own.
-        if !descriptors_of_its_own(&plan.stdio) {
+        if !descriptors_of_its_own(plan.stdio) {
             return "close_range";
         }
         libc::setsid();
@@ -163,12 +164,12 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             }
         }
         // The descriptors are above 4 (the launcher's own lie below), so none is overwritten before it is copied.
-        for (number, &fd) in (0..).zip(&plan.stdio) {
+        for (number, &fd) in (0..).zip(plan.stdio) {
             if libc::dup2(fd, number) < 0 {
                 return "stdio";
             }
         }
-        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) != 0 {
+        if libc::syscall(libc::SYS_close_range, plan.stdio.len(), u32::MAX, 0) != 0 {
             return "close_range";
         }
         if let Some((uid, gid)) = plan.user

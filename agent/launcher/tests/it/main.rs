@@ -12,3 +12,4 @@ mod plain;
 mod process;
 mod programs;
 mod tree;
+mod workers;
