@@ -27,6 +27,8 @@ pub struct Capabilities {
     pub no_new_privs: bool,
     /// Abstract sockets and signals stay within an execution.
     pub landlock_scopes: bool,
+    /// Without a view of its own, a function opens an allow-list of files only.
+    pub landlock_files: bool,
     /// System calls that functions have no use for are refused.
     pub seccomp: bool,
     pub cgroup: CgroupSupport,

@@ -58,7 +58,7 @@ pub struct LauncherConfig {
 pub enum Layer {
     Seccomp,
     NetworkGuard,
-    LandlockScopes,
+    Landlock,
 }
 
 impl LauncherConfig {

@@ -4,6 +4,7 @@
 //! the process's parent thread, whose end would kill it, is there as long as it is. All threads wait in `recvmsg` on
 //! the same socket; the kernel wakes one for each packet.
 
+mod allowed_files;
 mod command;
 mod execution;
 mod layers;
@@ -165,6 +166,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         process::become_subreaper()?;
     }
     let plain = Plain::new(&config.work_dir, user, cgroups);
+    let files = if slots.is_none() { layers::usable_files(config, &mut capabilities) } else { None };
     let scopes = layers::usable_scopes(config, &mut capabilities);
     let filter = layers::usable_filter(config, &mut capabilities);
     if config.isolation_required {
@@ -178,6 +180,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         plain,
         user,
         scopes,
+        files,
         refuses: capabilities.refuses.clone(),
         reset_oom_score: oom_score_is_set(),
         open_files,

@@ -169,7 +169,7 @@ fn abstract_sockets_are_out_of_reach() {
     let targets = [format!("abstract:{name}"), format!("abstract:{other}")];
     let targets = [targets[0].as_str(), &targets[1]];
     assert_eq!(arena.is_held("reach", &targets), 2);
-    let mut open = Arena::with(|config| config.without = vec![Layer::LandlockScopes]).unwrap();
+    let mut open = Arena::with(|config| config.without = vec![Layer::Landlock]).unwrap();
     assert_eq!(open.reaches("reach", &targets).len(), 2);
     arena.launcher.kill(victim.id, libc::SIGKILL);
 }
@@ -180,8 +180,7 @@ fn without_a_network_there_is_nothing_to_reach() {
         return;
     }
     let _cloud = Cloud::new();
-    let Some(mut arena) = Arena::with(|config| config.without = vec![Layer::NetworkGuard, Layer::LandlockScopes])
-    else {
+    let Some(mut arena) = Arena::with(|config| config.without = vec![Layer::NetworkGuard, Layer::Landlock]) else {
         return;
     };
     let name = format!("flux-alone-{}", std::process::id());
