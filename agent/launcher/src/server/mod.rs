@@ -201,7 +201,8 @@ fn usable_view(
         Ok(None)
     };
     let Some(runner) = user else {
-        let reason = "not started as root: functions see the machine's files and processes as its user does";
+        let reason =
+            "not started as root: functions see the machine's processes, and have no view of files of their own";
         return no_slots(capabilities, reason);
     };
     if !config.slots {
@@ -226,8 +227,7 @@ fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilit
     if !root {
         capabilities.runner_uid = nix::unistd::geteuid().as_raw();
         capabilities.runner_gid = nix::unistd::getegid().as_raw();
-        capabilities
-            .lacks("user", "not started as root: functions run as the agent's own user and can read what it can");
+        capabilities.lacks("user", "not started as root: functions run as the agent's own user");
         return None;
     }
     let runner = config.runner.unwrap_or_else(|| {
