@@ -42,6 +42,7 @@ pub struct Capabilities {
 const OF_HOST_NETWORK: [&str; 2] = [NETWORK_GUARD, LANDLOCK_SCOPES];
 /// The layer that only functions without a network ask for.
 pub(crate) const NETWORK_NAMESPACE: &str = "network namespace";
+pub(crate) const OWN_UID: &str = "uid of its own";
 pub(crate) const NETWORK_GUARD: &str = "network guard";
 pub(crate) const LANDLOCK_SCOPES: &str = "landlock scopes";
 

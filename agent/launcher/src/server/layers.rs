@@ -85,7 +85,7 @@ pub(super) fn guard_network(
             return None;
         }
     };
-    match guard::attach(&shared, &config.servers) {
+    match guard::attach(&shared, &config.servers, &config.listeners) {
         Ok(()) => capabilities.network_guard = true,
         Err(error) => capabilities.lacks(LAYER, format!("{error}: {OPEN}")),
     }
@@ -112,7 +112,7 @@ pub(super) fn usable_filter(config: &LauncherConfig, capabilities: &mut Capabili
 
 /// A number for each slot, where a range is set aside; with it, how many slots there can be.
 pub(super) fn choose_uids(config: &LauncherConfig, runner: Runner, capabilities: &mut Capabilities) -> (Runners, u32) {
-    const LAYER: &str = "uid of its own";
+    const LAYER: &str = capabilities::OWN_UID;
     let fewest = config.tasks.saturating_add(SPARE_THREADS);
     let ceiling = config.max_slots.max(fewest);
     let shared = "functions share one user, whose inotify instances and pipe pages one can use up for all";

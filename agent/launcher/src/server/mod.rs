@@ -197,6 +197,9 @@ fn usable_view(
     const LAYERS: &str = "pid and mount namespaces";
     let no_slots = |capabilities: &mut Capabilities, reason: &str| {
         capabilities.lacks(LAYERS, reason);
+        if capabilities.root {
+            capabilities.lacks(capabilities::OWN_UID, "without slots functions share one user");
+        }
         capabilities.lacks(capabilities::NETWORK_NAMESPACE, "without slots there is none: `network: none` is refused");
         Ok(None)
     };
