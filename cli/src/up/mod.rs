@@ -30,6 +30,7 @@ use crate::{error::CliError, output::Output};
 
 mod api_key;
 mod data_dir;
+mod full_disk;
 mod guarded;
 mod identity;
 mod nats_server;

@@ -172,6 +172,10 @@ impl Broker for MemoryBroker {
         Capabilities { delayed_publish: true, take_back: true, positions: true, pending_counts: true }
     }
 
+    fn stores_nothing_for(&self) -> Option<std::time::Duration> {
+        None
+    }
+
     async fn provision(&self, pools: &[PoolName]) -> Result<(), BrokerError> {
         self.inner.connected("make the queues")?;
         self.inner.queues.lock().provision(pools);

@@ -96,6 +96,8 @@ pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 pub const AGENT_OFFLINE_AFTER: Duration = Duration::from_secs(3);
 pub const AGENT_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// A queue that is reached and acknowledged nothing for this long does not store what it is sent: its disk is or was full.
+pub const STORES_NOTHING: Duration = Duration::from_secs(3);
 /// `running` is published only for executions that last longer than this: most are over before.
 pub const RUNNING_STATUS_AFTER: Duration = Duration::from_millis(50);
 /// A sync call with behaviour `exit` that no agent picked up within this is taken back.

@@ -108,6 +108,11 @@ impl Tables for MemoryBroker {
         Ok(last.into_values().filter(|row| is_alive(table, row)).map(|row| row.key.clone()).collect())
     }
 
+    /// This engine loses no table.
+    async fn made_at(&self, _table: Table) -> Result<Timestamp, BrokerError> {
+        Ok(Timestamp::default())
+    }
+
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {
         self.inner.connected("read a table")?;
         let mut ready = VecDeque::new();

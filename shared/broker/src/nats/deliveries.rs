@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message};
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{Timestamp, execution::QueuePosition, subject::QueueName};
+use flux_protocol::{Timestamp, execution::QueuePosition, limits, subject::QueueName};
 
 use super::{
     core::Core,
@@ -87,6 +87,15 @@ impl PullEvents for QueuePull {
                 // A pull's reply subject could make JetStream deliver what is not of this queue.
                 PullEvent::Message(message, _) if message.subject.as_str() != self.subject => {
                     tracing::warn!(subject = %message.subject, expected = %self.subject, "a delivery of another queue was dropped");
+                }
+                // It was given to another since, or will be in a moment.
+                PullEvent::Message(_, info) if info.age_at_most >= limits::ACK_WAIT => {
+                    tracing::warn!(
+                        subject = %self.subject,
+                        sequence = info.stream_sequence,
+                        age_ms = info.age_at_most.as_millis(),
+                        "a delivery was on its way for longer than the broker waits; it is left to others"
+                    );
                 }
                 PullEvent::Message(message, info) => return Some(Ok(self.delivery(message, info))),
                 PullEvent::Ended(end) => {
