@@ -145,6 +145,7 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
         ("network_guard", of.network_guard),
         ("no_new_privs", of.no_new_privs),
         ("landlock_scopes", of.landlock_scopes),
+        ("landlock_files", of.landlock_files),
         ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),
         ("cgroup_cpu", of.cgroup.cpu),

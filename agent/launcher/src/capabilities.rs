@@ -27,6 +27,8 @@ pub struct Capabilities {
     pub no_new_privs: bool,
     /// Abstract sockets and signals stay within an execution.
     pub landlock_scopes: bool,
+    /// Without a view of its own, a function opens an allow-list of files only.
+    pub landlock_files: bool,
     /// System calls that functions have no use for are refused.
     pub seccomp: bool,
     pub cgroup: CgroupSupport,
@@ -40,6 +42,7 @@ pub struct Capabilities {
 const OF_HOST_NETWORK: [&str; 2] = [NETWORK_GUARD, LANDLOCK_SCOPES];
 /// The layer that only functions without a network ask for.
 pub(crate) const NETWORK_NAMESPACE: &str = "network namespace";
+pub(crate) const OWN_UID: &str = "uid of its own";
 pub(crate) const NETWORK_GUARD: &str = "network guard";
 pub(crate) const LANDLOCK_SCOPES: &str = "landlock scopes";
 

@@ -46,6 +46,8 @@ pub struct LauncherConfig {
     pub slots: bool,
     /// Flux's own servers, which functions must not reach; one at a loopback address is meant at all of this machine's.
     pub servers: Vec<SocketAddr>,
+    /// What functions may connect to, but not listen in the place of: the gateway.
+    pub listeners: Vec<SocketAddr>,
     /// Refuse to run functions that a missing layer does not hold in.
     pub isolation_required: bool,
     /// Layers that are left out though they could be had; said as missing. For tests and measurements.
@@ -58,7 +60,7 @@ pub struct LauncherConfig {
 pub enum Layer {
     Seccomp,
     NetworkGuard,
-    LandlockScopes,
+    Landlock,
 }
 
 impl LauncherConfig {
@@ -74,6 +76,7 @@ impl LauncherConfig {
             extra_paths: Vec::new(),
             slots: true,
             servers: Vec::new(),
+            listeners: Vec::new(),
             isolation_required: false,
             without: Vec::new(),
         }

@@ -182,6 +182,7 @@ fn worker(
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
     launcher.runner_uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
+    launcher.listeners = vec![listen];
     launcher.isolation_required = file.settings.agent.isolation_required;
     launcher.servers = flux_agent::servers_of(&file.settings.queue.url);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");

@@ -38,8 +38,12 @@ pub(crate) enum GuardError {
 }
 
 /// Guards everything in `cgroup` from now on. `servers` are Flux's own; those on this machine at all of its addresses.
-pub(crate) fn attach(cgroup: &SharedCgroup, servers: &[SocketAddr]) -> Result<(), GuardError> {
-    let rules = Rules::new(servers, &own_addresses().map_err(GuardError::Addresses)?);
+pub(crate) fn attach(
+    cgroup: &SharedCgroup,
+    servers: &[SocketAddr],
+    listeners: &[SocketAddr],
+) -> Result<(), GuardError> {
+    let rules = Rules::new(servers, listeners, &own_addresses().map_err(GuardError::Addresses)?);
     for hook in Hook::ALL {
         let program = program::of(hook, &rules);
         let loaded: OwnedFd = bpf::load(hook, &program).map_err(|source| GuardError::Load { hook, source })?;

@@ -71,6 +71,14 @@ impl Assembler {
         self.places.push((label, self.code.len()));
     }
 
+    /// What is jumped to, if anything jumps there: the kernel takes no program with a part that is never reached.
+    fn part(&mut self, label: Label, body: impl FnOnce(&mut Self)) {
+        if self.jumps.iter().any(|(_, to)| *to == label) {
+            self.place(label);
+            body(self);
+        }
+    }
+
     fn end(&mut self, allowed: bool) {
         self.push(SET, RESULT, 0, 0, u32::from(allowed));
         self.push(EXIT, 0, 0, 0, 0);
@@ -130,7 +138,12 @@ pub(super) fn of(hook: Hook, rules: &Rules) -> Vec<Instruction> {
     a.load(AT_PORT, PORT);
     match hook {
         // To listen where a server of Flux does would be to take its place when that starts again.
-        Hook::Bind4 | Hook::Bind6 => {}
+        Hook::Bind4 | Hook::Bind6 => {
+            for &port in &rules.taken_ports {
+                a.if_port(port, Label::Deny);
+            }
+            a.end(true);
+        }
         Hook::Connect4 | Hook::Send4 => {
             a.load(V4, IP);
             v4(&mut a, rules);
@@ -140,18 +153,19 @@ pub(super) fn of(hook: Hook, rules: &Rules) -> Vec<Instruction> {
                 a.load(register, offset);
             }
             v6(&mut a, rules);
-            a.place(Label::V4);
-            a.push(MOVE, V4, WORDS[3], 0, 0);
-            v4(&mut a, rules);
+            a.part(Label::V4, |a| {
+                a.push(MOVE, V4, WORDS[3], 0, 0);
+                v4(a, rules);
+            });
         }
     }
-    a.place(Label::LocalPorts);
-    for &port in &rules.local_ports {
-        a.if_port(port, Label::Deny);
-    }
-    a.end(true);
-    a.place(Label::Deny);
-    a.end(false);
+    a.part(Label::LocalPorts, |a| {
+        for &port in &rules.local_ports {
+            a.if_port(port, Label::Deny);
+        }
+        a.end(true);
+    });
+    a.part(Label::Deny, |a| a.end(false));
     a.finish()
 }
 
@@ -236,7 +250,8 @@ mod tests {
     fn rules() -> Rules {
         let servers = ["127.0.0.1:4222", "192.0.2.7:6222", "198.51.100.9:4222", "[2001:db8::9]:4222", "[::1]:8222"];
         let own = ["127.0.0.1", "192.0.2.7", "2001:db8::7", "::1"];
-        Rules::new(&servers.map(|s| s.parse().unwrap()), &own.map(|s| s.parse().unwrap()))
+        let listeners = ["0.0.0.0:7227".parse().unwrap()];
+        Rules::new(&servers.map(|s| s.parse().unwrap()), &listeners, &own.map(|s| s.parse().unwrap()))
     }
 
     fn allowed(to: &str) -> bool {
@@ -297,17 +312,30 @@ mod tests {
     fn nobody_listens_in_a_servers_place() {
         for hook in [Hook::Bind4, Hook::Bind6] {
             let bind = |port: u16| run(&of(hook, &rules()), SocketAddr::from(([0, 0, 0, 0], port)));
-            assert!(!bind(4222) && !bind(8222) && bind(0) && bind(8080));
+            assert!(!bind(4222) && !bind(8222) && !bind(7227) && bind(0) && bind(8080));
         }
     }
 
     #[test]
-    fn jumps_go_forward_and_stay_inside() {
-        for hook in Hook::ALL {
-            let code = of(hook, &rules());
-            for (at, step) in code.iter().enumerate() {
-                let jumps = [JUMP, JUMP_IF_EQUAL_32, JUMP_UNLESS_EQUAL_32].contains(&step.code);
-                assert!(!jumps || at + 1 + usize::try_from(step.offset).unwrap() < code.len());
+    fn every_instruction_is_reached_and_none_outside() {
+        let one = ["127.0.0.1:4222".parse().unwrap()];
+        for rules in [rules(), Rules::new(&[], &[], &[]), Rules::new(&one, &[], &[]), Rules::new(&[], &one, &[])] {
+            for hook in Hook::ALL {
+                let code = of(hook, &rules);
+                let (mut reached, mut ways) = (vec![false; code.len()], vec![0]);
+                while let Some(at) = ways.pop() {
+                    if std::mem::replace(&mut reached[at], true) {
+                        continue;
+                    }
+                    let jump = at + 1 + usize::try_from(code[at].offset).unwrap();
+                    match code[at].code {
+                        EXIT => {}
+                        JUMP => ways.push(jump),
+                        JUMP_IF_EQUAL_32 | JUMP_UNLESS_EQUAL_32 => ways.extend([at + 1, jump]),
+                        _ => ways.push(at + 1),
+                    }
+                }
+                assert!(reached.iter().all(|&yes| yes), "{hook:?} {rules:?}");
             }
         }
     }

@@ -38,20 +38,24 @@ pub(crate) struct Rules {
     /// This machine.
     pub(super) local: Vec<Network>,
     pub(super) local_v6: Vec<Ipv6Addr>,
-    /// Refused at this machine, and to be listened on.
+    /// Refused at this machine.
     pub(super) local_ports: Vec<u16>,
+    /// Refused to be listened on.
+    pub(super) taken_ports: Vec<u16>,
     /// Elsewhere.
     pub(super) servers: Vec<SocketAddr>,
 }
 
 impl Rules {
-    pub(crate) fn new(servers: &[SocketAddr], own: &[IpAddr]) -> Self {
+    /// `servers` are not to be reached, and no more than `listeners` to be replaced.
+    pub(crate) fn new(servers: &[SocketAddr], listeners: &[SocketAddr], own: &[IpAddr]) -> Self {
         let mut rules = Rules {
             metadata: METADATA.to_vec(),
             metadata_v6: METADATA_V6.to_vec(),
             local: vec![network([127, 0, 0, 0], 8), network([0, 0, 0, 0], 32)],
             local_v6: vec![Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED],
             local_ports: Vec::new(),
+            taken_ports: listeners.iter().map(SocketAddr::port).collect(),
             servers: Vec::new(),
         };
         for address in own {
@@ -71,6 +75,7 @@ impl Rules {
                 rules.servers.push(SocketAddr::new(ip, port));
             }
         }
+        rules.taken_ports.extend(&rules.local_ports);
         rules
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::allowed_files::AllowedFiles;
 use super::command::{Command, explain, refusal};
 use super::others;
 use super::plain::{MARKER, Plain};
@@ -39,6 +40,8 @@ pub(crate) struct Server {
     pub(crate) user: Option<Runner>,
     /// What keeps each execution's signals and abstract sockets to itself, where the kernel can.
     pub(crate) scopes: Option<OwnedFd>,
+    /// What functions without a slot may open, where the kernel can hold them to it.
+    pub(crate) files: Option<AllowedFiles>,
     pub(crate) reset_oom_score: bool,
     pub(crate) open_files: OpenFiles,
 }
@@ -50,6 +53,8 @@ struct Place<'a> {
     extra_env: &'a [(&'a str, &'a str)],
     holder: Option<(&'a Arc<HolderLink>, libc::c_int)>,
     user: Option<Runner>,
+    /// A Landlock ruleset of this execution's own, with files.
+    files: Option<OwnedFd>,
     /// The launcher's pid where the function's process can see it.
     parent: i32,
 }
@@ -121,6 +126,7 @@ impl Server {
                 extra_env: &[],
                 holder: Some((&holder, slot.namespaces())),
                 user: Some(slot.user),
+                files: None,
                 parent: 0,
             };
             let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
@@ -159,12 +165,19 @@ impl Server {
             let message = format!("could not make a private TMPDIR: {e}; is the data directory's disk full?");
             failed("tmp", e.raw_os_error(), message)
         })?;
-        let extra = [("TMPDIR", scratch.directory.as_str()), (MARKER, scratch.marker.as_str())];
+        let own = scratch.directory.as_str();
+        let allowed = self.files.as_ref().map(|files| files.ruleset(&request.code_dir, Path::new(own))).transpose();
+        let files = allowed.map_err(|e| {
+            self.plain.clean(&scratch, None, None, &self.registry);
+            failed("landlock", e.raw_os_error(), explain_allowing(request, &e))
+        })?;
+        let extra = [("TMPDIR", own), ("HOME", own), (MARKER, scratch.marker.as_str())];
         let place = Place {
             code: &request.code_dir,
             extra_env: &extra,
             holder: None,
             user: self.user,
+            files,
             parent: self.plain.own_pid(),
         };
         let cgroup = self.plain.cgroup(&request.limits);
@@ -192,7 +205,9 @@ impl Server {
         let plan = ChildPlan {
             cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
-            scopes: self.scopes.as_ref().map(AsRawFd::as_raw_fd),
+            // Of the two, the one with files has scopes as well.
+            scopes: self.scopes.as_ref().filter(|_| place.files.is_none()).map(AsRawFd::as_raw_fd),
+            files: place.files.as_ref().map(AsRawFd::as_raw_fd),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
             stdio: &raw,
@@ -346,6 +361,15 @@ fn explain_slot(request: &SpawnRequest, error: &SlotError) -> RefusedReport {
         format!("the code directory {} does not exist", request.code_dir.display())
     };
     refusal(request.id, error.step(), error.errno(), message)
+}
+
+/// A ruleset of files that could not be made.
+fn explain_allowing(request: &SpawnRequest, error: &io::Error) -> String {
+    if request.code_dir.is_dir() {
+        format!("could not say what the function may open: {error}")
+    } else {
+        format!("the code directory {} does not exist", request.code_dir.display())
+    }
 }
 
 fn c_path(id: u64, path: &Path) -> Result<std::ffi::CString, RefusedReport> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use super::allowed_files::AllowedFiles;
 use super::{SPARE_THREADS, SWITCHED_OFF};
 use crate::capabilities::{self, Capabilities};
 use crate::cgroup::{Cgroups, SharedCgroup};
@@ -9,23 +10,53 @@ use crate::config::{LauncherConfig, Layer, Runner};
 use crate::guard;
 use crate::seccomp::Filter;
 use crate::slot::Runners;
-use crate::sys::landlock;
+use crate::sys::{descriptor, landlock};
 
 /// What keeps abstract sockets and signals apart, if this kernel has it.
 pub(super) fn usable_scopes(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<OwnedFd> {
     const LAYER: &str = capabilities::LANDLOCK_SCOPES;
-    if config.without.contains(&Layer::LandlockScopes) {
+    const OPEN: &str = "functions with the machine's network reach the abstract sockets of it and of each other";
+    /// Linux 6.12.
+    const WITH_SCOPES: u32 = 6;
+    if config.without.contains(&Layer::Landlock) {
         capabilities.lacks(LAYER, SWITCHED_OFF);
         return None;
     }
-    match landlock::scopes() {
+    let version = landlock::version();
+    if let Ok(version) = &version
+        && *version < WITH_SCOPES
+    {
+        let reason = format!("this kernel's Landlock is of version {version}, and scopes need 6 (Linux 6.12): {OPEN}");
+        capabilities.lacks(LAYER, reason);
+        return None;
+    }
+    match version.and_then(|version| landlock::ruleset(version, false)) {
         Ok(ruleset) => {
             capabilities.landlock_scopes = true;
-            Some(ruleset)
+            Some(descriptor::keep(ruleset))
         }
         Err(error) => {
-            let open = "functions with the machine's network reach the abstract sockets of it and of each other";
-            capabilities.lacks(LAYER, format!("{error}: {open}"));
+            capabilities.lacks(LAYER, format!("this kernel has no Landlock ({error}): {OPEN}"));
+            None
+        }
+    }
+}
+
+/// Where there are no slots: what of the machine's files functions may open.
+pub(super) fn usable_files(config: &LauncherConfig, capabilities: &mut Capabilities) -> Option<AllowedFiles> {
+    const LAYER: &str = "landlock files";
+    if config.without.contains(&Layer::Landlock) {
+        capabilities.lacks(LAYER, SWITCHED_OFF);
+        return None;
+    }
+    match AllowedFiles::survey(&config.extra_paths) {
+        Ok(files) => {
+            capabilities.landlock_files = true;
+            Some(files)
+        }
+        Err(error) => {
+            capabilities
+                .lacks(LAYER, format!("this kernel has no Landlock ({error}): functions open what their user can"));
             None
         }
     }
@@ -54,7 +85,7 @@ pub(super) fn guard_network(
             return None;
         }
     };
-    match guard::attach(&shared, &config.servers) {
+    match guard::attach(&shared, &config.servers, &config.listeners) {
         Ok(()) => capabilities.network_guard = true,
         Err(error) => capabilities.lacks(LAYER, format!("{error}: {OPEN}")),
     }
@@ -81,7 +112,7 @@ pub(super) fn usable_filter(config: &LauncherConfig, capabilities: &mut Capabili
 
 /// A number for each slot, where a range is set aside; with it, how many slots there can be.
 pub(super) fn choose_uids(config: &LauncherConfig, runner: Runner, capabilities: &mut Capabilities) -> (Runners, u32) {
-    const LAYER: &str = "uid of its own";
+    const LAYER: &str = capabilities::OWN_UID;
     let fewest = super::at_once(config).saturating_add(SPARE_THREADS);
     let ceiling = config.max_slots.max(fewest);
     let shared = "functions share one user, whose inotify instances and pipe pages one can use up for all";

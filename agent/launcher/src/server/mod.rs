@@ -4,6 +4,7 @@
 //! the process's parent thread, whose end would kill it, is there as long as it is. All threads wait in `recvmsg` on
 //! the same socket; the kernel wakes one for each packet.
 
+mod allowed_files;
 mod command;
 mod execution;
 mod layers;
@@ -175,6 +176,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         process::become_subreaper()?;
     }
     let plain = Plain::new(&config.work_dir, user, cgroups);
+    let files = if slots.is_none() { layers::usable_files(config, &mut capabilities) } else { None };
     let scopes = layers::usable_scopes(config, &mut capabilities);
     let filter = layers::usable_filter(config, &mut capabilities);
     if config.isolation_required {
@@ -188,6 +190,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         plain,
         user,
         scopes,
+        files,
         refuses: capabilities.refuses.clone(),
         reset_oom_score: oom_score_is_set(),
         open_files,
@@ -204,11 +207,15 @@ fn usable_view(
     const LAYERS: &str = "pid and mount namespaces";
     let no_slots = |capabilities: &mut Capabilities, reason: &str| {
         capabilities.lacks(LAYERS, reason);
+        if capabilities.root {
+            capabilities.lacks(capabilities::OWN_UID, "without slots functions share one user");
+        }
         capabilities.lacks(capabilities::NETWORK_NAMESPACE, "without slots there is none: `network: none` is refused");
         Ok(None)
     };
     let Some(runner) = user else {
-        let reason = "not started as root: functions see the machine's files and processes as its user does";
+        let reason =
+            "not started as root: functions see the machine's processes, and have no view of files of their own";
         return no_slots(capabilities, reason);
     };
     if !config.slots {
@@ -233,8 +240,7 @@ fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilit
     if !root {
         capabilities.runner_uid = nix::unistd::geteuid().as_raw();
         capabilities.runner_gid = nix::unistd::getegid().as_raw();
-        capabilities
-            .lacks("user", "not started as root: functions run as the agent's own user and can read what it can");
+        capabilities.lacks("user", "not started as root: functions run as the agent's own user");
         return None;
     }
     let runner = config.runner.unwrap_or_else(|| {

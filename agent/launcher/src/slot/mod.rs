@@ -16,6 +16,7 @@
 mod makers;
 mod pool;
 mod root;
+pub(crate) mod seen;
 
 use std::ffi::CString;
 use std::io;

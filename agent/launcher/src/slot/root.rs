@@ -9,33 +9,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::seen::{DEVICES, ETC, ETC_NESTED, SYSTEM};
 use crate::config::{LauncherConfig, Runner};
 use crate::sys::holder::Step;
 
 /// Where a function finds its code.
 pub(crate) const CODE_DIR: &str = "/var/task";
 
-/// Programs and libraries. Links (a merged `/usr`) stay links.
-const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "libx32", "lib64"];
-/// What resolving names, checking certificates and telling the time need; nothing here is a secret.
-const ETC: [&str; 12] = [
-    "resolv.conf",
-    "hosts",
-    "nsswitch.conf",
-    "localtime",
-    "timezone",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "ca-certificates",
-    "ca-certificates.conf",
-    "mime.types",
-];
-/// Certificates live in `ssl/certs`; `ssl/private` beside it must stay out.
-const ETC_NESTED: [(&str, &[&str]); 2] =
-    [("ssl", &["ssl/certs", "ssl/openssl.cnf"]), ("pki", &["pki/tls", "pki/ca-trust"])];
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const DEVICE_LINKS: [(&str, &str); 4] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),

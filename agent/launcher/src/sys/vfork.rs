@@ -38,6 +38,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) join: Option<(RawFd, libc::c_int)>,
     /// A Landlock ruleset to be put under: of its own, so that no two executions share one.
     pub(crate) scopes: Option<RawFd>,
+    /// The same, with an allow-list of files.
+    pub(crate) files: Option<RawFd>,
     /// The launcher's own score is not 0 and must not be the function's.
     pub(crate) reset_oom_score: bool,
     /// Resource and value, set as both soft and hard limit.
@@ -108,8 +110,8 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
 ///
 /// # Safety
 /// In a vfork child with `CLONE_FILES`. On failure the table is the launcher's still, and must not be changed.
-unsafe fn descriptors_of_its_own(stdio: &[RawFd]) -> bool {
-    let above = stdio.iter().fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
+unsafe fn descriptors_of_its_own(stdio: &[RawFd], files: Option<RawFd>) -> bool {
+    let above = stdio.iter().chain(&files).fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
     // SAFETY: no memory is touched. The flag makes the copy first, and closes nothing in the shared table.
     unsafe { libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
 }
@@ -140,7 +142,7 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             return "landlock";
         }
         // Until here they were the launcher's own.
-        if !descriptors_of_its_own(plan.stdio) {
+        if !descriptors_of_its_own(plan.stdio, plan.files) {
             return "close_range";
         }
         libc::setsid();
@@ -168,6 +170,12 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             if libc::dup2(fd, number) < 0 {
                 return "stdio";
             }
+        }
+        // When nothing is left to be opened but the program.
+        if let Some(ruleset) = plan.files
+            && libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) != 0
+        {
+            return "landlock";
         }
         if libc::syscall(libc::SYS_close_range, plan.stdio.len(), u32::MAX, 0) != 0 {
             return "close_range";

@@ -95,7 +95,7 @@ pub struct SpawnRequest {
     pub program: String,
     /// Without `argv[0]`, which is the program's path.
     pub args: Vec<String>,
-    /// All of the environment. Without slots `TMPDIR` is replaced and `FLUX_LAUNCHER` added.
+    /// All of the environment. Without slots `TMPDIR` and `HOME` are replaced and `FLUX_LAUNCHER` added.
     pub env: Vec<(String, String)>,
     /// Where the unpacked code is on this machine; the working directory.
     pub code_dir: PathBuf,

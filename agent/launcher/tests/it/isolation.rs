@@ -61,7 +61,7 @@ fn where_isolation_is_required_a_missing_layer_refuses_what_needs_it() {
         (vec![Layer::Seccomp], Network::Host, &refused),
         (vec![Layer::Seccomp], Network::None, &refused),
         (vec![Layer::NetworkGuard], Network::Host, &refused),
-        (vec![Layer::NetworkGuard, Layer::LandlockScopes], Network::None, &ran),
+        (vec![Layer::NetworkGuard, Layer::Landlock], Network::None, &ran),
     ] {
         let done = run(without.clone(), network);
         assert!(done.is_none() || done == *expected, "{without:?} {network:?}: {done:?}");

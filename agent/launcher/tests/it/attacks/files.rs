@@ -37,7 +37,7 @@ impl Drop for Outsider {
 /// What stands between a function and the machine's processes, left out.
 fn in_the_open(config: &mut LauncherConfig) {
     config.slots = false;
-    config.without = vec![Layer::Seccomp, Layer::LandlockScopes];
+    config.without = vec![Layer::Seccomp, Layer::Landlock];
 }
 
 #[test]

@@ -16,6 +16,8 @@ const OWN: u16 = 4222;
 const OTHER: u16 = 8088;
 /// A port of Flux's whose server is away, so that somebody could take its place.
 const VACANT: u16 = 6222;
+/// The gateway's: anybody's to connect to, nobody's to listen on.
+const GATEWAY: u16 = 8089;
 
 /// A network namespace, for this thread and all that it starts, with a cloud in it; ended when dropped.
 struct Cloud(Child);
@@ -45,6 +47,7 @@ impl Drop for Cloud {
 }
 
 fn guarded(config: &mut LauncherConfig) {
+    config.listeners = vec![([127, 0, 0, 1], GATEWAY).into()];
     config.servers = [OWN, VACANT].map(|port| ([127, 0, 0, 1], port).into()).to_vec();
 }
 
@@ -102,7 +105,7 @@ fn the_brokers_port_is_out_of_reach_at_every_address() {
     let hosts =
         ["127.0.0.1", "127.9.9.9", "0.0.0.0", "192.0.2.7", "[::1]", "[::]", "[2001:db8::7]", "[::ffff:127.0.0.1]"];
     let at = |kind: &str, port: u16| hosts.map(|host| format!("{kind}:{host}:{port}"));
-    for (kind, port) in [("tcp", OWN), ("fast", OWN), ("udp", OWN), ("bind", VACANT)] {
+    for (kind, port) in [("tcp", OWN), ("fast", OWN), ("udp", OWN), ("bind", VACANT), ("bind", GATEWAY)] {
         let targets = at(kind, port);
         let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
         assert_eq!(arena.is_held("reach", &targets), hosts.len(), "{kind}");
@@ -115,7 +118,8 @@ fn the_brokers_port_is_out_of_reach_at_every_address() {
         config.without = vec![Layer::NetworkGuard];
     })
     .unwrap();
-    for (kind, port) in [("tcp", OWN), ("bind", VACANT)] {
+    arena.reaches("reach", &[&format!("bind:127.0.0.1:{}", GATEWAY + 1)]);
+    for (kind, port) in [("tcp", OWN), ("bind", VACANT), ("bind", GATEWAY)] {
         let targets = at(kind, port);
         let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
         open.reaches("reach", &targets);
@@ -169,7 +173,7 @@ fn abstract_sockets_are_out_of_reach() {
     let targets = [format!("abstract:{name}"), format!("abstract:{other}")];
     let targets = [targets[0].as_str(), &targets[1]];
     assert_eq!(arena.is_held("reach", &targets), 2);
-    let mut open = Arena::with(|config| config.without = vec![Layer::LandlockScopes]).unwrap();
+    let mut open = Arena::with(|config| config.without = vec![Layer::Landlock]).unwrap();
     assert_eq!(open.reaches("reach", &targets).len(), 2);
     arena.launcher.kill(victim.id, libc::SIGKILL);
 }
@@ -180,8 +184,7 @@ fn without_a_network_there_is_nothing_to_reach() {
         return;
     }
     let _cloud = Cloud::new();
-    let Some(mut arena) = Arena::with(|config| config.without = vec![Layer::NetworkGuard, Layer::LandlockScopes])
-    else {
+    let Some(mut arena) = Arena::with(|config| config.without = vec![Layer::NetworkGuard, Layer::Landlock]) else {
         return;
     };
     let name = format!("flux-alone-{}", std::process::id());
