@@ -72,7 +72,7 @@ async fn answers(broker: &dyn Broker) -> bool {
 
 fn has_room(dir: &Path) -> bool {
     // What cannot be asked does not hold it up.
-    statvfs(dir).map_or(true, |disk| disk.blocks_available() as u64 * disk.fragment_size() as u64 >= ROOM_BYTES)
+    statvfs(dir).map_or(true, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()) >= ROOM_BYTES)
 }
 
 /// Ends the `nats-server` of this tree: the child of the worker's own parent that the file names.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message};
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{Timestamp, execution::QueuePosition, limits, subject::QueueName};
+use flux_protocol::{Timestamp, execution::QueuePosition, subject::QueueName};
 
 use super::{
     core::Core,
@@ -89,12 +89,12 @@ impl PullEvents for QueuePull {
                     tracing::warn!(subject = %message.subject, expected = %self.subject, "a delivery of another queue was dropped");
                 }
                 // It was given to another since, or will be in a moment.
-                PullEvent::Message(_, info) if info.age_at_most >= limits::ACK_WAIT => {
+                PullEvent::Late { stream_sequence, age } => {
                     tracing::warn!(
                         subject = %self.subject,
-                        sequence = info.stream_sequence,
-                        age_ms = info.age_at_most.as_millis(),
-                        "a delivery was on its way for longer than the broker waits; it is left to others"
+                        stream_sequence,
+                        age_ms = age.as_millis(),
+                        "a delivery may have been on its way for longer than the broker waits; it is left to others"
                     );
                 }
                 PullEvent::Message(message, info) => return Some(Ok(self.delivery(message, info))),
@@ -203,6 +203,7 @@ impl Standing {
             let error = match oldest.next().await {
                 Some(PullEvent::Message(message, info)) => return Ok((message, info)),
                 Some(PullEvent::Ended(end)) => end_error(end, &self.consumer),
+                Some(PullEvent::Late { .. }) => continue,
                 None => None,
             };
             self.pulls.pop_front();
@@ -218,7 +219,7 @@ impl Standing {
         self.pulls.iter_mut().find_map(|pull| match pull.try_next()? {
             PullEvent::Message(message, info) => Some((message, info)),
             // Its end is told again by `next`, as that of the channel.
-            PullEvent::Ended(_) => None,
+            PullEvent::Ended(_) | PullEvent::Late { .. } => None,
         })
     }
 }

@@ -44,6 +44,11 @@ const ECHO_EVERY: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(super) enum PullEvent {
     Message(Message, Info),
+    /// An invocation that may have been on its way for so long that the broker gave it to another.
+    Late {
+        stream_sequence: u64,
+        age: Duration,
+    },
     /// The pull ended before it was filled. Filled is the end of the channel.
     Ended(End),
 }
@@ -56,8 +61,6 @@ pub(super) struct Info {
     pub(super) stored_at: Timestamp,
     pub(super) stored_ns: u64,
     pub(super) pending: u64,
-    /// It was not on its way for longer.
-    pub(super) age_at_most: Duration,
 }
 
 /// Why a pull ended.
@@ -225,8 +228,9 @@ impl Inbox {
             stored_at: ack.stored_at,
             stored_ns: ack.stored_ns,
             pending: ack.pending,
-            age_at_most: now.duration_since(asked_at.max(echoed_at)),
         };
+        let age = now.duration_since(asked_at.max(echoed_at));
+        let late = age >= limits::ACK_WAIT && is_of_a_queue(ack.consumer);
         let place = ledger.as_mut().map_or(Place::Nobody, |ledger| ledger.delivered(now));
         let events = match place {
             Place::Open(events) => events,
@@ -243,6 +247,10 @@ impl Inbox {
             }
         };
         drop(routes);
+        if late {
+            let _ = events.try_send(PullEvent::Late { stream_sequence: info.stream_sequence, age });
+            return None;
+        }
         if let Err(unsent) = events.try_send(PullEvent::Message(message, info))
             && let PullEvent::Message(message, _) = unsent.into_inner()
         {
@@ -280,8 +288,7 @@ impl Inbox {
 
     /// The subject of the next echo; `None` while no invocations are pulled.
     fn next_echo(&self) -> Option<String> {
-        let is_queue = |consumer: &str| QUEUES.iter().any(|stream| consumer.starts_with(stream));
-        if !self.routes.lock().pulls.keys().any(|consumer| is_queue(consumer)) {
+        if !self.routes.lock().pulls.keys().any(|consumer| is_of_a_queue(consumer)) {
             return None;
         }
         let sent_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -297,8 +304,10 @@ impl Inbox {
     }
 }
 
-/// How the streams of invocations begin, whatever their pool.
-const QUEUES: [&str; 2] = ["FLUX_INVOKE", "FLUX_CALL"];
+/// Whether it delivers invocations, of whatever pool.
+fn is_of_a_queue(consumer: &str) -> bool {
+    ["FLUX_INVOKE", "FLUX_CALL"].iter().any(|stream| consumer.starts_with(stream))
+}
 
 /// Sends echoes to this process itself, until the connection is closed.
 pub(super) async fn echo(client: Client, inbox: Arc<Inbox>, closed: CancellationToken) {
@@ -359,14 +368,14 @@ impl OpenPull {
     /// Safe to cancel. `None` once it was filled or told to have ended.
     pub(super) async fn next(&mut self) -> Option<PullEvent> {
         let event = self.received.recv().await;
-        self.ended |= !matches!(event, Some(PullEvent::Message(..)));
+        self.ended |= matches!(event, None | Some(PullEvent::Ended(_)));
         event
     }
 
     /// What is there already.
     pub(super) fn try_next(&mut self) -> Option<PullEvent> {
         let event = self.received.try_recv().ok()?;
-        self.ended |= !matches!(event, PullEvent::Message(..));
+        self.ended |= matches!(event, PullEvent::Ended(_));
         Some(event)
     }
 }
