@@ -10,7 +10,7 @@ use std::{
 use flux_broker::{BrokerError, Delivery, Pull};
 use flux_launcher::{Capabilities, wire};
 use flux_protocol::{
-    FunctionName, FunctionVersion,
+    AgentId, FunctionName, FunctionVersion,
     agent::Budget,
     function::{Isolation, Network},
     subject::QueueName,
@@ -24,6 +24,7 @@ use crate::{
     node::Node,
     plan::{Amount, Credit, Grant, Need, Planner, PullEnd},
     room::{Room, SlotEvent},
+    runtimes::Runtimes,
 };
 
 /// A pull that the broker refused is not sent again before this.
@@ -223,12 +224,19 @@ impl Puller {
     fn need(&self, function: &FunctionName) -> Option<Need> {
         let version = self.node.functions.current(function)?;
         let capabilities = self.capabilities.borrow();
-        capabilities.as_deref().and_then(|capabilities| need_of(&version, capabilities, &self.node))
+        capabilities
+            .as_deref()
+            .and_then(|capabilities| need_of(&version, capabilities, &self.node.runtimes.read(), &self.node.id))
     }
 }
 
 /// What a function needs, or `None` where this agent cannot give what it asks for.
-fn need_of(version: &FunctionVersion, capabilities: &Capabilities, node: &Node) -> Option<Need> {
+fn need_of(
+    version: &FunctionVersion,
+    capabilities: &Capabilities,
+    runtimes: &Runtimes,
+    agent: &AgentId,
+) -> Option<Need> {
     let spec = &version.spec;
     let tier = match spec.isolation {
         Isolation::Process => true,
@@ -238,11 +246,11 @@ fn need_of(version: &FunctionVersion, capabilities: &Capabilities, node: &Node) 
         Network::None => (capabilities.net_namespace, wire::Network::None),
     };
     if !(tier && network) {
-        tracing::warn!(function = %spec.name, agent = %node.id, "not pulled: this agent cannot give it `network: none`");
+        tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
         return None;
     }
-    if !node.runtimes.read().gives(spec.runtime) {
-        tracing::warn!(function = %spec.name, agent = %node.id, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
+    if !runtimes.gives(spec.runtime) {
+        tracing::warn!(function = %spec.name, %agent, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
         return None;
     }
     if capabilities.refuses.contains(&wanted) {
@@ -309,17 +317,21 @@ mod tests {
     #[test]
     fn what_an_agent_refuses_or_cannot_give_is_not_pulled() {
         let agent = AgentId::parse("agent-1").expect("an id");
-        let version = |network: Network| {
-            let yaml = format!("name: f\nhandler: h\nnetwork: {}", network.as_str());
+        let version = |network: Network, runtime: &str| {
+            let yaml = format!("name: f\nhandler: h.h\nnetwork: {}\nruntime: {runtime}", network.as_str());
             let spec = flux_protocol::function::parse_yaml(&yaml).expect("a function");
             FunctionVersion { version: 1, digest: None, spec, created_at: flux_protocol::Timestamp::from_millis(0) }
         };
         let pulled = |capabilities: &Capabilities| {
-            [Network::Host, Network::None].map(|network| need_of(&version(network), capabilities, &agent).is_some())
+            [Network::Host, Network::None].map(|network| {
+                need_of(&version(network, "native"), capabilities, &Runtimes::default(), &agent).is_some()
+            })
         };
         let whole = Capabilities { net_namespace: true, ..Capabilities::default() };
         assert_eq!(pulled(&whole), [true, true]);
         assert_eq!(pulled(&Capabilities::default()), [true, false]);
+        let python = version(Network::Host, "python");
+        assert!(need_of(&python, &whole, &Runtimes::default(), &agent).is_none(), "nothing to run it");
         let missing = vec![Missing { layer: "network guard".to_owned(), reason: "why".to_owned() }];
         let lacking = Capabilities { refuses: vec![wire::Network::Host], missing, ..whole.clone() };
         assert_eq!(pulled(&lacking), [false, true]);

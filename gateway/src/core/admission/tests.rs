@@ -219,6 +219,8 @@ fn one(text: &str, status: AgentStatus, tiers: &[&str], total: Budget) -> (Funct
 
 #[test]
 fn an_agent_that_refuses_a_network_is_not_capable_of_it() {
+    use flux_protocol::function::Network;
+
     let pool = PoolName::default();
     let total = Budget { tasks: 4, cpu_millicores: 1000, memory_mb: 256 };
     for (text, refuses, capable) in [
