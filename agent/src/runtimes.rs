@@ -5,7 +5,7 @@
 
 use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
-use flux_launcher::wire::{Limits, SpawnRequest};
+use flux_launcher::wire::{Limits, Network, SpawnRequest};
 use flux_protocol::{agent::RuntimeGiven, function::Runtime};
 use nix::fcntl::OFlag;
 
@@ -92,7 +92,11 @@ async fn version_of(executor: &dyn Executor, program: &str, args: &[&str]) -> Re
     let null = || std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(&error))?;
     let stdio = [null().map_err(|error| failed(&error))?, write, null().map_err(|error| failed(&error))?];
+    // Where isolation is required, one network may be refused and the other not.
+    let capabilities = executor.capabilities();
+    let refuses_host = capabilities.borrow().as_ref().is_some_and(|c| c.refuses.contains(&Network::Host));
     let request = SpawnRequest {
+        network: if refuses_host { Network::None } else { Network::Host },
         slot_key: "flux runtimes".to_owned(),
         program: program.to_owned(),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
