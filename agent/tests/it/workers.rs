@@ -74,6 +74,20 @@ def leaves(payload, context):
         time.sleep(0.2)
     return ME
 
+def stubborn(payload, context):
+    import signal
+    class Asked(Exception):
+        pass
+    def asked(number, frame):
+        raise Asked
+    signal.signal(signal.SIGTERM, asked)
+    if payload["what"] == "sleep":
+        try:
+            time.sleep(60)
+        except Asked:
+            print("asked")
+    return ME
+
 POOL = None
 
 def pools(payload, context):
@@ -419,6 +433,35 @@ async fn a_killed_worker_and_a_cancelled_one_are_replaced() {
     assert_eq!(workers.0.world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
     eventually(SOON, "its worker to be gone", || std::future::ready(worker().is_none())).await;
     assert_eq!(start(&workers.outcome("f", &json!({ "what": "" })).await), StartKind::Cold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_asked_to_end_and_answers_serves_nobody_else() {
+    let workers = Workers::new().await;
+    workers.deploy("f", "python", "main.stubborn", "timeout: 1\nstop_grace: 5").await;
+    workers.deploy("g", "python", "main.stubborn", "stop_grace: 5").await;
+    let first = workers.result("f", &json!({ "what": "" })).await;
+    let late = workers.outcome("f", &json!({ "what": "sleep" })).await;
+    let error = late.error.as_ref().expect("an error");
+    assert_eq!(
+        (late.status, error.kind, error.limit),
+        (OutcomeStatus::Failed, ErrorKind::Timeout, Some(1)),
+        "{late:?}"
+    );
+    assert_eq!((start(&late), late.output.to_text().as_str()), (StartKind::Warm, "asked\n"));
+    assert_eq!(late.output.result(), None);
+    let next = workers.outcome("f", &json!({ "what": "" })).await;
+    assert_eq!((start(&next), next.status), (StartKind::Cold, OutcomeStatus::Success), "{next:?}");
+    assert_ne!(next.output.result(), Some(first), "another worker");
+    // Cancelled.
+    workers.result("g", &json!({ "what": "" })).await;
+    let id = workers.0.world.invoke("g", json!({ "what": "sleep" }).to_string()).await;
+    workers.0.world.until_running(id).await;
+    assert!(workers.0.world.cancel(id, SOON).await.expect("an answer").cancelled);
+    let ended = workers.0.world.end_of(id).await.outcome.expect("an outcome");
+    let error = ended.error.as_ref().expect("an error");
+    assert_eq!((ended.status, error.kind), (OutcomeStatus::Cancelled, ErrorKind::Cancelled), "{ended:?}");
+    assert_eq!(start(&workers.outcome("g", &json!({ "what": "" })).await), StartKind::Cold);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
