@@ -36,6 +36,26 @@ async def later(payload, context):
     asyncio.get_running_loop().create_task(asyncio.sleep(60))
     return [payload]
 
+async def timers(payload, context):
+    loop = asyncio.get_running_loop()
+    if payload["what"] == "leave":
+        def late():
+            print("LATE", flush=True)
+            sys.stdout.buffer.write(b"LATE\n")
+            os.write(2, b"LATE\n")
+        def raises():
+            raise ValueError("LATE")
+        loop.call_later(0.02, late)
+        loop.call_later(0.02, raises)
+        read, write = os.pipe()
+        os.write(write, b"x")
+        loop.add_reader(read, late)
+        return ME
+    print("mine", end="")
+    loop.call_later(0.05, print, " and mine later")
+    await asyncio.sleep(0.1)
+    return ME
+
 def fails(payload, context):
     what = payload["what"]
     if what == "raise":
@@ -98,6 +118,35 @@ def pools(payload, context):
     return ME
 "#;
 
+/// Its thread ends, and its number is the next one's.
+const THREADS: &str = r#"
+import threading, time
+
+stop = threading.Event()
+early = threading.Thread(target=stop.wait, daemon=True)
+early.start()
+number = early.ident
+
+def handler(payload, context):
+    if payload["what"] == "wait":
+        time.sleep(0.2)
+        return
+    stop.set()
+    early.join()
+    for _ in range(50):
+        end = threading.Event()
+        def late():
+            while not end.wait(0.01):
+                print("LATE", flush=True)
+        thread = threading.Thread(target=late, daemon=True)
+        thread.start()
+        if thread.ident == number:
+            return True
+        end.set()
+        thread.join()
+    return False
+"#;
+
 const NODE: &str = r#"
 const fs = require('fs');
 const me = require('crypto').randomUUID();
@@ -134,6 +183,7 @@ impl Workers {
         for (name, content) in [
             ("main.py", PYTHON),
             ("main.js", NODE),
+            ("threads.py", THREADS),
             ("broken.py", "import nothing_of_this_name"),
             ("default.mjs", "export default (payload) => ({ esm: payload });"),
             ("run.sh", "echo \"bash got $(cat) and $1\""),
@@ -330,6 +380,21 @@ async fn what_an_invocation_leaves_is_ended_and_never_heard_in_the_next() {
         assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, ""));
         assert_eq!(after.output.result(), Some(before.clone()));
     }
+    // What an event loop still calls is not heard either, even where it raises; what the next one began is.
+    workers.deploy("timers", "python", "main.timers", "").await;
+    let before = workers.result("timers", &json!({ "what": "leave" })).await;
+    for _ in 0..2 {
+        let after = workers.outcome("timers", &wait).await;
+        assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, "mine and mine later\n"));
+        assert_eq!(after.output.result(), Some(before.clone()));
+    }
+    // A thread with the number of one that was there at first is another one.
+    workers.deploy("threads", "python", "threads.handler", "").await;
+    let before = workers.call("threads", &json!({ "what": "start" })).await;
+    assert_eq!(before.outcome.expect("an outcome").output.result(), Some(json!(true)), "a number came again");
+    assert!(before.notes.iter().any(|note| note.contains("1 of its threads")), "{:?}", before.notes);
+    let after = workers.outcome("threads", &wait).await;
+    assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Cold, ""));
     // Idle threads of a pool are no leftovers.
     workers.deploy("pools", "python", "main.pools", "").await;
     let first = workers.result("pools", &json!({})).await;
