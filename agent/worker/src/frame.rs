@@ -13,6 +13,9 @@ const USED: usize = 8 + 8 + 4;
 /// The largest frame of a worker: its result and what goes with it. (An error's texts, as JSON, are less.)
 const FROM_WORKER: usize = limits::RESULT + limits::KIB;
 
+/// The memory of a frame larger than this goes with the frame.
+const KEPT: usize = 64 * limits::KIB;
+
 const PROGRAM: u8 = 1;
 const LOAD: u8 = 2;
 const INVOKE: u8 = 3;
@@ -190,6 +193,10 @@ impl Decoder {
         }
         self.buffer.advance(4);
         let mut body = self.buffer.split_to(size).freeze();
+        if self.buffer.is_empty() && size > KEPT {
+            // What is left of the buffer would hold all of it, for as long as the worker waits.
+            self.buffer = BytesMut::new();
+        }
         let kind = body.get_u8();
         read(kind, body).map(Some)
     }
