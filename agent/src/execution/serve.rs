@@ -235,7 +235,7 @@ impl Attempt {
     /// Whether the worker is not to be used again; said where the function's author can do something about it.
     async fn unfit(&mut self, worker: &mut Worker, served: &Served, spec: &FunctionSpec) -> Option<Unfit> {
         worker.served += 1;
-        worker.cpu_us += served.used.cpu_us;
+        worker.cpu_us = worker.cpu_us.saturating_add(served.used.cpu_us);
         let current = self.node.functions.current(&spec.name).map(|current| current.version);
         let unfit = if current == Some(worker.version.version) {
             worker.unfit(served.used.threads_left, served.used.peak_bytes).await
