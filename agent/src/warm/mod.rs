@@ -50,6 +50,8 @@ struct State {
 }
 
 /// What there is for who needs a worker.
+// On the way of every warm call, and looked at once: no allocation for it.
+#[allow(clippy::large_enum_variant)]
 enum Found {
     /// Counted as one that serves.
     Idle(Worker),
