@@ -186,6 +186,7 @@ impl Attempt {
                 }
                 let took = served.answered_at.duration_since(served.loaded_at.unwrap_or(started));
                 let usage = usage_of(&served.used);
+                self.note_dropped(served.used.dropped_bytes);
                 if let Some(ending) = &ending {
                     end(&mut *worker.process).await;
                     Outcome { duration_ms: took.into(), usage, ..self.ended_by(ending) }
@@ -252,6 +253,14 @@ impl Attempt {
             self.notes.push(format!("when it had answered, {said}: its worker was ended, and the next start is cold"));
         }
         unfit
+    }
+
+    /// Else one would look for it in vain: an emitter that is made in one call goes on in that call's context.
+    fn note_dropped(&mut self, bytes: u64) {
+        if bytes > 0 {
+            let note = "what callbacks print that an earlier call began belongs to nobody";
+            self.notes.push(format!("{bytes} bytes of output were dropped: {note}"));
+        }
     }
 
     fn of_answer(&mut self, answer: Result<Bytes, Fault>) -> Outcome {

@@ -376,16 +376,20 @@ async fn what_an_invocation_leaves_is_ended_and_never_heard_in_the_next() {
     // A timer does not end the worker, and does not print any more.
     let before = workers.result("node", &json!({ "what": "timer" })).await;
     for _ in 0..2 {
-        let after = workers.outcome("node", &wait).await;
+        let reply = workers.call("node", &wait).await;
+        let after = reply.outcome.expect("an outcome");
         assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, ""));
+        assert!(reply.notes.iter().any(|note| note.contains("of output were dropped")), "{:?}", reply.notes);
         assert_eq!(after.output.result(), Some(before.clone()));
     }
     // What an event loop still calls is not heard either, even where it raises; what the next one began is.
     workers.deploy("timers", "python", "main.timers", "").await;
     let before = workers.result("timers", &json!({ "what": "leave" })).await;
     for _ in 0..2 {
-        let after = workers.outcome("timers", &wait).await;
+        let reply = workers.call("timers", &wait).await;
+        let after = reply.outcome.expect("an outcome");
         assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, "mine and mine later\n"));
+        assert!(reply.notes.iter().any(|note| note.contains("of output were dropped")), "{:?}", reply.notes);
         assert_eq!(after.output.result(), Some(before.clone()));
     }
     // A thread with the number of one that was there at first is another one.

@@ -7,7 +7,7 @@ const { Socket } = require('net');
 const { createRequire } = require('module');
 const { pathToFileURL } = require('url');
 
-const PROTOCOL = 1;
+const PROTOCOL = 2;
 const LOAD = 2;
 const HELLO = 16;
 const READY = 17;
@@ -25,6 +25,7 @@ const invocations = new AsyncLocalStorage();
 let count = 0;
 let current = LOADING;
 let began = null;
+let dropped = 0;
 let handler = null;
 
 function send(kind, parts, then) {
@@ -41,24 +42,34 @@ function counts() {
   return current !== NOBODY && (of === undefined || of === current);
 }
 
+const length = (data) => (typeof data === 'string' ? Buffer.byteLength(data) : (data?.byteLength ?? 0));
+
+function drop(data) {
+  dropped += length(data);
+}
+
 function guardWrites() {
   for (const stream of [process.stdout, process.stderr]) {
     const write = stream.write;
     stream.write = function (chunk, encoding, callback) {
       if (counts()) return write.call(this, chunk, encoding, callback);
+      drop(chunk);
       const done = typeof encoding === 'function' ? encoding : callback;
       if (typeof done === 'function') process.nextTick(done);
       return true;
     };
   }
-  const length = (data) => (typeof data === 'string' ? Buffer.byteLength(data) : (data?.byteLength ?? 0));
   const { writeSync, write } = fs;
   fs.writeSync = function (fd, data, ...rest) {
-    if ((fd === 1 || fd === 2) && !counts()) return length(data);
+    if ((fd === 1 || fd === 2) && !counts()) {
+      drop(data);
+      return length(data);
+    }
     return writeSync.call(this, fd, data, ...rest);
   };
   fs.write = function (fd, data, ...rest) {
     if ((fd !== 1 && fd !== 2) || counts()) return write.call(this, fd, data, ...rest);
+    drop(data);
     const done = rest.at(-1);
     if (typeof done === 'function') process.nextTick(done, null, length(data), data);
   };
@@ -83,10 +94,11 @@ const json = (value) => Buffer.from(JSON.stringify(value));
 function used(left) {
   const now = process.resourceUsage();
   const cpu = began === null ? 0 : now.userCPUTime + now.systemCPUTime - began.userCPUTime - began.systemCPUTime;
-  const bytes = Buffer.allocUnsafe(20);
+  const bytes = Buffer.allocUnsafe(28);
   bytes.writeBigUInt64BE(BigInt(cpu), 0);
   bytes.writeBigUInt64BE(BigInt(now.maxRSS) * 1024n, 8);
   bytes.writeUInt32BE(left, 16);
+  bytes.writeBigUInt64BE(BigInt(dropped), 20);
   return bytes;
 }
 
@@ -155,6 +167,7 @@ async function invoke(body) {
   const number = ++count;
   current = number;
   began = process.resourceUsage();
+  dropped = 0;
   let kind = RESULT;
   let answer;
   try {

@@ -9,7 +9,7 @@ import sys
 import time
 
 CHANNEL = 3
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO, READY, FAILED, RESULT, ERROR = 16, 17, 18, 19, 20
 RESULT_LIMIT = 16 * 1024 * 1024
 # How long a thread that is about to end is waited for before it counts as left.
@@ -20,6 +20,7 @@ STDOUT, STDERR = sys.stdout, sys.stderr
 # The number of the invocation in whose course something was begun; a callback of an event loop keeps it.
 INVOCATION = contextvars.ContextVar("flux invocation", default=None)
 current = 0
+dropped = 0
 write_to = os.write
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -57,14 +58,20 @@ def counts(of=None):
     return began_in is None or began_in == current
 
 
+def drop(data):
+    global dropped
+    dropped += len(data.encode(errors="replace") if isinstance(data, str) else data)
+    return len(data)
+
+
 def guard_writes():
     def guarded(write):
-        return lambda data: write(data) if counts() else len(data)
+        return lambda data: write(data) if counts() else drop(data)
 
     for stream in (STDOUT, STDERR):
         stream.buffer.write = guarded(stream.buffer.write)
         stream.write = guarded(stream.write)
-    os.write = lambda fd, data: write_to(fd, data) if fd not in (1, 2) or counts() else len(data)
+    os.write = lambda fd, data: write_to(fd, data) if fd not in (1, 2) or counts() else drop(data)
 
 
 def guard_exceptions(loop, context):
@@ -227,7 +234,8 @@ def used(began_ns, known):
         time.sleep(SETTLE_S)
         left = threads_left(known)
     cpu_us = (time.process_time_ns() - began_ns) // 1000
-    return cpu_us.to_bytes(8, "big") + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).to_bytes(8, "big") + left.to_bytes(4, "big")
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return b"".join(part.to_bytes(size, "big") for part, size in ((cpu_us, 8), (peak_bytes, 8), (left, 4), (dropped, 8)))
 
 
 def leave(error):
@@ -246,8 +254,8 @@ def invoke(channel, handler, body, known):
     size = int.from_bytes(body[:4], "big")
     call = json.loads(body[4 : 4 + size])
     forget_ended(known)
-    global current
-    current += 1
+    global current, dropped
+    current, dropped = current + 1, 0
     INVOCATION.set(current)
     began_ns = time.process_time_ns()
     kind = RESULT

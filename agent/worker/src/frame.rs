@@ -5,11 +5,11 @@ use flux_protocol::{function::Entry, limits};
 use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that this build speaks: what a worker's `Hello` has to say.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest `Hello` text that is kept.
 const HELLO_TEXT: usize = 256;
-/// CPU time, peak of memory, threads left.
-const USED: usize = 8 + 8 + 4;
+/// CPU time, peak of memory, threads left, bytes dropped.
+const USED: usize = 8 + 8 + 4 + 8;
 /// The largest frame of a worker: its result and what goes with it. (An error's texts, as JSON, are less.)
 const FROM_WORKER: usize = limits::RESULT + limits::KIB;
 
@@ -121,6 +121,8 @@ pub struct Used {
     pub peak_bytes: u64,
     /// Threads that the invocation began and that still do something; or [`Used::ENDS`].
     pub threads_left: u32,
+    /// What callbacks of earlier invocations printed meanwhile, and nobody sees.
+    pub dropped_bytes: u64,
 }
 
 impl Used {
@@ -217,7 +219,12 @@ fn read(kind: u8, mut body: Bytes) -> Result<FromWorker, FrameError> {
             if body.len() < USED {
                 return Err(truncated);
             }
-            let used = Used { cpu_us: body.get_u64(), peak_bytes: body.get_u64(), threads_left: body.get_u32() };
+            let used = Used {
+                cpu_us: body.get_u64(),
+                peak_bytes: body.get_u64(),
+                threads_left: body.get_u32(),
+                dropped_bytes: body.get_u64(),
+            };
             match kind {
                 // The text is passed on as it is, so that it must be what it claims to be.
                 RESULT => {

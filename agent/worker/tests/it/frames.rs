@@ -28,7 +28,7 @@ fn decoded(bytes: &[u8]) -> Result<Option<FromWorker>, FrameError> {
 /// A changed golden is a decision: bootstraps of another build, in an image that was made with it, would not understand.
 #[test]
 fn what_an_agent_says_is_these_bytes() {
-    assert_eq!(VERSION, 1);
+    assert_eq!(VERSION, 2);
     assert_eq!(encoded(&ToWorker::Program("x = 1")), b"\0\0\0\x06\x01x = 1");
     let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()) };
     assert_eq!(encoded(&ToWorker::Load(&load)), b"\0\0\0\x2b\x02{\"files\":[\"main.py\"],\"function\":\"handler\"}");
@@ -52,11 +52,11 @@ fn what_an_agent_says_is_these_bytes() {
 
 #[test]
 fn what_a_worker_says_is_read() {
-    let used = Used { cpu_us: 1, peak_bytes: 2, threads_left: 3 };
-    let head = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03";
+    let used = Used { cpu_us: 1, peak_bytes: 2, threads_left: 3, dropped_bytes: 4 };
+    let head = b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0\0\0\0\0\x04";
     let fault = Fault { kind: "KeyError".to_owned(), message: "'n'".to_owned(), ..Fault::default() };
     let table = [
-        (from_worker(16, b"\0\x013.11.2"), FromWorker::Hello { version: 1, interpreter: "3.11.2".to_owned() }),
+        (from_worker(16, b"\0\x023.11.2"), FromWorker::Hello { version: 2, interpreter: "3.11.2".to_owned() }),
         (from_worker(17, b""), FromWorker::Ready),
         (
             from_worker(18, br#"{"type":"KeyError","message":"'n'","missing":true}"#),
@@ -81,13 +81,13 @@ fn what_a_worker_says_is_read() {
 
 #[test]
 fn what_is_no_frame_is_refused_before_it_is_waited_for() {
-    let head = [0; 20];
+    let head = [0; 28];
     let too_large = u32::try_from(limits::RESULT + limits::KIB + 1).expect("small").to_be_bytes();
     assert!(matches!(decoded(&too_large), Err(FrameError::TooLarge { .. })));
     assert_eq!(decoded(&[0; 4]), Err(FrameError::Empty));
     assert_eq!(decoded(&from_worker(99, b"")), Err(FrameError::Unknown(99)));
     assert_eq!(decoded(&from_worker(16, b"\0")), Err(FrameError::Truncated { kind: 16 }));
-    assert_eq!(decoded(&from_worker(19, &head[..19])), Err(FrameError::Truncated { kind: 19 }));
+    assert_eq!(decoded(&from_worker(19, &head[..27])), Err(FrameError::Truncated { kind: 19 }));
     for not_json in [&b"{"[..], b"", b"1 2", b"\xff", b"\"\xff\""] {
         let frame = from_worker(19, &[&head[..], not_json].concat());
         assert!(matches!(decoded(&frame), Err(FrameError::Json { kind: 19, .. })), "{not_json:?}");
@@ -99,7 +99,7 @@ fn what_is_no_frame_is_refused_before_it_is_waited_for() {
 fn a_large_frames_memory_goes_with_it() {
     let mut decoder = Decoder::default();
     let result = format!("\"{}\"", "x".repeat(4 * limits::MIB));
-    decoder.buffer().extend_from_slice(&from_worker(19, &[&[0; 20], result.as_bytes()].concat()));
+    decoder.buffer().extend_from_slice(&from_worker(19, &[&[0; 28], result.as_bytes()].concat()));
     assert!(matches!(decoder.next_frame(), Ok(Some(FromWorker::Result(_, json))) if json.len() == result.len()));
     assert!(decoder.is_empty());
     decoder.buffer().reserve(limits::KIB);
