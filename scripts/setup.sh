@@ -77,9 +77,12 @@ reachable_by_flux() {
     rm "$TOOLS/nats-server"
 }
 
-# For the tests of functions in Node: the interpreter must be where functions see it, and Debian's is.
-node_interpreter() {
-    [ -x /usr/bin/node ] || apt_install nodejs
+# For the tests of handlers: the interpreters must be where functions see them, and Debian's are.
+interpreters() {
+    local packages=()
+    [ -x /usr/bin/python3 ] || packages+=(python3)
+    [ -x /usr/bin/node ] || packages+=(nodejs)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
@@ -115,7 +118,7 @@ peers() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; node_interpreter; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     *) die "usage: $0 [all|check|test|bench|peers]" ;;

@@ -92,7 +92,7 @@ impl Attempt {
         let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
         let addresses = &self.node.addresses;
         let request =
-            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, &bootstrap.arguments);
+            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, bootstrap.arguments);
         let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
         let process = self.spawned(spawn).await?;
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");

@@ -15,7 +15,7 @@ const NODE_LOADER: &str = include_str!("../bootstrap/loader.js");
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bootstrap {
     /// Arguments of the interpreter: a loader that reads the first frame and runs it.
-    pub arguments: [&'static str; 3],
+    pub arguments: &'static [&'static str],
     /// The content of [`crate::ToWorker::Program`].
     pub program: &'static str,
 }
@@ -24,8 +24,8 @@ pub struct Bootstrap {
 pub fn of(runtime: Runtime) -> Option<Bootstrap> {
     match runtime {
         // Isolated: neither the function's folder nor PYTHON* variables change what the bootstrap imports.
-        Runtime::Python => Some(Bootstrap { arguments: ["-I", "-c", PYTHON_LOADER], program: PYTHON }),
-        Runtime::Node => Some(Bootstrap { arguments: ["--no-warnings", "-e", NODE_LOADER], program: NODE }),
+        Runtime::Python => Some(Bootstrap { arguments: &["-I", "-c", PYTHON_LOADER], program: PYTHON }),
+        Runtime::Node => Some(Bootstrap { arguments: &["-e", NODE_LOADER], program: NODE }),
         Runtime::Native | Runtime::Bash => None,
     }
 }

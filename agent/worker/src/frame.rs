@@ -105,7 +105,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// All that is sent is below [`limits::WORKER_FRAME`], far from where this would be cut.
+/// The largest payload and what goes with it are far from where this would be cut.
 fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }

@@ -51,8 +51,6 @@ pub const RESULT: usize = 16 * MIB;
 pub const ERROR_TYPE: usize = 256;
 pub const ERROR_MESSAGE: usize = 8 * KIB;
 pub const ERROR_STACK: usize = 32 * KIB;
-/// A frame between agent and worker: the largest payload and what goes with it.
-pub const WORKER_FRAME: usize = PAYLOAD + MIB;
 /// Invocations after which a worker is replaced, whatever it looks like.
 pub const WORKER_INVOCATIONS: u64 = 100_000;
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::allowed_files::AllowedFiles;
 use super::command::{Command, explain, refusal};
+use super::crew::Crew;
 use super::others;
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
@@ -32,6 +33,7 @@ pub(crate) struct Server {
     /// Where this machine has one; all functions are in it.
     pub(crate) shared_cgroup: Option<SharedCgroup>,
     pub(crate) registry: Registry,
+    pub(crate) crew: Crew,
     /// `None`: this launcher cannot make slots, and `plain` serves instead.
     pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
@@ -101,10 +103,16 @@ impl Server {
                 "`isolation_required` is set and this agent lacks a layer of isolation; `flux agents` says which";
             return self.reply(&Reply::Refused(refusal(request.id, "isolation", libc::EPERM, message.to_owned())));
         }
+        if request.channel {
+            self.crew.worker_begins();
+        }
         let done = match &self.slots {
             Some(slots) => self.run_in_slot(slots, &request, fds, stack),
             None => self.run_plain(&request, fds, stack),
         };
+        if request.channel {
+            self.crew.worker_ended();
+        }
         if let Err(refused) = done {
             self.reply(&Reply::Refused(refused));
         }

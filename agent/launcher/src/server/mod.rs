@@ -6,6 +6,7 @@
 
 mod allowed_files;
 mod command;
+mod crew;
 mod execution;
 mod layers;
 mod others;
@@ -25,6 +26,7 @@ use crate::seccomp::Filter;
 use crate::slot::{self, Makers, RootView, SlotPool};
 use crate::sys::{memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
+use crew::Crew;
 use execution::Server;
 use plain::Plain;
 use registry::Registry;
@@ -78,34 +80,48 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 }
 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
-    let (server, filter, capabilities) = set_up(config, spawn)?;
+    let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
+    let (crew, wishes) = Crew::new(config.tasks.clamp(1, MAX_THREADS));
+    let (server, filter, capabilities) = set_up(config, spawn, crew)?;
     let server = Arc::new(server);
-    let threads = at_once(config).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     for _ in 0..threads {
-        let server = Arc::clone(&server);
-        let (root, filter) = (capabilities.root, filter.clone());
-        std::thread::Builder::new().name("flux-slot".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(move || {
-            if let Err(error) = process::prepare_thread(root) {
-                eprintln!("flux launcher: a thread could not give up its privileges: {error}");
-                std::process::exit(1);
-            }
-            if let Some(Err(error)) = filter.as_ref().map(Filter::load) {
-                eprintln!("flux launcher: {error}");
-                std::process::exit(1);
-            }
-            server.serve_executions();
-            // Its children would die with it: the process's end is the main thread's to choose.
-            loop {
-                std::thread::park();
-            }
-        })?;
+        add_thread(&server, capabilities.root, filter.clone())?;
     }
+    let (hirer, root) = (Arc::clone(&server), capabilities.root);
+    std::thread::Builder::new().name("flux-crew".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(move || {
+        for () in wishes {
+            if let Err(error) = add_thread(&hirer, root, filter.clone()) {
+                eprintln!("flux launcher: no further thread can be made: {error}");
+            }
+        }
+    })?;
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
     memory::forget_start_up();
     listen(&server, control)?;
     server.end();
     Ok(())
+}
+
+/// One more thread that serves.
+fn add_thread(server: &Arc<Server>, root: bool, filter: Option<Filter>) -> io::Result<()> {
+    let server = Arc::clone(server);
+    let serve = move || {
+        if let Err(error) = process::prepare_thread(root) {
+            eprintln!("flux launcher: a thread could not give up its privileges: {error}");
+            std::process::exit(1);
+        }
+        if let Some(Err(error)) = filter.as_ref().map(Filter::load) {
+            eprintln!("flux launcher: {error}");
+            std::process::exit(1);
+        }
+        server.serve_executions();
+        // Its children would die with it: the process's end is the main thread's to choose.
+        loop {
+            std::thread::park();
+        }
+    };
+    std::thread::Builder::new().name("flux-slot".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(serve).map(drop)
 }
 
 /// Processes at the same time: executions, and as many workers that wait for one.
@@ -152,7 +168,7 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option<Filter>, Capabilities)> {
+fn set_up(config: &LauncherConfig, spawn: OwnedFd, crew: Crew) -> io::Result<(Server, Option<Filter>, Capabilities)> {
     let root = process::is_root();
     let mut capabilities = Capabilities { root, no_new_privs: true, ..Capabilities::default() };
     let user = choose_user(config, root, &mut capabilities);
@@ -186,6 +202,7 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option
         spawn,
         shared_cgroup,
         registry: Registry::default(),
+        crew,
         slots,
         plain,
         user,
