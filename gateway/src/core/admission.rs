@@ -124,6 +124,15 @@ pub(super) fn tier_of(spec: &FunctionSpec) -> &'static str {
     }
 }
 
+/// Whether an idle agent could run one.
+pub(super) fn can_run(spec: &FunctionSpec, tiers: &[String], total: Budget) -> bool {
+    has_tier(spec, tiers) && slots(total, spec) > 0
+}
+
+fn has_tier(spec: &FunctionSpec, tiers: &[String]) -> bool {
+    tiers.is_empty() || tiers.iter().any(|has| has == tier_of(spec))
+}
+
 /// How many executions that need `spec`'s resources fit into a budget.
 pub(super) fn slots(budget: Budget, spec: &FunctionSpec) -> u64 {
     let by = |have: u32, need: u32| have.checked_div(need).unwrap_or(u32::MAX);
@@ -137,7 +146,6 @@ pub(super) fn slots(budget: Budget, spec: &FunctionSpec) -> u64 {
 
 /// Reads every agent of the fleet for one function.
 pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item = AgentRoom<'a>>) -> Summary {
-    let tier = tier_of(spec);
     let most = spec.max_concurrency.map_or(u64::MAX, u64::from);
     let mut sum = Summary::default();
     for agent in agents.into_iter().filter(|agent| *agent.pool == spec.pool) {
@@ -155,7 +163,7 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
             continue;
         }
         sum.online += 1;
-        if !agent.tiers.is_empty() && !agent.tiers.iter().any(|has| has == tier) {
+        if !has_tier(spec, agent.tiers) {
             continue;
         }
         sum.capable += 1;

@@ -145,6 +145,7 @@ impl Inner {
         if let Err(error) = self.hot.heat(queue).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot; the reconciler will");
         }
+        self.hot.tell_if_needed(queue, 0, self.functions.known(&queue.function));
     }
 
     fn heat_when_due(self: &Arc<Self>, queue: QueueName, delay: Duration) {
@@ -171,6 +172,7 @@ impl Inner {
         };
         self.hot.heat(&queue).await?;
         let stored = self.publish_patiently(&queue, message_of(&next)).await?;
+        self.hot.tell_if_needed(&queue, 0, self.functions.known(&queue.function));
         metrics::counter!("flux_republished_total", "lane" => "invoke").increment(1);
         tracing::warn!(
             execution_id = %record.execution_id,
