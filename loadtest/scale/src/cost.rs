@@ -156,23 +156,3 @@ async fn measure_way(cluster: &Cluster, way: Way, count: usize, functions: usize
     cost.took = began.elapsed();
     cost
 }
-
-/// Messages that go through the server in so long, by kind.
-pub(crate) async fn traffic(cluster: &Cluster, work: impl Future<Output = ()>) -> Vec<(String, usize)> {
-    use futures::StreamExt as _;
-    let mut all = cluster.client.subscribe(">").await.expect("subscribed");
-    let mut count: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            () = &mut work => break,
-            Some(message) = all.next() => {
-                let kind: Vec<&str> = message.subject.split('.').take(if message.subject.starts_with("$JS.API") { 5 } else { 2 }).collect();
-                *count.entry(kind.join(".")).or_default() += 1;
-            }
-        }
-    }
-    let mut count: Vec<_> = count.into_iter().collect();
-    count.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-    count
-}

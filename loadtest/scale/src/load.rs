@@ -12,6 +12,8 @@ use crate::{cluster::Cluster, registry::name};
 
 /// Publishes whose acks are awaited at once.
 const PUBLISHES_AT_ONCE: usize = 1_000;
+/// So many are in flight that the last of them waits for all others.
+const STORED_WITHIN: Duration = Duration::from_secs(60);
 const PAYLOAD: &[u8] = br#"{"n":1}"#;
 
 /// Sync calls that were made.
@@ -60,10 +62,11 @@ pub(crate) async fn accept(api: &Api, count: usize, functions: usize, at_once: u
 
 /// Published to the queue, each stored when this returns.
 pub(crate) async fn publish(client: &async_nats::Client, count: usize, functions: usize) {
-    let jetstream = async_nats::jetstream::new(client.clone());
+    let mut jetstream = async_nats::jetstream::new(client.clone());
+    jetstream.set_timeout(STORED_WITHIN);
+    let jetstream = &jetstream;
     futures::stream::iter(0..count)
         .map(|n| {
-            let jetstream = &jetstream;
             async move {
                 let subject = format!("flux.invoke.{}", name(n % functions));
                 let stored = jetstream.publish(subject, Bytes::from_static(PAYLOAD)).await?;

@@ -97,14 +97,6 @@ pub async fn costs(size: Size, program: &Path) -> CostCase {
     let busy = cost::measure(&cluster, &size, size.busy).await;
     let hot = if size.hot > size.busy { cost::measure(&cluster, &size, size.hot).await } else { Vec::new() };
     let idle = cost::idle(&cluster).await;
-    let t = cost::traffic(&cluster, tokio::time::sleep(Duration::from_secs(4))).await;
-    say(&format!("idle 4 s: {t:?}"));
-    let api = &cluster.api;
-    let t = cost::traffic(&cluster, async move { crate::load::call(api, 1000, size.hot, 8).await; tokio::time::sleep(Duration::from_secs(1)).await }).await;
-    say(&format!("1000 calls: {t:?}"));
-    let client = &cluster.client;
-    let t = cost::traffic(&cluster, async move { crate::load::publish(client, 5000, size.hot).await; tokio::time::sleep(Duration::from_secs(5)).await }).await;
-    say(&format!("5000 published: {t:?}"));
     let cold = cold::measure(&cluster, size.hot, size.cold).await;
     CostCase { costs: busy, hot_costs: hot, idle, cold }
 }

@@ -8,7 +8,7 @@ use flux_protocol::{
     AgentId, ErrorCode, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Invocation, Lane, Outcome,
     OutcomeStatus, Payload, Phase, StatusMessage, Timestamp, limits, subject, time::now,
 };
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::Instant;
 
 use super::{
@@ -109,11 +109,18 @@ impl Driver {
         {
             return self.refused(error.into()).await;
         }
-        if self.inner.hot.waits_to_be_told(&queue.pool) {
-            // As soon as the publish was sent, which the loop does first.
-            self.timers.tell_agent = Some(Instant::now());
-        }
+        let tell = self.inner.hot.waits_to_be_told(&queue.pool);
         self.publish(Duration::ZERO);
+        if tell {
+            // Once it was sent, so that the agent finds it.
+            if let Some(stored) = self.publishing.as_mut().and_then(|publishing| publishing.now_or_never()) {
+                self.publishing = None;
+                if let Some(end) = self.on_published(stored).await {
+                    return end;
+                }
+            }
+            self.tell_agent();
+        }
         loop {
             let next = self.timers.next();
             let end = tokio::select! {
@@ -239,11 +246,8 @@ impl Driver {
         if at >= self.timers.deadline {
             return Some(End::Abandoned(self.too_late()));
         }
-        if self.timers.tell_agent.take_if(|due| at >= *due).is_some() {
-            self.inner.hot.tell_one(self.function.queue(Lane::Call), self.told, Some(Arc::clone(&self.function)));
-            self.told += 1;
-            // It may have no credit to spare, or be gone: then another.
-            self.timers.tell_agent = (self.told == 1).then(|| at + TELL_AGENT_AFTER);
+        if self.timers.tell_agent.is_some_and(|due| at >= due) {
+            self.tell_agent();
         }
         if self.timers.call_agents.take_if(|due| at >= *due).is_some() {
             self.inner.hot.call_agents(self.function.queue(Lane::Call));
@@ -265,6 +269,13 @@ impl Driver {
             return self.look().await;
         }
         None
+    }
+
+    /// Tells one agent that the call waits. It may have no credit to spare, or be gone: some milliseconds later another.
+    fn tell_agent(&mut self) {
+        self.inner.hot.tell_one(self.function.queue(Lane::Call), self.told, Some(Arc::clone(&self.function)));
+        self.told += 1;
+        self.timers.tell_agent = (self.told == 1).then(|| Instant::now() + TELL_AGENT_AFTER);
     }
 
     fn too_late(&self) -> Refusal {
