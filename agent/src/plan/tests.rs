@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod fleet;
+
 fn name(lane: Lane, function: usize) -> QueueName {
     let function = FunctionName::parse(&format!("f{function}")).expect("a name");
     QueueName::new(lane, PoolName::default(), function)
@@ -384,18 +386,25 @@ fn a_cold_queue_is_not_covered_any_more() {
 }
 
 #[test]
-fn a_warm_queue_is_pulled_for_seconds_while_half_of_the_node_is_free() {
+fn a_queue_that_works_is_pulled_for_a_second_while_half_of_the_node_is_free() {
     let mut planner = Planner::new(budget(8), 0);
     let queue = name(Lane::Call, 0);
-    planner.heat(&queue, Some(need(100, 128, u64::MAX)), true);
+    let is_warm = |grant: &Grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM;
+    planner.heat(&queue, Some(need(100, 128, u64::MAX)), false);
     let mut first = granted(&mut planner, 0).pop().expect("a pull");
-    let slot = planner.delivered(&mut first.credit, Some(0), 0);
-    planner.ended(first.credit, PullEnd::Expired, 0);
-    planner.finished(slot);
-    let warm = granted(&mut planner, 1_000);
-    let held: u64 = warm.iter().map(Grant::batch).sum();
-    assert!(warm.iter().any(|grant| grant.expires == flux_protocol::limits::PULL_EXPIRES_WARM), "{warm:?}");
-    assert!(held <= 4, "no more than half: {warm:?}");
+    assert_eq!(first.batch(), 2, "a quarter of the node");
+    let mut slots = vec![planner.delivered(&mut first.credit, Some(0), 1_000)];
+    assert!(granted(&mut planner, 1_000).is_empty(), "one message is no reason to expect another");
+    slots.push(planner.delivered(&mut first.credit, Some(0), 1_100));
+    planner.ended(first.credit, PullEnd::Expired, 1_100);
+    slots.into_iter().for_each(|slot| planner.finished(slot));
+    let warm = granted(&mut planner, 1_100);
+    let held: u64 = warm.iter().filter(|grant| is_warm(grant)).map(Grant::batch).sum();
+    assert!((1..=4).contains(&held), "no more than half, for so long: {warm:?}");
+    for grant in warm {
+        planner.ended(grant.credit, PullEnd::Expired, 2_100);
+    }
+    assert!(!granted(&mut planner, 2_100).iter().any(is_warm), "nothing came");
 }
 
 #[test]
