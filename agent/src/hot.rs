@@ -1,6 +1,5 @@
 //! Which queues are hot: what there is to pull on. A queue that is put again although it is hot is a ring for every agent:
-//! somebody knows that work waits there. So is what is there at the start, when nobody may have waited for long. Of a
-//! queue that gets hot a gateway tells one agent by name.
+//! somebody knows that work waits there. Of a queue that gets hot a gateway tells one agent by name.
 
 use std::collections::HashSet;
 
@@ -39,7 +38,6 @@ pub(crate) async fn follow(broker: &dyn Broker, pool: &PoolName, events: mpsc::S
 struct Seen {
     hot: HashSet<QueueName>,
     since_synced: HashSet<QueueName>,
-    synced: bool,
 }
 
 impl Seen {
@@ -47,8 +45,7 @@ impl Seen {
         let Some(queue) = queue else { return Vec::new() };
         let is_new = self.hot.insert(queue.clone());
         self.since_synced.insert(queue.clone());
-        let waits = !is_new || !self.synced;
-        vec![Event::Hot { queue, waits }]
+        vec![Event::Hot { queue, waits: !is_new }]
     }
 
     fn deleted(&mut self, queue: Option<QueueName>) -> Vec<Event> {
@@ -59,7 +56,6 @@ impl Seen {
     }
 
     fn synced(&mut self) -> Vec<Event> {
-        self.synced = true;
         let said = std::mem::take(&mut self.since_synced);
         let gone: Vec<QueueName> = self.hot.difference(&said).cloned().collect();
         self.hot = said;
@@ -84,7 +80,7 @@ mod tests {
         let mut seen = Seen::default();
         assert!(named("call.other.f").is_none(), "another pool's");
         for key in ["call.default.f", "invoke.default.f", "invoke.default.g"] {
-            assert!(matches!(seen.put(named(key))[..], [Event::Hot { waits: true, .. }]));
+            assert!(matches!(seen.put(named(key))[..], [Event::Hot { waits: false, .. }]));
         }
         assert!(seen.synced().is_empty());
         seen.deleted(named("invoke.default.g"));
@@ -94,10 +90,8 @@ mod tests {
         assert!(matches!(&gone[..], [Event::Cold(queue)] if queue.key() == "call.default.f"), "{gone:?}");
     }
     #[test]
-    fn work_is_known_to_wait_at_the_start_and_where_it_is_said_again() {
+    fn work_is_known_to_wait_where_it_is_said_again() {
         let mut seen = Seen::default();
-        assert!(matches!(seen.put(named("invoke.default.f"))[..], [Event::Hot { waits: true, .. }]));
-        seen.synced();
         assert!(matches!(seen.put(named("invoke.default.g"))[..], [Event::Hot { waits: false, .. }]));
         assert!(matches!(seen.put(named("invoke.default.g"))[..], [Event::Hot { waits: true, .. }]));
     }

@@ -307,12 +307,8 @@ impl Planner {
         self.place_all();
     }
 
-    /// Work may have come meanwhile wherever there is a queue.
     pub(crate) fn resume(&mut self) {
         self.paused = false;
-        for queue in self.queues.iter_mut().flatten().filter(|queue| queue.hot) {
-            queue.ring();
-        }
         self.place_all();
     }
 

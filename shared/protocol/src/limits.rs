@@ -90,7 +90,7 @@ pub const PULL_EXPIRES_IDLE: Duration = Duration::from_secs(6);
 /// went must not come back on a pull that it left behind.
 pub const PULL_EXPIRES_WARM: Duration = Duration::from_secs(1);
 /// A pull for what somebody said is there: it comes at once, or another agent had it.
-pub const PULL_EXPIRES_RUNG: Duration = Duration::from_millis(50);
+pub const PULL_EXPIRES_RUNG: Duration = Duration::from_millis(100);
 /// Pulls while functions compete for slots end sooner, so that their credit can move.
 pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
 
