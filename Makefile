@@ -60,11 +60,11 @@ bench: setup-bench build echo-function ## Flux beside its yardsticks, in one run
 	@scripts/bench.sh --out docs/benchmarks.md
 
 .PHONY: setup-peers
-setup-peers: ## install what only bench-peers needs (busybox, Redis, Celery, BullMQ)
+setup-peers: ## install what only bench-peers needs (busybox, Redis, Celery, functions-framework, BullMQ)
 	@scripts/setup.sh peers
 
 .PHONY: bench-peers
-bench-peers: setup-peers build echo-function ## the same, also beside busybox httpd, Celery and BullMQ
+bench-peers: setup-peers build echo-function ## the same, also beside busybox httpd, functions-framework, Celery and BullMQ
 	@scripts/bench.sh --peers --out docs/benchmarks.md
 
 .PHONY: load

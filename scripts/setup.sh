@@ -8,6 +8,7 @@ source "$(dirname "$0")/lib.sh"
 NATS_MINIMUM=2.12
 NEXTEST_MINIMUM=0.9.100
 DENY_MINIMUM=0.18
+RUNNER_UIDS=1879048192-1879113727
 
 toolchain() {
     have cargo || die "Rust is missing: install rustc and cargo (rust-toolchain as in Cargo.toml's rust-version), then again"
@@ -57,6 +58,12 @@ users() {
         say "adding the system user $user"
         useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
     done
+    # Numbers for functions to run as, one for each slot; above what containers and systemd hand out by themselves.
+    grep -q '^flux-runner:' /etc/subuid 2>/dev/null || {
+        say "setting aside the user numbers $RUNNER_UIDS for functions"
+        touch /etc/subuid
+        usermod --add-subuids "$RUNNER_UIDS" flux-runner
+    }
 }
 
 # As root, `flux up` runs its nats-server as the user `flux`, who cannot enter a checkout below a private home: then
@@ -68,6 +75,11 @@ reachable_by_flux() {
     say "moving nats-server to /usr/local/bin: the user flux cannot enter this checkout"
     install -m 0755 "$TOOLS/nats-server" /usr/local/bin/nats-server
     rm "$TOOLS/nats-server"
+}
+
+# For the tests of functions in Node: the interpreter must be where functions see it, and Debian's is.
+node_interpreter() {
+    [ -x /usr/bin/node ] || apt_install nodejs
 }
 
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
@@ -87,7 +99,7 @@ peers() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
     mkdir -p "$into/node"
     if ! cmp -s "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"; then
-        say "installing Celery into .tools/peers/venv"
+        say "installing Celery and functions-framework into .tools/peers/venv"
         python3 -m venv "$into/venv"
         "$into/venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/loadtest/peers/requirements.txt" >&2
         cp "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"
@@ -103,7 +115,7 @@ peers() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; node_interpreter; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     *) die "usage: $0 [all|check|test|bench|peers]" ;;

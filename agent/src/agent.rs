@@ -6,6 +6,7 @@ use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
 use flux_broker::Broker;
 use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
 use flux_runtime::{Tasks, settings::AgentSettings};
+use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,7 @@ use crate::{
     code::{Code, CodeError, CodeFolder},
     control,
     executor::{Executor, LauncherExecutor},
-    functions::Functions,
+    functions::{FunctionEvent, Functions},
     heartbeat::{self, Heart},
     held::Held,
     hot, identity,
@@ -23,6 +24,8 @@ use crate::{
     machine::Machine,
     node::{Addresses, Node},
     puller::{Event, Puller, PullerState},
+    runtimes::Runtimes,
+    warm::WarmPool,
 };
 
 /// Finished executions per slot whose outcome may be on its way to the record before slots are held back.
@@ -30,6 +33,8 @@ const FINISHING_PER_TASK: usize = 4;
 const FINISHING_AT_LEAST: usize = 64;
 /// After executions were killed at a drain's deadline, for their processes to go.
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
+/// The interpreters answer within a tenth of this; an agent on a machine that is too busy for that does not wait for them.
+const RUNTIMES_WITHIN: Duration = Duration::from_secs(1);
 /// Events between tasks: the hot table's and the functions'.
 const EVENTS: usize = flux_protocol::limits::CHANNEL;
 
@@ -42,6 +47,8 @@ pub struct AgentParts {
     /// The agent's addresses, where they are not to be found out.
     pub private_ip: Option<String>,
     pub public_ip: Option<String>,
+    /// The interpreters that were found.
+    pub runtimes: Runtimes,
     pub tasks: Tasks,
 }
 
@@ -82,19 +89,34 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts with a launcher and the usual code cache.
-    pub fn start(parts: AgentParts, launchers: LauncherPool) -> Result<Self, StartError> {
+    /// Starts with a launcher, the runtimes that it finds, and the usual code cache.
+    pub async fn start(mut parts: AgentParts, launchers: LauncherPool) -> Result<Self, StartError> {
         let (executor, follow) = LauncherExecutor::new(launchers);
         parts.tasks.spawn_essential("launcher's capabilities", follow);
+        let executor: Arc<dyn Executor> = Arc::new(executor);
+        let mut finding = Box::pin(Runtimes::find(Arc::clone(&executor)));
+        let found = tokio::time::timeout(RUNTIMES_WITHIN, &mut finding).await;
+        let late = found.is_err();
+        parts.runtimes = found.unwrap_or_default();
         let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
         let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
         let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
-        Self::start_with(parts, Arc::new(executor), Arc::new(CachedCode(cache)))
+        let agent = Self::start_with(parts, executor, Arc::new(CachedCode(cache)))?;
+        if late {
+            tracing::warn!("the interpreters take long to answer: what needs none is run meanwhile");
+            let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
+            agent.node.tasks.spawn("runtimes", async move {
+                *node.runtimes.write() = finding.await;
+                // Look again at what can be run.
+                let _ = events.send(Event::Functions(FunctionEvent::Synced)).await;
+            });
+        }
+        Ok(agent)
     }
 
     /// Starts with whatever runs processes and finds code.
     pub fn start_with(parts: AgentParts, executor: Arc<dyn Executor>, code: Arc<dyn Code>) -> Result<Self, StartError> {
-        let AgentParts { broker, settings, work_dir, private_ip, public_ip, tasks } = parts;
+        let AgentParts { broker, settings, work_dir, private_ip, public_ip, runtimes, tasks } = parts;
         let id = identity::agent_id(&settings, &work_dir)?;
         let pool = PoolName::parse(&settings.pool).map_err(|source| StartError::Setting { field: "pool", source })?;
         let machine = Machine::new();
@@ -110,6 +132,8 @@ impl Agent {
             executor,
             code,
             held: Held::default(),
+            runtimes: RwLock::new(runtimes),
+            warm: Arc::new(WarmPool::new(total.memory_mb.into(), total.tasks as usize)),
             ledger,
             tasks,
             max_losses: settings.max_losses,
@@ -133,7 +157,8 @@ impl Agent {
         agent.essential("puller", puller.run());
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("functions", async move {
-            let tell = |event| {
+            let tell = |event: FunctionEvent| {
+                node.forget_other_versions(&event);
                 let events = events.clone();
                 async move {
                     // Nobody pulls any more: nobody needs to know.
@@ -144,6 +169,8 @@ impl Agent {
         });
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("hot queues", async move { hot::follow(&*node.broker, &node.pool, events).await });
+        let warm = Arc::clone(&agent.node.warm);
+        agent.essential("warm pool", async move { warm.tend().await });
         agent.essential("control", control::answer(Arc::clone(&agent.node), agent.events.clone()));
         agent.essential("cancels", control::cancels(Arc::clone(&agent.node)));
         let heart = Heart::new(Arc::clone(&agent.node), machine, total, agent.state.clone());
@@ -184,6 +211,7 @@ impl Agent {
             tracing::warn!("the drain deadline passed: what runs is ended, and begins again elsewhere");
             self.kill().await;
         }
+        self.node.warm.clear();
         if tokio::time::timeout(KILLED_WITHIN, self.node.ledger.flush()).await.is_err() {
             tracing::warn!("not every ack could be sent; what they ended is settled by its record");
         }

@@ -103,6 +103,10 @@ fn control(node: &Node, asked: ControlRequest) -> ControlReply {
         ControlRequest::Holds { execution_ids } => {
             ControlReply::Holds { agent_id, execution_ids: node.held.those_held(&execution_ids) }
         }
+        ControlRequest::Withdrawn { execution_id, reason } => {
+            let held = node.held.holds_or_refuses(execution_id, &reason);
+            ControlReply::Holds { agent_id, execution_ids: Vec::from_iter(held.then_some(execution_id)) }
+        }
     }
 }
 

@@ -14,6 +14,14 @@ pub trait Executor: Send + Sync + 'static {
     /// Starts a process with these as its stdin, stdout and stderr. Dropping the call kills what it may have started.
     async fn spawn(&self, request: SpawnRequest, stdio: [OwnedFd; 3]) -> Result<Box<dyn Process>, LaunchError>;
 
+    /// Starts a worker: a process that lasts, with `channel` as its descriptor 3.
+    async fn spawn_worker(
+        &self,
+        request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+        channel: OwnedFd,
+    ) -> Result<Box<dyn Process>, LaunchError>;
+
     /// What it can give; `None` while it can start nothing at all.
     fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>>;
 }
@@ -28,6 +36,9 @@ pub trait Process: Send {
 
     /// `SIGKILL` reaches everything of the execution, any other signal its process group.
     fn kill(&self, signal: i32);
+
+    /// Whether nothing of it lives beside its main process: what a worker leaves behind must not outlive its invocation.
+    async fn is_alone(&mut self) -> bool;
 
     /// Waits for the end. May be dropped and called again.
     async fn wait(&mut self) -> Ended;
@@ -65,6 +76,15 @@ impl Executor for LauncherExecutor {
         Ok(Box::new(self.pool.spawn(request, stdio).await?))
     }
 
+    async fn spawn_worker(
+        &self,
+        request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+        channel: OwnedFd,
+    ) -> Result<Box<dyn Process>, LaunchError> {
+        Ok(Box::new(self.pool.spawn_worker(request, stdio, channel).await?))
+    }
+
     fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>> {
         self.capabilities.clone()
     }
@@ -82,6 +102,10 @@ impl Process for Running {
 
     fn kill(&self, signal: i32) {
         Running::kill(self, signal);
+    }
+
+    async fn is_alone(&mut self) -> bool {
+        Running::is_alone(self).await
     }
 
     async fn wait(&mut self) -> Ended {

@@ -9,9 +9,11 @@ use std::{
 };
 
 use flux_broker::Table;
+use flux_launcher::wire;
 use flux_protocol::{
     Timestamp,
-    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer},
+    agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
+    function::Network,
     limits, subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
@@ -80,7 +82,13 @@ impl Heart {
     }
 
     fn heartbeat(&mut self) -> Heartbeat {
-        let running = self.node.held.running_counts();
+        let mut running = self.node.held.running_counts();
+        let mut warm = self.node.warm.counts();
+        for count in &mut running {
+            count.warm = warm.remove(&count.function).unwrap_or(0);
+        }
+        let idle = warm.into_iter();
+        running.extend(idle.map(|(function, warm)| RunningCount { function, calls: 0, invokes: 0, warm }));
         let active = running.iter().map(|count| count.calls + count.invokes).sum();
         let free = self.state.borrow().free;
         Heartbeat {
@@ -95,7 +103,12 @@ impl Heart {
             total: self.total,
             free: if self.launcher.borrow().is_some() { free } else { Budget::default() },
             running,
-            capabilities: self.launcher.borrow().as_deref().map(capabilities).unwrap_or_default(),
+            capabilities: self
+                .launcher
+                .borrow()
+                .as_deref()
+                .map(|of| Capabilities { runtimes: self.node.runtimes.read().given(), ..capabilities(of) })
+                .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
         }
     }
@@ -125,15 +138,25 @@ impl Heart {
 pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
     let layers = [
         ("unprivileged_user", of.root),
+        ("own_uids", of.own_uids),
         ("pid_namespace", of.pid_namespace),
         ("mount_namespace", of.mount_namespace),
         ("net_namespace", of.net_namespace),
+        ("network_guard", of.network_guard),
         ("no_new_privs", of.no_new_privs),
+        ("landlock_scopes", of.landlock_scopes),
+        ("landlock_files", of.landlock_files),
+        ("seccomp", of.seccomp),
         ("cgroup_memory", of.cgroup.memory),
         ("cgroup_cpu", of.cgroup.cpu),
         ("cgroup_pids", of.cgroup.pids),
     ];
+    // An agent without the namespace could not run them anyway.
+    let cannot = (!of.net_namespace).then_some(wire::Network::None);
+    let mut refuses: Vec<Network> = of.refuses.iter().copied().chain(cannot).map(network).collect();
+    refuses.dedup();
     Capabilities {
+        refuses,
         tiers: vec!["process".to_owned()],
         layers: layers.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned()).collect(),
         missing: of
@@ -141,6 +164,14 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .iter()
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
+        runtimes: Vec::new(),
+    }
+}
+
+fn network(of: wire::Network) -> Network {
+    match of {
+        wire::Network::Host => Network::Host,
+        wire::Network::None => Network::None,
     }
 }
 

@@ -219,11 +219,18 @@ impl Held {
             }
             return Cancel::Stopping(told);
         }
-        let now = Instant::now();
-        inner.forget_old_cancels();
-        inner.cancels.insert(id, (now, reason.to_owned()));
-        inner.cancel_order.push_back((now, id));
+        inner.remember_cancel(id, reason);
         Cancel::Remembered
+    }
+
+    /// Whether it is held. If not, it is cancelled should it come within a minute.
+    pub(crate) fn holds_or_refuses(&self, id: ExecutionId, reason: &str) -> bool {
+        let mut inner = self.inner.lock();
+        let held = inner.executions.contains_key(&id);
+        if !held {
+            inner.remember_cancel(id, reason);
+        }
+        held
     }
 
     pub(crate) fn get(&self, id: ExecutionId) -> Option<Arc<Execution>> {
@@ -268,6 +275,7 @@ impl Held {
                 function: function.clone(),
                 calls: 0,
                 invokes: 0,
+                warm: 0,
             });
             match execution.queue.lane {
                 Lane::Call => count.calls += 1,
@@ -297,6 +305,13 @@ impl Inner {
         {
             self.left.remove(&oldest);
         }
+    }
+
+    fn remember_cancel(&mut self, id: ExecutionId, reason: &str) {
+        let now = Instant::now();
+        self.forget_old_cancels();
+        self.cancels.insert(id, (now, reason.to_owned()));
+        self.cancel_order.push_back((now, id));
     }
 
     fn forget_old_cancels(&mut self) {

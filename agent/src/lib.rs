@@ -14,7 +14,7 @@
 //! `held` is the table of what is under way, which cancels, control requests and heartbeats look at.
 //!
 //! **Architecture Invariants.** The agent opens no store and no listening socket; everything reaches it over the broker.
-//! It never forks: processes are started by the launcher. It never holds an invocation that it cannot start at once. It
+//! It never forks: processes are started by the launcher. Workers wait in `warm`, and a warm invocation asks the launcher nothing. It never holds an invocation that it cannot start at once. It
 //! never retries a function's failure: the gateway that records it does.
 
 mod agent;
@@ -37,11 +37,14 @@ mod puller;
 mod retry;
 mod room;
 mod run;
+mod runtimes;
+mod warm;
 
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{launchers, run, start};
+pub use run::{launchers, run, servers_of, start};
+pub use runtimes::Runtimes;
 
 /// An error and its causes in one line, for what is recorded or reported; logs have the chain itself.
 fn error_chain(error: &dyn std::error::Error) -> String {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use flux_launcher::{
-    LauncherConfig, Runner,
+    LauncherConfig, Runner, UidRange,
     tree::{self, ChildEnv, ChildSpec, TreeEnd},
     wire::TREE_FD,
 };
@@ -118,6 +118,9 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     let tasks = settings.agent.tasks.unwrap_or_else(default_tasks);
     let mut launcher = LauncherConfig::new(work_dir.join("launcher"), tasks);
     launcher.runner = runner;
+    launcher.runner_uids = runner.and_then(|_| UidRange::set_aside_for(&settings.agent.runner_user));
+    launcher.isolation_required = settings.agent.isolation_required;
+    launcher.servers = flux_agent::servers_of(&settings.queue.url);
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();
     // What the tree found out must be what the agent uses, whatever its own HOME.

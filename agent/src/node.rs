@@ -3,12 +3,21 @@
 use std::sync::Arc;
 
 use flux_broker::Broker;
-use flux_protocol::{AgentId, PoolName};
+use flux_protocol::{AgentId, FunctionName, PoolName};
 use flux_runtime::Tasks;
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{code::Code, executor::Executor, functions::Functions, held::Held, ledger::Ledger};
+use crate::{
+    code::Code,
+    executor::Executor,
+    functions::{FunctionEvent, Functions},
+    held::Held,
+    ledger::Ledger,
+    runtimes::Runtimes,
+    warm::WarmPool,
+};
 
 pub(crate) struct Node {
     pub(crate) id: AgentId,
@@ -18,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) code: Arc<dyn Code>,
     pub(crate) functions: Functions,
     pub(crate) held: Held,
+    pub(crate) runtimes: RwLock<Runtimes>,
+    pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
@@ -26,6 +37,21 @@ pub(crate) struct Node {
     pub(crate) finishing: Semaphore,
     /// The agent goes away now: what has no recorded outcome is left to others.
     pub(crate) abandoned: CancellationToken,
+}
+
+impl Node {
+    /// Workers that wait to serve what is not current any more need not wait.
+    pub(crate) fn forget_other_versions(&self, event: &FunctionEvent) {
+        let current = |function: &FunctionName| self.functions.current(function).map(|current| current.version);
+        match event {
+            FunctionEvent::Changed(function) => self.warm.keep_only(function, current(function)),
+            FunctionEvent::Synced => {
+                for function in self.warm.counts().into_keys() {
+                    self.warm.keep_only(&function, current(&function));
+                }
+            }
+        }
+    }
 }
 
 /// The node's addresses as functions are told; empty where unknown.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use flux_broker::{BrokerError, Delivery, Pull};
-use flux_launcher::Capabilities;
+use flux_launcher::{Capabilities, wire};
 use flux_protocol::{
     AgentId, FunctionName, FunctionVersion,
     agent::Budget,
@@ -24,6 +24,7 @@ use crate::{
     node::Node,
     plan::{Amount, Credit, Grant, Need, Planner, PullEnd},
     room::{Room, SlotEvent},
+    runtimes::Runtimes,
 };
 
 /// A pull that the broker refused is not sent again before this.
@@ -230,22 +231,38 @@ impl Puller {
     fn need(&self, function: &FunctionName) -> Option<Need> {
         let version = self.node.functions.current(function)?;
         let capabilities = self.capabilities.borrow();
-        capabilities.as_deref().and_then(|capabilities| need_of(&version, capabilities, &self.node.id))
+        capabilities
+            .as_deref()
+            .and_then(|capabilities| need_of(&version, capabilities, &self.node.runtimes.read(), &self.node.id))
     }
 }
 
 /// What a function needs, or `None` where this agent cannot give what it asks for.
-fn need_of(version: &FunctionVersion, capabilities: &Capabilities, agent: &AgentId) -> Option<Need> {
+fn need_of(
+    version: &FunctionVersion,
+    capabilities: &Capabilities,
+    runtimes: &Runtimes,
+    agent: &AgentId,
+) -> Option<Need> {
     let spec = &version.spec;
     let tier = match spec.isolation {
         Isolation::Process => true,
     };
-    let network = match spec.network {
-        Network::Host => true,
-        Network::None => capabilities.net_namespace,
+    let (network, wanted) = match spec.network {
+        Network::Host => (true, wire::Network::Host),
+        Network::None => (capabilities.net_namespace, wire::Network::None),
     };
     if !(tier && network) {
         tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
+        return None;
+    }
+    if !runtimes.gives(spec.runtime) {
+        tracing::warn!(function = %spec.name, %agent, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
+        return None;
+    }
+    if capabilities.refuses.contains(&wanted) {
+        let missing: Vec<&str> = capabilities.missing_for(wanted).map(|missing| missing.layer.as_str()).collect();
+        tracing::warn!(function = %spec.name, %agent, missing = missing.join(", "), "not pulled: `isolation_required` is set");
         return None;
     }
     let max_concurrency = spec.max_concurrency.map_or(u64::MAX, u64::from);
@@ -295,5 +312,35 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flux_launcher::Missing;
+
+    use super::*;
+
+    #[test]
+    fn what_an_agent_refuses_or_cannot_give_is_not_pulled() {
+        let agent = AgentId::parse("agent-1").expect("an id");
+        let version = |network: Network, runtime: &str| {
+            let yaml = format!("name: f\nhandler: h.h\nnetwork: {}\nruntime: {runtime}", network.as_str());
+            let spec = flux_protocol::function::parse_yaml(&yaml).expect("a function");
+            FunctionVersion { version: 1, digest: None, spec, created_at: flux_protocol::Timestamp::from_millis(0) }
+        };
+        let pulled = |capabilities: &Capabilities| {
+            [Network::Host, Network::None].map(|network| {
+                need_of(&version(network, "native"), capabilities, &Runtimes::default(), &agent).is_some()
+            })
+        };
+        let whole = Capabilities { net_namespace: true, ..Capabilities::default() };
+        assert_eq!(pulled(&whole), [true, true]);
+        assert_eq!(pulled(&Capabilities::default()), [true, false]);
+        let python = version(Network::Host, "python");
+        assert!(need_of(&python, &whole, &Runtimes::default(), &agent).is_none(), "nothing to run it");
+        let missing = vec![Missing { layer: "network guard".to_owned(), reason: "why".to_owned() }];
+        let lacking = Capabilities { refuses: vec![wire::Network::Host], missing, ..whole.clone() };
+        assert_eq!(pulled(&lacking), [false, true]);
     }
 }

@@ -1,6 +1,11 @@
 //! From settings to a running agent: for `flux-agent`, and for `flux up`, which has a gateway beside it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use flux_broker::{
     Broker,
@@ -17,11 +22,34 @@ use crate::{
     budget, identity,
     launch::{LauncherPool, Source, TreeLink},
     machine::Machine,
+    runtimes::Runtimes,
 };
 
 /// Where the agent keeps its things unless it is told.
 fn work_dir(settings: &AgentSettings) -> PathBuf {
     settings.work_dir.clone().unwrap_or_else(|| PathBuf::from("flux-agent"))
+}
+
+/// The addresses behind a queue's URLs, as they are known now: what functions are kept from.
+pub fn servers_of(urls: &str) -> Vec<SocketAddr> {
+    const NATS_PORT: u16 = 4222;
+    let mut found = Vec::new();
+    for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
+        let authority = url.rsplit("//").next().unwrap_or(url);
+        let host = authority.rsplit('@').next().unwrap_or(authority).trim_end_matches('/');
+        let with_port = if host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
+            host.to_socket_addrs()
+        } else {
+            (host, NATS_PORT).to_socket_addrs()
+        };
+        match with_port {
+            Ok(addresses) => found.extend(addresses),
+            Err(error) => {
+                tracing::warn!(host, %error, "functions are not kept from a queue server that has no address")
+            }
+        }
+    }
+    found
 }
 
 /// Where launchers come from: the process tree that started us, or else this program itself with our own rights.
@@ -34,7 +62,10 @@ pub fn launchers(settings: &AgentSettings) -> Result<Source, StartError> {
         }),
         None => Ok(Source::Direct {
             program: PathBuf::from("/proc/self/exe"),
-            config: LauncherConfig::new(work_dir(settings).join("launcher"), tasks),
+            config: LauncherConfig {
+                isolation_required: settings.isolation_required,
+                ..LauncherConfig::new(work_dir(settings).join("launcher"), tasks)
+            },
         }),
     }
 }
@@ -49,9 +80,10 @@ pub async fn start(settings: &AgentSettings, broker: Arc<dyn Broker>, tasks: Tas
         private_ip: config::env("FLUX_NODE_PRIVATE_IP"),
         public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
         settings: settings.clone(),
+        runtimes: Runtimes::default(),
         tasks,
     };
-    Agent::start(parts, pool)
+    Agent::start(parts, pool).await
 }
 
 /// Dropping a launcher's driver ends it, and everything that it runs.
@@ -78,4 +110,15 @@ pub async fn run(settings: &Settings) -> Result<(), StartError> {
     broker.close().await;
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
     signalled.map_err(StartError::Signals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_server_of_a_queue_has_its_address() {
+        let found = servers_of("nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222");
+        assert_eq!(found, ["127.0.0.1:14222", "192.0.2.1:4222", "[::1]:6222"].map(|a| a.parse().expect("an address")));
+    }
 }

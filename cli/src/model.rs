@@ -30,6 +30,11 @@ pub(crate) struct Execution {
     pub(crate) error: Option<Failure>,
     #[serde(default)]
     pub(crate) duration_ms: Option<f64>,
+    /// `cold` or `warm`.
+    #[serde(default)]
+    pub(crate) start: Option<String>,
+    #[serde(default)]
+    pub(crate) init_ms: Option<f64>,
     #[serde(default)]
     pub(crate) queued_at: Option<Timestamp>,
     #[serde(default)]
@@ -54,7 +59,15 @@ impl Execution {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Failure {
-    Full { kind: String, message: String },
+    Full {
+        kind: String,
+        message: String,
+        /// Of a handler's exception.
+        #[serde(default, rename = "type")]
+        exception: Option<String>,
+        #[serde(default)]
+        stack: Option<String>,
+    },
     Text(String),
 }
 
@@ -69,6 +82,22 @@ impl Failure {
     pub(crate) fn message(&self) -> &str {
         match self {
             Self::Full { message, .. } | Self::Text(message) => message,
+        }
+    }
+
+    /// The message, with an exception's type in front of it.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            Self::Full { message, exception: Some(exception), .. } => format!("{exception}: {message}"),
+            _ => self.message().to_owned(),
+        }
+    }
+
+    /// [`Self::told`], or the exception's stack, which says that too.
+    pub(crate) fn told_whole(&self) -> String {
+        match self {
+            Self::Full { stack: Some(stack), .. } => format!("{}\n{}", self.told(), stack.trim_end()),
+            _ => self.told(),
         }
     }
 }
@@ -115,6 +144,16 @@ pub(crate) struct Budget {
 pub(crate) struct Capabilities {
     #[serde(default)]
     pub(crate) missing: Vec<MissingLayer>,
+    #[serde(default)]
+    pub(crate) refuses: Vec<String>,
+    #[serde(default)]
+    pub(crate) runtimes: Vec<RuntimeGiven>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct RuntimeGiven {
+    pub(crate) name: String,
+    pub(crate) version: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -6,7 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use flux_protocol::{FunctionName, FunctionSpec, function::parse_yaml, limits};
+use flux_protocol::{
+    FunctionName, FunctionSpec,
+    function::{Runtime, parse_yaml},
+    limits,
+};
 
 use crate::error::CliError;
 
@@ -65,7 +69,9 @@ fn configuration(file: &Path, text: String, name: Option<&FunctionName>) -> Resu
 
 /// The two mistakes that everyone makes once.
 fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
-    let handler = dir.join(&spec.handler);
+    let files = spec.entry().files;
+    let found = files.iter().map(|file| dir.join(file)).find(|file| file.is_file());
+    let handler = found.unwrap_or_else(|| dir.join(&spec.handler));
     let built = ["build.sh", "Makefile"].into_iter().find(|script| dir.join(script).exists());
     let meta = match std::fs::metadata(&handler) {
         Ok(meta) if meta.is_file() => meta,
@@ -76,12 +82,17 @@ fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
                 None => "write it, or correct `handler`".to_owned(),
             };
             return Err(CliError::problem(
-                format!("the handler `{}` of {} is not there", spec.handler, dir.join(CONFIGURATION).display()),
+                format!(
+                    "the handler `{}` of {} is not there: there is no {}",
+                    spec.handler,
+                    dir.join(CONFIGURATION).display(),
+                    files.join(" or ")
+                ),
                 remedy,
             ));
         }
     };
-    if meta.permissions().mode() & 0o111 == 0 {
+    if spec.runtime == Runtime::Native && meta.permissions().mode() & 0o111 == 0 {
         return Err(CliError::problem(
             format!("the handler {} cannot be run", handler.display()),
             format!("chmod +x {}", handler.display()),

@@ -197,6 +197,7 @@ impl Gateway {
         );
         Readiness {
             queue: matches!(queue, Ok(Ok(()))),
+            stores: inner.broker.stores_nothing_for().is_none_or(|since| since < limits::STORES_NOTHING),
             store: matches!(store, Ok(Ok(()))),
             draining: inner.is_draining(),
             durability: inner.durability,

@@ -30,6 +30,8 @@ pub struct Process {
     pub command: String,
     /// The kernel's letter: R running, S sleeping, T stopped, Z zombie.
     pub state: char,
+    /// Those that are not gone yet, its first one included.
+    threads: u32,
     /// Clock ticks since boot when it started: with the pid, what it is for as long as the machine is up.
     started: u64,
 }
@@ -49,11 +51,12 @@ impl Process {
             name,
             command: String::from_utf8_lossy(&command).trim_end_matches('\0').replace('\0', " "),
             state: fields.first()?.chars().next()?,
+            threads: fields.get(17)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
     }
 
-    /// Is this very process still there, and not a zombie?
+    /// Is this very process still there, and not a zombie? One of whose threads some are left is there.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_some_and(|now| now.started == self.started && !now.is_dead())
     }
@@ -80,8 +83,10 @@ impl Process {
         }
     }
 
+    /// A process that was killed is a zombie as soon as its first thread is; while others are left it still has its
+    /// descriptors, and cannot be waited for.
     fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X')
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 
     fn mentions(&self, marker: &str) -> bool {

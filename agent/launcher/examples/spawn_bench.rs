@@ -1,6 +1,6 @@
 //! A bare vfork + exec against the launcher's whole path, in turns, on the same program.
 //!
-//! `cargo run --release -p flux-launcher --example spawn_bench [program] [rounds]`; run it as root to measure slots.
+//! `cargo run --release -p flux-launcher --example spawn_bench [program] [rounds] [tasks] [layers left out]`; as root to measure slots.
 //! The target (docs: performance, P5) is a median within twice the bare one's.
 #![allow(unsafe_code, clippy::print_stdout, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -26,7 +26,8 @@ fn main() {
     let here = CString::new(code.join("program").to_str().unwrap()).unwrap();
 
     let tasks = args.next().and_then(|n| n.parse().ok()).unwrap_or(2);
-    let config = LauncherConfig::new(work.join("launcher"), tasks);
+    let mut config = LauncherConfig::new(work.join("launcher"), tasks);
+    config.without = args.map(|layer| serde_json::from_value(layer.into()).unwrap()).collect();
     let started = start_launcher(&std::env::current_exe().unwrap(), &config).unwrap();
     let mut buffer = vec![0; MAX_REPLY];
     socket::recv(started.control.as_fd(), &mut buffer).unwrap();

@@ -23,15 +23,19 @@
 pub mod capabilities;
 mod cgroup;
 pub mod config;
+mod guard;
+mod seccomp;
 mod server;
 mod slot;
 mod start;
 mod sys;
 pub mod tree;
+mod uids;
 pub mod wire;
 
 pub use capabilities::{Capabilities, CgroupSupport, Missing};
-pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Runner};
+pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, Runner};
 pub use server::{launcher_main, run_if_launcher};
 pub use start::{StartedLauncher, start_launcher};
 pub use sys::socket;
+pub use uids::UidRange;

@@ -21,7 +21,7 @@ pub(super) struct Coalescer {
 const fn index(stream: Stream) -> usize {
     match stream {
         Stream::Stdout => 0,
-        Stream::Stderr => 1,
+        Stream::Stderr | Stream::Result => 1,
     }
 }
 

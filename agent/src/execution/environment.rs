@@ -1,4 +1,4 @@
-//! What a native function sees around it: DESIGN §6, and nothing of the agent's own environment.
+//! What a function's process sees around it: DESIGN §6, and nothing of the agent's own environment.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flux_launcher::wire::{Limits, Network, SpawnRequest};
 use flux_protocol::{ExecutionId, FunctionVersion, Timestamp, function, limits, trace::TraceParent};
 
-use crate::{code::CodeFolder, node::Addresses};
+use crate::{code::CodeFolder, node::Addresses, runtimes::Interpreter};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
 const PIDS: u32 = 1_024;
@@ -27,14 +27,46 @@ pub(super) struct Seen<'a> {
     pub(super) addresses: &'a Addresses,
 }
 
-pub(super) fn request(version: &FunctionVersion, code: &CodeFolder, seen: &Seen<'_>) -> SpawnRequest {
+/// The process of one execution. `shell` is bash, for a script that bash is to read.
+pub(super) fn request(
+    version: &FunctionVersion,
+    code: &CodeFolder,
+    seen: &Seen<'_>,
+    shell: Option<&Interpreter>,
+) -> SpawnRequest {
+    let mut request = bare(version, code);
+    request.env = environment(version, seen);
+    request.args = seen.args.to_vec();
+    match shell {
+        Some(shell) => {
+            request.program.clone_from(&shell.program);
+            // A path, so that no word of it can be an option; the working directory is that of the code.
+            request.args.insert(0, format!("./{}", version.spec.handler.trim_start_matches("./")));
+        }
+        None => request.program.clone_from(&version.spec.handler),
+    }
+    request
+}
+
+/// A worker's process, which its interpreter is told to be.
+pub(super) fn worker_request(
+    version: &FunctionVersion,
+    code: &CodeFolder,
+    addresses: &Addresses,
+    interpreter: &Interpreter,
+    arguments: &[&str],
+) -> SpawnRequest {
+    let mut request = bare(version, code);
+    request.env = with_own(version, of_the_node(version, addresses));
+    request.program.clone_from(&interpreter.program);
+    request.args = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    request
+}
+
+fn bare(version: &FunctionVersion, code: &CodeFolder) -> SpawnRequest {
     let spec = &version.spec;
     SpawnRequest {
-        id: 0,
         slot_key: format!("{}@{}", spec.name, version.version),
-        program: spec.handler.clone(),
-        args: seen.args.to_vec(),
-        env: environment(version, seen),
         code_dir: code.path.clone(),
         limits: Limits {
             memory_bytes: spec.resources.memory_bytes(),
@@ -47,33 +79,44 @@ pub(super) fn request(version: &FunctionVersion, code: &CodeFolder, seen: &Seen<
             function::Network::Host => Network::Host,
             function::Network::None => Network::None,
         },
+        ..SpawnRequest::default()
     }
 }
 
-fn environment(version: &FunctionVersion, seen: &Seen<'_>) -> Vec<(String, String)> {
-    let spec = &version.spec;
-    let mut env = Vec::with_capacity(spec.env.len() + 16);
-    // Defaults that a function's own `env` may replace.
-    for (name, value) in [("PATH", PATH), ("HOME", "/tmp"), ("TMPDIR", "/tmp"), ("LANG", "C.UTF-8")] {
-        if !spec.env.contains_key(name) {
-            env.push((name.to_owned(), value.to_owned()));
-        }
-    }
-    let mut own = vec![
-        ("FLUX_EXECUTION_ID", seen.execution_id.to_string()),
-        ("FLUX_FUNCTION", spec.name.to_string()),
+/// What is the same for all invocations of a version on this node.
+fn of_the_node(version: &FunctionVersion, addresses: &Addresses) -> Vec<(&'static str, String)> {
+    vec![
+        ("FLUX_FUNCTION", version.spec.name.to_string()),
         ("FLUX_VERSION", version.version.to_string()),
-        ("FLUX_ATTEMPT", seen.attempt.to_string()),
-        ("FLUX_NODE_PRIVATE_IP", seen.addresses.private.clone()),
-        ("FLUX_NODE_PUBLIC_IP", seen.addresses.public.clone()),
-        ("traceparent", seen.trace.to_string()),
-    ];
+        ("FLUX_NODE_PRIVATE_IP", addresses.private.clone()),
+        ("FLUX_NODE_PUBLIC_IP", addresses.public.clone()),
+    ]
+}
+
+fn environment(version: &FunctionVersion, seen: &Seen<'_>) -> Vec<(String, String)> {
+    let mut own = of_the_node(version, seen.addresses);
+    own.push(("FLUX_EXECUTION_ID", seen.execution_id.to_string()));
+    own.push(("FLUX_ATTEMPT", seen.attempt.to_string()));
+    own.push(("traceparent", seen.trace.to_string()));
     if let Some(deadline) = seen.deadline {
         own.push(("FLUX_DEADLINE", deadline.to_string()));
     }
     if let Some(payload) = payload_text(seen.payload) {
         own.push(("FLUX_PAYLOAD", payload.to_owned()));
         own.push(("PAYLOAD", payload.to_owned()));
+    }
+    with_own(version, own)
+}
+
+/// Defaults, the function's `env`, and what is Flux's own.
+fn with_own(version: &FunctionVersion, own: Vec<(&'static str, String)>) -> Vec<(String, String)> {
+    let spec = &version.spec;
+    let mut env = Vec::with_capacity(spec.env.len() + 16);
+    // A function's own `env` may replace these.
+    for (name, value) in [("PATH", PATH), ("HOME", "/tmp"), ("TMPDIR", "/tmp"), ("LANG", "C.UTF-8")] {
+        if !spec.env.contains_key(name) {
+            env.push((name.to_owned(), value.to_owned()));
+        }
     }
     // Names that start with FLUX_, and PAYLOAD, are refused in a function's configuration.
     env.extend(

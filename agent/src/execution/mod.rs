@@ -22,6 +22,7 @@ mod outcome;
 mod output;
 mod prepare;
 mod run;
+mod serve;
 mod stdin;
 
 use std::sync::Arc;
@@ -38,8 +39,10 @@ use crate::{
     node::Node,
     room::Room,
 };
+pub(crate) use output::Source;
 use prepare::Prepared;
 use run::Ran;
+pub(crate) use stdin::output_pipe;
 
 /// What is known of the attempt under way; each status is made from it.
 pub(crate) struct Attempt {
@@ -133,7 +136,7 @@ impl Attempt {
             Prepared::Over(outcome) => (outcome, false),
             Prepared::Stopped(Stop::Cancelled(reason)) => (cancelled(&reason), true),
             Prepared::Stopped(Stop::Abandoned) => return self.abandon().await,
-            Prepared::Ready(ready) => match self.run(&ready).await {
+            Prepared::Ready(ready) => match self.run_or_serve(&ready).await {
                 Ran::Ended { outcome, by_cancel } => (*outcome, by_cancel),
                 Ran::Abandoned => return self.abandon().await,
                 Ran::Lost => return self.give_back(room).await,

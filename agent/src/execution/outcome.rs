@@ -41,6 +41,7 @@ pub(super) fn of_process(
         error,
         output,
         output_ref: None,
+        start: None,
         duration_ms: Duration::from_micros(ended.ended_at_us.saturating_sub(started_at_us)).into(),
         usage: Usage {
             cpu_ms: Duration::from_micros(ended.cpu_us).into(),

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ const SLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The end of a pipe that is read. Most processes are over before anyone would have waited for their output, so it goes
 /// into the event loop only when somebody does: two wakes and four system calls less for each execution.
-enum Source {
+pub(crate) enum Source {
     Open(OwnedFd),
     Watched(pipe::Receiver),
     Ended,
@@ -55,18 +55,30 @@ impl Source {
         }
     }
 
-    /// Appends what is there.
+    /// Appends what is there, as far as the event loop has heard of it.
     fn read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
-            Self::Open(fd) => {
-                let mut there = [0; SMALL_READ];
-                let count = nix::unistd::read(fd, &mut there)?;
-                buffer.extend_from_slice(&there[..count]);
-                Ok(count)
-            }
             Self::Watched(pipe) => pipe.try_read_buf(buffer),
-            Self::Ended => Ok(0),
+            Self::Open(_) | Self::Ended => self.read_now(buffer),
         }
+    }
+
+    /// Appends what is there, also what nobody has heard of yet.
+    fn read_now(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        let fd = match self {
+            Self::Open(fd) => fd.as_fd(),
+            Self::Watched(pipe) => pipe.as_fd(),
+            Self::Ended => return Ok(0),
+        };
+        let mut there = [0; SMALL_READ];
+        let count = nix::unistd::read(fd, &mut there)?;
+        buffer.extend_from_slice(&there[..count]);
+        Ok(count)
+    }
+
+    /// Whether nothing is there to read.
+    pub(crate) fn is_silent(&self) -> bool {
+        !matches!(self.read_now(&mut BytesMut::new()), Ok(1..))
     }
 }
 
@@ -85,19 +97,13 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    pub(super) fn new(
-        node: Arc<Node>,
-        execution: Arc<Execution>,
-        attempt: u32,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
-    ) -> Self {
+    pub(super) fn new(node: Arc<Node>, execution: Arc<Execution>, attempt: u32, [stdout, stderr]: [Source; 2]) -> Self {
         Self {
             node,
             execution,
             attempt,
-            stdout: Source::Open(stdout),
-            stderr: Source::Open(stderr),
+            stdout,
+            stderr,
             buffer: BytesMut::new(),
             read_size: SMALL_READ,
             waiting: Coalescer::default(),
@@ -131,7 +137,7 @@ impl Capture {
         for stream in [Stream::Stdout, Stream::Stderr] {
             // No more than a pipe holds: whoever still writes must not keep this up.
             for _ in 0..PIPE_BYTES / SMALL_READ {
-                if !self.read(stream, Ok(())) {
+                if !self.take(stream, Source::read_now) {
                     break;
                 }
             }
@@ -146,7 +152,7 @@ impl Capture {
     fn source(&mut self, stream: Stream) -> &mut Source {
         match stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            Stream::Stderr | Stream::Result => &mut self.stderr,
         }
     }
 
@@ -155,9 +161,10 @@ impl Capture {
         *self.source(stream) = Source::Ended;
     }
 
-    /// Publishes what is left.
-    pub(super) async fn finish(mut self) {
+    /// Publishes what is left. A worker's pipes go on to its next invocation.
+    pub(super) async fn finish(mut self) -> [Source; 2] {
         self.publish(true).await;
+        [self.stdout, self.stderr]
     }
 
     /// When what waits is to be published.
@@ -174,15 +181,19 @@ impl Capture {
 
     /// Whether there was something, so that there may be more.
     fn read(&mut self, stream: Stream, ready: io::Result<()>) -> bool {
+        self.take(stream, |source, buffer| ready.and_then(|()| source.read(buffer)))
+    }
+
+    fn take(&mut self, stream: Stream, read: impl FnOnce(&Source, &mut BytesMut) -> io::Result<usize>) -> bool {
         if self.buffer.capacity() < self.read_size / 2 {
             self.buffer.reserve(self.read_size);
         }
         let room = self.buffer.capacity();
         let source = match stream {
             Stream::Stdout => &self.stdout,
-            Stream::Stderr => &self.stderr,
+            Stream::Stderr | Stream::Result => &self.stderr,
         };
-        match ready.and_then(|()| source.read(&mut self.buffer)) {
+        match read(source, &mut self.buffer) {
             Ok(0) => {
                 *self.source(stream) = Source::Ended;
                 false

@@ -1,6 +1,6 @@
 //! Everything before a process: is there still a point, which version, its code, its payload.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flux_broker::{BrokerError, Table};
@@ -27,6 +27,11 @@ const REFUSED_TRIES: u32 = 10;
 /// A gateway names the versions of its store, and may be a moment ahead of the queue's table (or longer, where the queue stood
 /// still while it deployed): some two seconds.
 const NEWER_TRIES: u32 = 8;
+
+/// Gateways put back into the queue what its storage lost: the functions that are called first, and all within this time.
+const RESTORED_WITHIN: Duration = Duration::from_secs(30);
+/// Some fifteen seconds.
+const RESTORED_TRIES: u32 = 24;
 
 /// All that a process is started from.
 pub(super) struct Ready {
@@ -144,8 +149,21 @@ impl Attempt {
                     tracing::info!(version, tries, "a version that is newer than any here; it may be on its way");
                     tokio::time::sleep(retry::pause(tries)).await;
                 }
+                Err(unresolved) if tries < RESTORED_TRIES && self.tables_are_new().await => {
+                    tries += 1;
+                    tracing::info!(%unresolved, tries, "the queue's tables were just made; gateways may be filling them");
+                    tokio::time::sleep(retry::pause(tries)).await;
+                }
                 Err(unresolved) => return over(ErrorKind::InvalidFunction, unresolved.to_string()),
             }
+        }
+    }
+
+    /// Whether the queue lost its storage a moment ago, so that nothing follows from what is not in it.
+    async fn tables_are_new(&self) -> bool {
+        match self.node.broker.made_at(Table::Functions).await {
+            Ok(made_at) => time::now().since(made_at) < RESTORED_WITHIN,
+            Err(_) => true,
         }
     }
 

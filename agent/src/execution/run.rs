@@ -4,19 +4,21 @@
 //! limit ends it, then SIGKILL follows a SIGTERM that was not heeded.
 
 use std::{
+    convert::Infallible,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use flux_launcher::wire::EndedReport;
-use flux_protocol::{FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, limits, subject, time};
+use flux_protocol::{FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, execution::Start, limits, subject, time};
 use futures::FutureExt as _;
 use nix::libc::{SIGKILL, SIGTERM};
 
 use super::{
     Attempt, environment,
     outcome::{self, Ending},
-    output::Capture,
+    output::{Capture, Source},
     prepare::Ready,
     stdin,
 };
@@ -77,22 +79,28 @@ impl Clock {
 }
 
 impl Attempt {
-    pub(super) async fn run(&mut self, ready: &Ready) -> Ran {
+    /// In a process of its own, or by a worker.
+    pub(super) async fn run_or_serve(&mut self, ready: &Ready) -> Ran {
+        if ready.version.spec.runtime.has_workers() {
+            return self.serve(ready).await;
+        }
+        let _claim = self.node.warm.claim(ready.version.spec.resources.memory);
+        self.run(ready).await
+    }
+
+    async fn run(&mut self, ready: &Ready) -> Ran {
         let spec = &ready.version.spec;
-        let (process, mut capture) = match self.start_within(ready).await {
+        let (mut process, mut capture) = match self.start_within(ready).await {
             Ok(started) => started,
-            Err(Started::Late(outcome)) => return Ran::Ended { outcome, by_cancel: false },
-            Err(Started::Stopped(Stop::Abandoned)) => return Ran::Abandoned,
-            Err(Started::Stopped(Stop::Cancelled(reason))) => {
-                return Ran::Ended { outcome: Box::new(super::cancelled(&reason)), by_cancel: true };
-            }
-            Err(Started::Refused(error)) => return refused(&error),
+            Err(not_started) => return not_started.ran(),
         };
         let started_at_us = process.started_at_us();
         self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
         tracing::debug!(pid = process.pid(), version = ready.version.version, "started");
         let mut ending = None;
-        let ended = self.watch(process, &mut capture, spec, &mut ending).await;
+        let answer = std::pin::pin!(std::future::pending::<Infallible>());
+        let ended = self.watch(&mut *process, &mut capture, spec, &mut ending, answer).await;
+        drop(process);
         // What it wrote last is still in the pipes, unless someone it left behind holds them open.
         if !capture.read_rest() {
             let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
@@ -107,28 +115,37 @@ impl Attempt {
             Watched::Ended(Ended::LauncherLost) if ending.is_none() => return Ran::Lost,
             Watched::Ended(Ended::LauncherLost) | Watched::Undying => nobody_saw(),
             Watched::Ended(Ended::Finished(report)) => report,
+            Watched::Answered(never) => match never {},
         };
         let output = std::mem::take(&mut *self.execution.output.lock()).finish();
-        let outcome = outcome::of_process(&report, ending.as_ref(), spec, started_at_us, output, &mut self.notes);
+        let mut outcome = outcome::of_process(&report, ending.as_ref(), spec, started_at_us, output, &mut self.notes);
+        outcome.start = Some(Start::COLD);
         let by_cancel = outcome.status == OutcomeStatus::Cancelled;
         Ran::Ended { outcome: Box::new(outcome), by_cancel }
     }
 
-    /// What keeps the agent from starting anything is no failure of the function: it is waited for, within limits.
     async fn start_within(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
-        let until = Instant::now() + START_WITHIN;
-        let mut tries = 0;
+        let mut trouble = Trouble::default();
         loop {
-            let error = match self.start(ready).await {
-                Err(Started::Refused(error)) if outcome::is_own_trouble(&error) && Instant::now() < until => error,
+            match self.start(ready).await {
+                Err(Started::Refused(error)) => self.wait_out(error, &mut trouble).await?,
                 other => return other,
-            };
-            self.check_age().map_err(Started::Late)?;
-            tries += 1;
-            tracing::warn!(error = &error as &dyn std::error::Error, tries, "not started; trying on");
-            // A stop is looked at by the next try.
-            let _ = tokio::time::timeout(retry::pause(tries), self.execution.until_stopped()).await;
+            }
         }
+    }
+
+    /// What keeps the agent from starting anything is no failure of the function: it is waited for, within limits.
+    pub(super) async fn wait_out(&self, error: LaunchError, trouble: &mut Trouble) -> Result<(), Started> {
+        if !outcome::is_own_trouble(&error) || Instant::now() >= trouble.until {
+            return Err(Started::Refused(error));
+        }
+        self.check_age().map_err(Started::Late)?;
+        trouble.tries += 1;
+        let tries = trouble.tries;
+        tracing::warn!(error = &error as &dyn std::error::Error, tries, "not started; trying on");
+        // A stop is looked at by the next try.
+        let _ = tokio::time::timeout(retry::pause(tries), self.execution.until_stopped()).await;
+        Ok(())
     }
 
     async fn start(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
@@ -150,15 +167,25 @@ impl Attempt {
                 trace: self.trace.child(),
                 addresses: &self.node.addresses,
             },
+            self.node.runtimes.read().of(spec.runtime),
         );
+        let process = self.spawned(self.node.executor.spawn(request, [stdin, stdout, stderr])).await?;
+        let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
+        Ok((process, Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, pipes)))
+    }
+
+    /// Starts it, unless it is stopped first.
+    pub(super) async fn spawned(
+        &self,
+        spawn: impl Future<Output = Result<Box<dyn Process>, LaunchError>>,
+    ) -> Result<Box<dyn Process>, Started> {
         if let Some(stop) = self.execution.until_stopped().now_or_never() {
             return Err(Started::Stopped(stop.clone()));
         }
-        let spawn = self.node.executor.spawn(request, [stdin, stdout, stderr]);
         tokio::pin!(spawn);
-        let process = tokio::select! {
+        tokio::select! {
             biased;
-            process = &mut spawn => process.map_err(Started::Refused)?,
+            process = &mut spawn => process.map_err(Started::Refused),
             stop = self.execution.until_stopped() => {
                 // The launcher may be starting it: whoever cancelled it hears so when nothing of it can start any more.
                 if matches!(stop, Stop::Cancelled(_))
@@ -167,22 +194,20 @@ impl Attempt {
                     process.kill(SIGKILL);
                     let _ = tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await;
                 }
-                return Err(Started::Stopped(stop.clone()));
+                Err(Started::Stopped(stop.clone()))
             }
-        };
-        let capture =
-            Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, read_stdout, read_stderr);
-        Ok((process, capture))
+        }
     }
 
-    /// Reads, waits, and ends it when its time is up or it is asked to.
-    async fn watch(
+    /// Reads, waits for its end or a worker's answer, and ends it when its time is up or it is asked to.
+    pub(super) async fn watch<A>(
         &self,
-        mut process: Box<dyn Process>,
+        process: &mut dyn Process,
         capture: &mut Capture,
         spec: &FunctionSpec,
         ending: &mut Option<Ending>,
-    ) -> Watched {
+        mut answer: Pin<&mut impl Future<Output = A>>,
+    ) -> Watched<A> {
         // Most are over when the launcher tells of them, and then there is nothing to wait or to listen for.
         if let Some(ended) = process.wait().now_or_never() {
             return Watched::Ended(ended);
@@ -204,6 +229,7 @@ impl Attempt {
                 timer.as_mut().reset(at);
             }
             let end = tokio::select! {
+                answer = &mut answer => return Watched::Answered(answer),
                 ended = process.wait() => return Watched::Ended(ended),
                 () = &mut pump, if pumping => {
                     pumping = false;
@@ -294,22 +320,50 @@ fn refused(error: &LaunchError) -> Ran {
     }
 }
 
+/// How long starting was tried, and until when it is.
+pub(super) struct Trouble {
+    until: Instant,
+    tries: u32,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { until: Instant::now() + START_WITHIN, tries: 0 }
+    }
+}
+
 /// Why there is no process.
-enum Started {
+pub(super) enum Started {
     Refused(LaunchError),
     /// It is too late to start it.
     Late(Box<Outcome>),
     Stopped(Stop),
 }
 
-enum Watched {
+impl Started {
+    /// What that makes of the attempt.
+    pub(super) fn ran(self) -> Ran {
+        match self {
+            Self::Late(outcome) => Ran::Ended { outcome, by_cancel: false },
+            Self::Stopped(Stop::Abandoned) => Ran::Abandoned,
+            Self::Stopped(Stop::Cancelled(reason)) => {
+                Ran::Ended { outcome: Box::new(super::cancelled(&reason)), by_cancel: true }
+            }
+            Self::Refused(error) => refused(&error),
+        }
+    }
+}
+
+pub(super) enum Watched<A> {
+    /// Only of a worker.
+    Answered(A),
     Ended(Ended),
     /// Not even SIGKILL ended it in time.
     Undying,
     Abandoned,
 }
 
-fn nobody_saw() -> EndedReport {
+pub(super) fn nobody_saw() -> EndedReport {
     EndedReport {
         id: 0,
         status: ExitStatus::Signaled(SIGKILL),

@@ -69,7 +69,7 @@ fn sealed(payload: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// A pipe to write to, and the end to read from, which never waits.
-pub(super) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     open_to_all(&write)?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;

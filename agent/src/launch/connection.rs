@@ -45,7 +45,8 @@ pub(super) struct Connection {
     control: AsyncFd<OwnedFd>,
     /// `None` once the launcher is gone: nothing can be added that nobody would ever resolve.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
-    pings: Mutex<HashMap<u64, oneshot::Sender<()>>>,
+    /// By nonce: pings, and questions whether a worker is alone. The answer to a ping is `true`.
+    asked: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
     /// Signals for which the control socket had no room.
     unsent: Mutex<VecDeque<Control>>,
     has_unsent: Notify,
@@ -99,7 +100,7 @@ impl Connection {
             spawn: async_fd(spawn)?,
             control: async_fd(control)?,
             pending: Mutex::new(Some(HashMap::new())),
-            pings: Mutex::new(HashMap::new()),
+            asked: Mutex::new(HashMap::new()),
             unsent: Mutex::default(),
             has_unsent: Notify::new(),
             next_id: AtomicU64::new(1),
@@ -125,7 +126,7 @@ impl Connection {
     pub(super) async fn spawn(
         this: &Arc<Self>,
         mut request: SpawnRequest,
-        stdio: [OwnedFd; 3],
+        descriptors: Vec<OwnedFd>,
     ) -> Result<Running, LaunchError> {
         let id = this.next_id.fetch_add(1, Ordering::Relaxed);
         request.id = id;
@@ -136,8 +137,8 @@ impl Connection {
             Some(pending) => pending.insert(id, Pending { started: Some((started_tx, ended_rx)), ended: ended_tx }),
             None => return Err(NEVER_SENT),
         };
-        let sent = this.send_request(&encoded, &stdio).await;
-        drop(stdio);
+        let sent = this.send_request(&encoded, &descriptors).await;
+        drop(descriptors);
         if let Err(error) = sent {
             this.forget(id);
             return Err(match error.raw_os_error() {
@@ -152,8 +153,8 @@ impl Connection {
         }
     }
 
-    async fn send_request(&self, encoded: &[u8], stdio: &[OwnedFd; 3]) -> io::Result<()> {
-        let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
+    async fn send_request(&self, encoded: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+        let mut fds: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
         if encoded.len() <= INLINE_REQUEST {
             return send(&self.spawn, encoded, &fds).await;
         }
@@ -212,25 +213,39 @@ impl Connection {
     }
 
     pub(super) async fn ping(&self) -> Result<Duration, LaunchError> {
-        let nonce = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (tx, rx) = oneshot::channel();
-        self.pings.lock().insert(nonce, tx);
         let sent_at = Instant::now();
-        let sent = send(&self.control, &Control::Ping { nonce }.encode(), &[]).await;
-        let answered = match sent {
-            Ok(()) => tokio::time::timeout(PING_TIMEOUT, rx).await.is_ok_and(|a| a.is_ok()),
-            Err(_) => false,
-        };
-        self.pings.lock().remove(&nonce);
-        if answered { Ok(sent_at.elapsed()) } else { Err(LaunchError::LauncherLost) }
+        match self.ask(|nonce| Control::Ping { nonce }).await {
+            Some(_) => Ok(sent_at.elapsed()),
+            None => Err(LaunchError::LauncherLost),
+        }
     }
 
-    fn on_reply(self: &Arc<Self>, reply: Reply) {
+    /// Whether nothing lives of an execution but its main process; `None` when the launcher does not say.
+    pub(super) async fn is_alone(&self, id: u64) -> Option<bool> {
+        self.ask(|nonce| Control::IsAlone { id, nonce }).await
+    }
+
+    async fn ask(&self, question: impl FnOnce(u64) -> Control) -> Option<bool> {
+        let nonce = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (tx, rx) = oneshot::channel();
+        self.asked.lock().insert(nonce, tx);
+        let sent = send(&self.control, &question(nonce).encode(), &[]).await;
+        let answer = match sent {
+            Ok(()) => tokio::time::timeout(PING_TIMEOUT, rx).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        self.asked.lock().remove(&nonce);
+        answer
+    }
+
+    fn on_reply(self: &Arc<Self>, reply: Reply, fds: Vec<OwnedFd>) {
         let mut guard = self.pending.lock();
         let Some(pending) = guard.as_mut() else {
             return;
         };
-        let running = |id, pid, started_at_us, ended| Running::new(Arc::clone(self), id, pid, started_at_us, ended);
+        let running = |id, pid, started_at_us, ended| {
+            Running::new(Arc::clone(self), id, pid, started_at_us, ended).in_cgroup(fds.into_iter().next())
+        };
         match reply {
             Reply::Ran { pid, started_at_us, ended } => {
                 if let Some(entry) = pending.remove(&ended.id) {
@@ -262,10 +277,13 @@ impl Connection {
     }
 
     fn on_control(&self, reply: ControlReply) {
-        if let ControlReply::Pong { nonce } = reply
-            && let Some(waiter) = self.pings.lock().remove(&nonce)
-        {
-            let _ = waiter.send(());
+        let (nonce, answer) = match reply {
+            ControlReply::Pong { nonce } => (nonce, true),
+            ControlReply::Alone { nonce, alone } => (nonce, alone),
+            ControlReply::Hello(_) => return,
+        };
+        if let Some(waiter) = self.asked.lock().remove(&nonce) {
+            let _ = waiter.send(answer);
         }
     }
 
@@ -285,7 +303,7 @@ impl Connection {
         let pending = self.pending.lock().take();
         drop(pending);
         self.unsent.lock().clear();
-        self.pings.lock().clear();
+        self.asked.lock().clear();
         self.closed.send_replace(true);
     }
 }
@@ -317,15 +335,15 @@ pub(super) fn drive(connection: &Arc<Connection>) -> Driver {
                 // Only by an error: the launcher is going, which reading will tell.
                 _ = &mut unsent, if control_open => control_open = false,
                 packet = recv(&connection.spawn, &mut spawn_buffer) => {
-                    let Some(bytes) = taken(packet, &spawn_buffer) else { return };
+                    let Some((bytes, fds)) = taken(packet, &spawn_buffer) else { return };
                     match Reply::decode(bytes) {
-                        Ok(reply) => connection.on_reply(reply),
+                        Ok(reply) => connection.on_reply(reply, fds),
                         Err(error) => tracing::error!(%error, "ignored a launcher's reply"),
                     }
                 }
                 packet = recv(&connection.control, &mut control_buffer), if control_open => {
                     // The spawn socket may still hold replies; its own end is what ends this.
-                    let Some(bytes) = taken(packet, &control_buffer) else {
+                    let Some((bytes, _)) = taken(packet, &control_buffer) else {
                         control_open = false;
                         continue;
                     };
@@ -339,9 +357,9 @@ pub(super) fn drive(connection: &Arc<Connection>) -> Driver {
     })
 }
 
-fn taken(packet: io::Result<Packet>, buffer: &[u8]) -> Option<&[u8]> {
+fn taken(packet: io::Result<Packet>, buffer: &[u8]) -> Option<(&[u8], Vec<OwnedFd>)> {
     match packet {
-        Ok(packet) if packet.len > 0 => buffer.get(..packet.len),
+        Ok(packet) if packet.len > 0 => Some((buffer.get(..packet.len)?, packet.fds)),
         Ok(_) => None,
         Err(error) => {
             tracing::debug!(%error, "the launcher's socket ended");

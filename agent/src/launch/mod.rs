@@ -124,7 +124,18 @@ impl Launcher {
     ///
     /// The descriptors are closed on this side once they are sent. A dropped call kills what it may have started.
     pub async fn spawn(&self, request: SpawnRequest, stdio: [OwnedFd; 3]) -> Result<Running, LaunchError> {
-        Connection::spawn(&self.connection, request, stdio).await
+        Connection::spawn(&self.connection, request, stdio.into()).await
+    }
+
+    /// As [`Launcher::spawn`], a worker: a process that lasts, with `channel` as its descriptor 3.
+    pub async fn spawn_worker(
+        &self,
+        mut request: SpawnRequest,
+        [stdin, stdout, stderr]: [OwnedFd; 3],
+        channel: OwnedFd,
+    ) -> Result<Running, LaunchError> {
+        request.channel = true;
+        Connection::spawn(&self.connection, request, vec![stdin, stdout, stderr, channel]).await
     }
 
     /// Resolves when the launcher is gone.

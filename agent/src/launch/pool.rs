@@ -71,6 +71,16 @@ impl LauncherPool {
     pub async fn spawn(&self, request: SpawnRequest, stdio: [OwnedFd; 3]) -> Result<Running, LaunchError> {
         self.launcher().await?.spawn(request, stdio).await
     }
+
+    /// As [`Launcher::spawn_worker`], on the live launcher.
+    pub async fn spawn_worker(
+        &self,
+        request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+        channel: OwnedFd,
+    ) -> Result<Running, LaunchError> {
+        self.launcher().await?.spawn_worker(request, stdio, channel).await
+    }
 }
 
 async fn replace_forever(source: Source, first: Driver, current: watch::Sender<Option<Launcher>>) {

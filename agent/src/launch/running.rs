@@ -1,8 +1,12 @@
 //! A started execution, as its caller holds it.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use flux_launcher::wire::EndedReport;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use tokio::sync::oneshot;
 
 use super::connection::Connection;
@@ -24,7 +28,12 @@ pub struct Running {
     started_at_us: u64,
     ended: Option<oneshot::Receiver<EndedReport>>,
     outcome: Option<Ended>,
+    /// A worker's cgroup.
+    cgroup: Option<OwnedFd>,
 }
+
+/// Room for a few pids: more than one is too many.
+const PIDS: usize = 64;
 
 /// Signals one execution, from anywhere, also while somebody waits for it.
 #[derive(Debug, Clone)]
@@ -48,7 +57,19 @@ impl Running {
         started_at_us: u64,
         ended: oneshot::Receiver<EndedReport>,
     ) -> Self {
-        Running { killer: Killer { connection, id }, pid, started_at_us, ended: Some(ended), outcome: None }
+        Running {
+            killer: Killer { connection, id },
+            pid,
+            started_at_us,
+            ended: Some(ended),
+            outcome: None,
+            cgroup: None,
+        }
+    }
+
+    pub(super) fn in_cgroup(mut self, cgroup: Option<OwnedFd>) -> Self {
+        self.cgroup = cgroup;
+        self
     }
 
     /// As the launcher sees it, which is not what the function's own `getpid` says.
@@ -71,6 +92,14 @@ impl Running {
         self.killer.clone()
     }
 
+    /// Whether nothing lives beside the main process. A worker's cgroup tells without the launcher; else it is asked.
+    pub async fn is_alone(&self) -> bool {
+        match &self.cgroup {
+            Some(cgroup) => members(cgroup).is_ok_and(|members| members == 1),
+            None => self.killer.connection.is_alone(self.killer.id).await.unwrap_or(false),
+        }
+    }
+
     /// Waits for the end. May be dropped and called again; once it ended it says the same each time.
     pub async fn wait(&mut self) -> Ended {
         if let Some(outcome) = self.outcome {
@@ -84,6 +113,15 @@ impl Running {
         self.outcome = Some(outcome);
         outcome
     }
+}
+
+/// How many processes are in a cgroup, as far as a short look tells: 2 may be more.
+fn members(cgroup: &OwnedFd) -> io::Result<usize> {
+    // Anew each time: on version 1 an open file says what it said before.
+    let list = openat(cgroup, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut pids = [0; PIDS];
+    let len = nix::unistd::read(&list, &mut pids)?;
+    Ok(pids[..len].iter().filter(|byte| **byte == b'\n').count())
 }
 
 impl Drop for Running {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use flux_broker::Table;
-use flux_protocol::{ErrorKind, Invocation, Lane, OutcomeStatus};
+use flux_protocol::{
+    ErrorKind, Invocation, Lane, OutcomeStatus,
+    agent::{ControlReply, ControlRequest},
+};
 
 use crate::{
     fake::{End, FakeExecutor},
@@ -44,6 +47,29 @@ async fn what_was_cancelled_before_it_came_does_not_start() {
     let status = world.end_of(id).await;
     assert_eq!(status.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
     assert_eq!(executor.started(), 1, "the call alone");
+}
+
+#[tokio::test]
+async fn what_was_withdrawn_before_it_came_does_not_start_and_what_runs_goes_on() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| std::future::pending());
+    world.deploy("name: f\nhandler: f").await;
+    let agent = world.agent(&executor, World::settings()).await;
+    let running = world.invoke("f", "").await;
+    world.until_running(running).await;
+    let queued = invocation("");
+    let id = queued.execution_id.expect("given");
+    for (execution_id, held) in [(running, vec![running]), (id, vec![])] {
+        let request = ControlRequest::Withdrawn { execution_id, reason: "by the test".to_owned() };
+        let expected = ControlReply::Holds { agent_id: agent.agent.id().clone(), execution_ids: held };
+        assert_eq!(world.ask(agent.agent.id(), &request).await, expected);
+    }
+    world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
+    let status = world.end_of(id).await;
+    assert_eq!(message(&status), "by the test");
+    assert_eq!(status.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!((executor.started(), executor.running()), (1, 1), "the other goes on");
 }
 
 #[tokio::test]

@@ -139,6 +139,15 @@ impl Executor for FakeExecutor {
         }))
     }
 
+    async fn spawn_worker(
+        &self,
+        request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+        _channel: OwnedFd,
+    ) -> Result<Box<dyn Process>, LaunchError> {
+        self.spawn(request, stdio).await
+    }
+
     fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>> {
         self.capabilities.as_ref().expect("made by new").subscribe()
     }
@@ -172,6 +181,10 @@ impl Process for FakeProcess {
 
     fn kill(&self, signal: i32) {
         self.kills.send_modify(|signals| signals.push(signal));
+    }
+
+    async fn is_alone(&mut self) -> bool {
+        true
     }
 
     async fn wait(&mut self) -> Ended {

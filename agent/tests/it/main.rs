@@ -14,3 +14,4 @@ mod payload;
 mod process;
 mod real;
 mod versions;
+mod workers;

@@ -3,11 +3,12 @@
 use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use flux_agent::{
-    LauncherExecutor,
+    Executor, LauncherExecutor, Runtimes,
     launch::{Launcher, LauncherPool, Source},
 };
 use flux_launcher::LauncherConfig;
 use flux_protocol::{Digest, ErrorKind, Lane, OutcomeStatus, Stream, limits};
+use flux_runtime::{Shutdown, Tasks, settings::AgentSettings};
 use flux_testkit::eventually;
 
 use crate::{
@@ -17,9 +18,10 @@ use crate::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_flux-agent");
 
-struct Real {
-    world: World,
-    agent: TestAgent,
+pub(crate) struct Real {
+    pub(crate) world: World,
+    pub(crate) agent: TestAgent,
+    launcher: Tasks,
     pool: LauncherPool,
     _dirs: [tempfile::TempDir; 2],
 }
@@ -27,6 +29,15 @@ struct Real {
 impl Real {
     /// An agent whose functions are these shell scripts.
     async fn new(scripts: &[(&str, &str)], extra: &str) -> Self {
+        Self::with(scripts, extra, World::settings(), |_| {}).await
+    }
+
+    pub(crate) async fn with(
+        scripts: &[(&str, &str)],
+        extra: &str,
+        settings: AgentSettings,
+        change: impl FnOnce(&mut LauncherConfig),
+    ) -> Self {
         let world = World::new().await;
         let (code, work) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         for dir in [&code, &work] {
@@ -38,24 +49,32 @@ impl Real {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
             world.deploy(&format!("name: {name}\nhandler: {name}\n{extra}")).await;
         }
-        let config = LauncherConfig::new(work.path(), 8);
+        let mut config = LauncherConfig::new(work.path(), 8);
+        change(&mut config);
         let source = Source::Direct { program: PROGRAM.into(), config };
         let (pool, driver) = LauncherPool::connect(source).await.expect("a launcher");
         let (executor, follow) = LauncherExecutor::new(pool.clone());
         let found = FakeCode { folder: code.path().to_owned(), error: None };
-        let agent = world.agent_with(Arc::new(executor), Arc::new(found), World::settings()).await;
-        let kill = agent.tasks.shutdown().kill_token();
-        agent.tasks.spawn("launcher", async move {
+        let launcher = Tasks::new(Shutdown::new());
+        let kill = launcher.shutdown().kill_token();
+        launcher.spawn("launcher", async move {
             tokio::select! {
                 () = driver => {}
                 () = kill.cancelled() => {}
             }
         });
-        agent.tasks.spawn("capabilities", follow);
-        Self { world, agent, pool, _dirs: [code, work] }
+        launcher.spawn("capabilities", follow);
+        let executor: Arc<dyn Executor> = Arc::new(executor);
+        let runtimes = Runtimes::find(Arc::clone(&executor)).await;
+        let agent = world.agent_with_runtimes(executor, Arc::new(found), settings, runtimes).await;
+        Self { world, agent, launcher, pool, _dirs: [code, work] }
     }
 
-    async fn launcher(&self) -> Launcher {
+    pub(crate) fn code(&self) -> &Path {
+        self._dirs[0].path()
+    }
+
+    pub(crate) async fn launcher(&self) -> Launcher {
         self.pool.launcher().await.expect("a launcher")
     }
 }
@@ -63,6 +82,7 @@ impl Real {
 impl Drop for Real {
     fn drop(&mut self) {
         self.agent.tasks.shutdown().start_kill();
+        self.launcher.shutdown().start_kill();
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flux_agent::{Agent, AgentParts, Code, Executor};
+use flux_agent::{Agent, AgentParts, Code, Executor, Runtimes};
 use flux_broker::{
     Broker, Message, Stored, Table,
     nats::{NatsBroker, NatsOptions},
@@ -97,6 +97,16 @@ impl World {
         code: Arc<dyn Code>,
         settings: AgentSettings,
     ) -> TestAgent {
+        self.agent_with_runtimes(executor, code, settings, Runtimes::default()).await
+    }
+
+    pub(crate) async fn agent_with_runtimes(
+        &self,
+        executor: Arc<dyn Executor>,
+        code: Arc<dyn Code>,
+        settings: AgentSettings,
+        runtimes: Runtimes,
+    ) -> TestAgent {
         let tasks = Tasks::new(Shutdown::new());
         let options = NatsOptions::new(self.nats.url(), "test agent");
         let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await.expect("a connection");
@@ -107,6 +117,7 @@ impl World {
             work_dir: work_dir.path().to_owned(),
             private_ip: Some("10.0.0.7".to_owned()),
             public_ip: None,
+            runtimes,
             tasks: tasks.clone(),
         };
         let agent = Agent::start_with(parts, executor, code).expect("an agent");

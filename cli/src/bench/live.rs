@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{client::Client, error::CliError, sse};
 
 /// The function that prints the time, again and again.
-const TICKS: &str = "ticks";
+pub(super) const TICKS: &str = "ticks";
 
 /// An `output` event.
 #[derive(Deserialize)]

@@ -26,9 +26,11 @@ mod subject;
 mod yardstick;
 
 use figures::Figures;
+use live::TICKS;
 use peers::Peers;
 use report::Report;
 use round::{Bench, Measured};
+use subject::WARM;
 use yardstick::Yardsticks;
 
 #[derive(Debug, clap::Args)]
@@ -42,7 +44,7 @@ pub(crate) struct Args {
     /// What the queue survives [default: both; process for --quick]
     #[arg(long, value_enum)]
     durability: Option<Durabilities>,
-    /// Also measure what people use instead: busybox httpd, Celery and BullMQ
+    /// Also measure what people use instead: busybox httpd, functions-framework, Celery and BullMQ
     #[arg(long)]
     peers: bool,
     /// Rounds, instead of the usual number
@@ -65,6 +67,8 @@ enum Part {
     Async,
     /// Publishes straight onto the queue (P7)
     Direct,
+    /// A Python handler in a warm worker: sync calls and direct publishes (P1, P2, P7)
+    Warm,
     /// Accepted to started, on an idle system (P8)
     Dispatch,
     /// Live output (P9)
@@ -162,7 +166,11 @@ async fn measure(args: Args, cx: &Context) -> Result<(), CliError> {
         echo: yardsticks.echo()?,
         yardsticks,
         program: subject::program(&args.function)?,
-        functions: vec![args.function.clone(), round::ticks(&args.function)],
+        functions: vec![
+            args.function.clone(),
+            round::beside(&args.function, TICKS),
+            round::beside(&args.function, WARM),
+        ],
     };
 
     let peers = if args.peers { Some(Peers::find()?) } else { None };

@@ -1,4 +1,4 @@
-//! What people use instead, where it comes by package: each runs the same static program with the same payload, listens
+//! What people use instead, where it comes by package: each runs the same static program (or Python handler) with the same payload, listens
 //! on loopback alone, and ends with us. None has a sandbox, and the queues keep nothing on disk.
 
 use std::{
@@ -57,6 +57,9 @@ impl Peers {
         if bench.wants(Part::Sync) {
             self.cgi(bench, figures).await?;
         }
+        if bench.wants(Part::Warm) {
+            self.framework(bench, figures).await?;
+        }
         if bench.wants(Part::Async) || bench.wants(Part::Dispatch) {
             self.queues(bench, figures).await?;
         }
@@ -80,6 +83,24 @@ impl Peers {
         figures.add("cgi_p50_us", one.p50_us);
         let many = bench.yardsticks.load(&bench.load(&url, MANY).body(&body))?;
         figures.add("cgi_per_s", many.per_s);
+        Ok(())
+    }
+
+    /// Sync: the same Python handler, warm below functions-framework (Q2).
+    async fn framework(&self, bench: &Bench, figures: &mut Figures) -> Result<(), CliError> {
+        let dir = directory()?;
+        let listen = free_address()?;
+        let port = listen.rsplit(':').next().unwrap_or_default();
+        let mut command = Command::new(self.tools.join("venv/bin/functions-framework"));
+        command.args(["--target", "handler", "--host", "127.0.0.1", "--port", port, "--source"]);
+        command.arg(self.scripts.join("framework_peer.py")).current_dir(dir.path());
+        let mut server = Guarded::start(&bench.yardsticks.program, &command, dir.path().join("framework.log"))?;
+        until_listening(&mut server, &listen).await?;
+        let (url, json) = (format!("http://{listen}/"), vec!["Content-Type: application/json".to_owned()]);
+        let one = bench.yardsticks.load(&bench.load(&url, 1).headers(&json).body(BODY))?;
+        figures.add("framework_p50_us", one.p50_us);
+        let many = bench.yardsticks.load(&bench.load(&url, MANY).headers(&json).body(BODY))?;
+        figures.add("framework_per_s", many.per_s);
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::{
     figures::{Figures, summary},
     guarded::Server,
     live,
-    subject::{self, ECHO, Subject, WAITS, body, headers},
+    subject::{self, ECHO, Subject, WAITS, WARM, body, headers},
     yardstick::{BODY, Load, Loaded, Yardsticks},
 };
 use crate::error::CliError;
@@ -82,7 +82,7 @@ impl Bench {
         if self.wants(Part::Memory) {
             memory(&mut measured.figures, &subject.look(), ["up_worker_mb", "up_launcher_mb", "up_nats_mb"]);
         }
-        if self.wants(Part::Dispatch) || self.wants(Part::Output) || self.wants(Part::Direct) {
+        if [Part::Dispatch, Part::Output, Part::Direct, Part::Warm].into_iter().any(|part| self.wants(part)) {
             // A synced queue is ten times slower and more.
             let fewer = if durability == Durability::Fsync { 10 } else { 1 };
             let (messages, singles) = (self.effort.piped / fewer, self.effort.singles * 5);
@@ -112,9 +112,12 @@ impl Bench {
         }
         if self.wants(Part::Direct) {
             let published =
-                self.yardsticks.publish(subject.queue_url(), &subject::queue()?, self.effort.invocations)?;
+                self.yardsticks.publish(subject.queue_url(), &subject::queue(ECHO)?, self.effort.invocations)?;
             measured.figures.add("direct_per_s", published.executed_per_s);
-            subject.until_done().await?;
+            subject.until_done(ECHO).await?;
+        }
+        if self.wants(Part::Warm) {
+            self.warm(measured, &subject).await?;
         }
         if self.wants(Part::Async) {
             self.asynchronous(measured, &subject).await?;
@@ -130,7 +133,7 @@ impl Bench {
         let route = self.yardsticks.route(subject.queue_url())?;
         let floor = self.yardsticks.load(&self.load(&route.url, 1).body(BODY))?;
         measured.figures.add("route_p50_us", floor.p50_us);
-        let url = subject.execute_url();
+        let url = subject.execute_url(ECHO);
         let (one, used) = self.costing(subject, &self.load(&url, 1).headers(&headers()).body(&body()))?;
         measured.figures.add("sync_p50_us", one.p50_us);
         measured.figures.add("sync_p99_us", one.p99_us);
@@ -145,12 +148,37 @@ impl Bench {
         Ok(())
     }
 
+    /// The route is measured again beside it: a part may be measured by itself.
+    async fn warm(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
+        let route = self.yardsticks.route(subject.queue_url())?;
+        let url = subject.execute_url(WARM);
+        let floor = self.yardsticks.load(&self.load(&route.url, 1).body(BODY))?;
+        let (one, used) = self.costing(subject, &self.load(&url, 1).headers(&headers()).body(&body()))?;
+        measured.figures.add("warm_route_p50_us", floor.p50_us);
+        measured.figures.add("warm_p50_us", one.p50_us);
+        measured.figures.add("warm_p99_us", one.p99_us);
+        measured.costs.add("sync, a warm Python handler, c=1", used, one.calls());
+
+        let floor = self.yardsticks.load(&self.load(&route.url, MANY).body(BODY))?;
+        let (many, used) = self.costing(subject, &self.load(&url, MANY).headers(&headers()).body(&body()))?;
+        measured.figures.add("warm_route_per_s", floor.per_s);
+        measured.figures.add("warm_per_s", many.per_s);
+        measured.figures.add("warm_many_p99_us", many.p99_us);
+        measured.costs.add("sync, a warm Python handler, c=16", used, many.calls());
+
+        // Each is far quicker than a process: more of them, or their beginning is most of it.
+        let messages = self.effort.invocations * 5;
+        let published = self.yardsticks.publish(subject.queue_url(), &subject::queue(WARM)?, messages)?;
+        measured.figures.add("warm_direct_per_s", published.executed_per_s);
+        subject.until_done(WARM).await
+    }
+
     async fn asynchronous(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
         let url = subject.async_url(ECHO);
         let load = Load::counted(&url, MANY, self.effort.invocations).headers(&headers()).body(&body());
         let (begun, before) = (Instant::now(), subject.look());
         let accepted = self.yardsticks.load(&load)?;
-        subject.until_done().await?;
+        subject.until_done(ECHO).await?;
         measured.figures.add("executed_per_s", accepted.calls() / begun.elapsed().as_secs_f64());
         let used = with_generator(&subject.look(), &before, &accepted);
         measured.costs.add("async, accepted to outcome, c=16", used, accepted.calls());
@@ -184,7 +212,7 @@ fn memory(figures: &mut Figures, look: &Snapshot, [worker, launcher, nats]: [&'s
     }
 }
 
-/// The function beside the echo that live output is measured with.
-pub(super) fn ticks(function: &Path) -> PathBuf {
-    function.with_file_name("ticks")
+/// Another function, whose folder is beside the echo's.
+pub(super) fn beside(function: &Path, name: &str) -> PathBuf {
+    function.with_file_name(name)
 }

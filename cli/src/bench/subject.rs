@@ -25,6 +25,8 @@ pub(super) const KEY: &str = "bench";
 /// The function as it is, and the same with more memory than any machine has: what is accepted for it stays queued.
 pub(super) const ECHO: &str = "echo";
 pub(super) const WAITS: &str = "waits";
+/// The Python handler.
+pub(super) const WARM: &str = "warm";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
@@ -108,8 +110,8 @@ impl Subject {
         &self.queue_url
     }
 
-    pub(super) fn execute_url(&self) -> String {
-        self.client.url(&["execute", ECHO], &[]).to_string()
+    pub(super) fn execute_url(&self, function: &str) -> String {
+        self.client.url(&["execute", function], &[]).to_string()
     }
 
     pub(super) fn async_url(&self, function: &str) -> String {
@@ -141,10 +143,10 @@ impl Subject {
     }
 
     /// Until everything that was accepted has its outcome.
-    pub(super) async fn until_done(&self) -> Result<(), CliError> {
+    pub(super) async fn until_done(&self, function: &str) -> Result<(), CliError> {
         let begun = Instant::now();
         loop {
-            let query = [("function", ECHO), ("status", "running"), ("limit", "1")];
+            let query = [("function", function), ("status", "running"), ("limit", "1")];
             let open = self.client.get(&["executions"], &query).await?;
             if rows(&open, "executions").is_empty() {
                 return Ok(());
@@ -176,9 +178,9 @@ pub(super) async fn until_quiet(cpu: impl Fn() -> Duration) {
     }
 }
 
-/// Where the echo's invocations lie: its subject, and the stream that keeps it.
-pub(super) fn queue() -> Result<[String; 2], CliError> {
-    let function = FunctionName::parse(ECHO).map_err(|error| CliError::usage(error.rule))?;
+/// Where a function's invocations lie: its subject, and the stream that keeps it.
+pub(super) fn queue(function: &str) -> Result<[String; 2], CliError> {
+    let function = FunctionName::parse(function).map_err(|error| CliError::usage(error.rule))?;
     let queue = QueueName::new(Lane::Invoke, PoolName::default(), function);
     Ok([queue.subject(), queue.stream()])
 }

@@ -45,6 +45,7 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
         ">MEMORY",
         ">NODE UP",
         ">HEARD",
+        "RUNTIMES",
         "NOT GIVEN",
     ]);
     for agent in agents {
@@ -60,6 +61,12 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
         };
         let missing: Vec<&str> =
             agent.capabilities.iter().flat_map(|all| &all.missing).map(|missing| missing.layer.as_str()).collect();
+        let runtimes: Vec<String> = agent
+            .capabilities
+            .iter()
+            .flat_map(|all| &all.runtimes)
+            .map(|runtime| format!("{} {}", runtime.name, runtime.version))
+            .collect();
         let name = match agent.pool.as_deref() {
             Some(pool) if pool != "default" => format!("{} ({pool})", agent.id),
             _ => agent.id.clone(),
@@ -77,8 +84,36 @@ pub(crate) fn table(agents: &[Agent]) -> Table {
             .into(),
             of_node(|node| span(std::time::Duration::from_secs(node.uptime_seconds))).into(),
             age(agent.last_heartbeat).into(),
-            if missing.is_empty() { NOTHING.to_owned() } else { missing.join(", ") }.into(),
+            if runtimes.is_empty() { NOTHING.to_owned() } else { runtimes.join(", ") }.into(),
+            not_given(&missing, agent.capabilities.as_ref().map_or(&[], |all| &all.refuses)).into(),
         ]);
     }
     table
+}
+
+/// The layers that an agent lacks, and what it does not run for it.
+fn not_given(missing: &[&str], refuses: &[String]) -> String {
+    let missing = if missing.is_empty() { NOTHING.to_owned() } else { missing.join(", ") };
+    match refuses {
+        [] => missing,
+        [network] => format!("{missing}; runs nothing with `network: {network}`"),
+        _ => format!("{missing}; runs nothing"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_run_is_said_beside_what_is_missing() {
+        let (host, none) = ("host".to_owned(), "none".to_owned());
+        assert_eq!(not_given(&[], &[]), NOTHING);
+        assert_eq!(not_given(&["seccomp", "user"], &[]), "seccomp, user");
+        assert_eq!(
+            not_given(&["network guard"], std::slice::from_ref(&host)),
+            "network guard; runs nothing with `network: host`"
+        );
+        assert_eq!(not_given(&["seccomp"], &[host, none]), "seccomp; runs nothing");
+    }
 }

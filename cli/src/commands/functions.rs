@@ -31,7 +31,8 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
 }
 
 async fn list(prefix: &str, cx: &Context) -> Result<(), CliError> {
-    let mut table = Table::new(&["FUNCTION", ">VERSION", "HANDLER", ">CPU", ">MEMORY", ">TIMEOUT", "CODE", ">CHANGED"]);
+    let mut table =
+        Table::new(&["FUNCTION", ">VERSION", "RUNTIME", "HANDLER", ">CPU", ">MEMORY", ">TIMEOUT", "CODE", ">CHANGED"]);
     let (mut all, mut cursor) = (Vec::new(), None::<String>);
     loop {
         let mut query = vec![("prefix", prefix)];
@@ -63,6 +64,7 @@ async fn list(prefix: &str, cx: &Context) -> Result<(), CliError> {
         table.row([
             Cell::from(text("/name")),
             number("/version", "").into(),
+            text("/runtime").into(),
             text("/handler").into(),
             number("/resources/cpu", "m").into(),
             number("/resources/memory", " MB").into(),

@@ -3,7 +3,7 @@
 use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
 
 use clap::ValueEnum;
-use flux_protocol::FunctionName;
+use flux_protocol::{FunctionName, function::Runtime};
 use serde_json::json;
 
 use super::function_name;
@@ -34,8 +34,8 @@ type Template = (&'static str, u32, &'static str);
 impl Kind {
     fn files(self) -> &'static [Template] {
         match self {
-            Self::Python => &[("handler.py", 0o755, include_str!("../../templates/python/handler.py"))],
-            Self::Node => &[("handler.js", 0o755, include_str!("../../templates/node/handler.js"))],
+            Self::Python => &[("handler.py", 0o644, include_str!("../../templates/python/handler.py"))],
+            Self::Node => &[("handler.js", 0o644, include_str!("../../templates/node/handler.js"))],
             Self::Bash => &[("handler.sh", 0o755, include_str!("../../templates/bash/handler.sh"))],
             Self::Rust => &[
                 ("Cargo.toml", 0o644, include_str!("../../templates/rust/Cargo.toml")),
@@ -49,11 +49,38 @@ impl Kind {
 
     fn handler(self) -> &'static str {
         match self {
-            Self::Python => "handler.py",
+            Self::Python => "handler.handler",
             Self::Node => "handler.js",
             Self::Bash => "handler.sh",
             Self::Rust => "handler",
         }
+    }
+
+    fn runtime(self) -> Runtime {
+        match self {
+            Self::Python => Runtime::Python,
+            Self::Node => Runtime::Node,
+            Self::Bash => Runtime::Bash,
+            Self::Rust => Runtime::Native,
+        }
+    }
+
+    /// Millicores: an interpreter that starts takes as long as its share lets it.
+    fn cpu(self) -> u32 {
+        if self.runtime().has_workers() { 500 } else { 100 }
+    }
+
+    fn warm(self) -> &'static str {
+        if self.runtime().has_workers() {
+            "keep_warm: 60 # seconds that its process waits for the next call\n"
+        } else {
+            ""
+        }
+    }
+
+    /// What the function sees, for the README.
+    fn seen(self) -> &'static str {
+        if self.runtime().has_workers() { SEEN_BY_HANDLERS } else { SEEN_BY_PROCESSES }
     }
 
     /// MB: what the interpreter needs, with room.
@@ -64,6 +91,9 @@ impl Kind {
         }
     }
 }
+
+const SEEN_BY_HANDLERS: &str = "The handler is given the payload (up to 64 MiB of JSON, or text)\nand a context that says which execution this is, its attempt, its arguments (`--arg`) and its deadline. Packages beside it\n(`pip install -t . NAME`, `npm install NAME`) are found. Files can be written below `$TMPDIR`, and last as long as the process.";
+const SEEN_BY_PROCESSES: &str = "The payload arrives on standard input (up to 64 MiB) and, where it is\nsmall, in `FLUX_PAYLOAD`; arguments (`--arg`) arrive as arguments. `FLUX_EXECUTION_ID`, `FLUX_ATTEMPT` and\n`FLUX_DEADLINE` say which execution this is. Files can be written below `$TMPDIR`, and are gone afterwards.";
 
 const FOR_ALL: [Template; 2] = [
     (CONFIGURATION, 0o644, include_str!("../../templates/flux.yaml")),
@@ -85,7 +115,11 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
         let name = if path == CONFIGURATION { yaml_text(args.name.as_str()) } else { args.name.to_string() };
         text.replace("{{name}}", &name)
             .replace("{{handler}}", args.kind.handler())
+            .replace("{{runtime}}", args.kind.runtime().as_str())
+            .replace("{{cpu}}", &args.kind.cpu().to_string())
             .replace("{{memory}}", &args.kind.memory().to_string())
+            .replace("{{warm}}", args.kind.warm())
+            .replace("{{seen}}", args.kind.seen())
             .replace("{{build}}", build)
     };
     for (path, mode, text) in FOR_ALL.iter().chain(args.kind.files()) {
@@ -126,8 +160,11 @@ mod tests {
             let text = FOR_ALL[0]
                 .2
                 .replace("{{name}}", &yaml_text(name))
-                .replace("{{handler}}", "h")
-                .replace("{{memory}}", "64");
+                .replace("{{handler}}", "h.f")
+                .replace("{{runtime}}", "python")
+                .replace("{{cpu}}", "500")
+                .replace("{{memory}}", "64")
+                .replace("{{warm}}", Kind::Python.warm());
             let spec = flux_protocol::function::parse_yaml(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(spec.name.as_str(), name);
         }

@@ -149,7 +149,7 @@ pub(crate) fn judge(record: &Execution) -> Result<(), CliError> {
 fn failed(status: &str, failure: Option<&Failure>, id: &str) -> CliError {
     CliError::FunctionFailed {
         kind: failure.map_or(status, Failure::kind).to_owned(),
-        message: failure.map_or("the execution did not succeed", Failure::message).to_owned(),
+        message: failure.map_or_else(|| "the execution did not succeed".to_owned(), Failure::told_whole),
         execution_id: id.to_owned(),
     }
 }
@@ -163,6 +163,10 @@ async fn follow_to_the_end(cx: &Context, id: &str) -> Result<(), CliError> {
                 cx.out.json(&record);
             } else {
                 shown::note_dropped(cx.out, execution.output_dropped_bytes);
+                // What a handler returned is no output, and comes with the end.
+                if let Some(result) = record.get("result") {
+                    cx.out.line(result.to_string());
+                }
             }
             judge(&execution)
         }

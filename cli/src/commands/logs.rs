@@ -38,7 +38,7 @@ pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         let (status, kind) = (execution.shown_status(), error.kind());
         // `cancelled` is both.
         let why = if status == kind { status.to_owned() } else { format!("{status}: {kind}") };
-        cx.out.note(format!("{id} {why}: {}", error.message()));
+        cx.out.note(format!("{id} {why}: {}", error.told_whole()));
     }
     Ok(())
 }

@@ -56,8 +56,18 @@ fn show(cx: &Context, answer: &Value) -> Result<(), CliError> {
         cx.out.json(answer);
         return Ok(());
     }
-    let mut table =
-        Table::new(&["EXECUTION", "FUNCTION", "STATUS", ">VERSION", ">ATTEMPT", ">AGE", ">DURATION", "AGENT", "ERROR"]);
+    let mut table = Table::new(&[
+        "EXECUTION",
+        "FUNCTION",
+        "STATUS",
+        ">VERSION",
+        ">ATTEMPT",
+        ">AGE",
+        ">DURATION",
+        "START",
+        "AGENT",
+        "ERROR",
+    ]);
     for row in rows(answer, "executions") {
         let execution: Execution = cx.client.view(row)?;
         let duration = match execution.duration_ms.filter(|_| execution.is_terminal()) {
@@ -75,14 +85,22 @@ fn show(cx: &Context, answer: &Value) -> Result<(), CliError> {
             number(execution.attempt).into(),
             age(execution.queued_at).into(),
             duration.into(),
+            start(&execution).into(),
             execution.agent_id.as_deref().unwrap_or(NOTHING).into(),
             error
-                .map_or_else(String::new, |error| {
-                    format!("{}: {}", error.kind(), one_line(error.message(), ERROR_WIDTH))
-                })
+                .map_or_else(String::new, |error| format!("{}: {}", error.kind(), one_line(&error.told(), ERROR_WIDTH)))
                 .into(),
         ]);
     }
     table.print(cx.out);
     Ok(())
+}
+
+/// `warm`, `cold`, or how long a cold start took to load the handler.
+fn start(execution: &Execution) -> String {
+    match (execution.start.as_deref(), execution.init_ms) {
+        (Some("cold"), Some(ms)) if ms > 0.0 => format!("cold, {}", millis(ms)),
+        (Some(start), _) => start.to_owned(),
+        (None, _) => NOTHING.to_owned(),
+    }
 }

@@ -17,7 +17,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use flux_launcher::{
-    LauncherConfig,
+    LauncherConfig, UidRange,
     tree::{self, ChildEnv, ChildSpec, TreeEnd, TreeEvent},
 };
 use flux_runtime::{Settings, config::env, settings::Durability, telemetry};
@@ -30,6 +30,7 @@ use crate::{error::CliError, output::Output};
 
 mod api_key;
 mod data_dir;
+mod full_disk;
 mod guarded;
 mod identity;
 mod nats_server;
@@ -180,6 +181,10 @@ fn worker(
 ) -> ChildSpec {
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
+    launcher.runner_uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
+    launcher.listeners = vec![listen];
+    launcher.isolation_required = file.settings.agent.isolation_required;
+    launcher.servers = flux_agent::servers_of(&file.settings.queue.url);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
     worker.args.extend(["--listen".into(), listen.to_string().into()]);

@@ -17,7 +17,7 @@ use flux_store::SharedStore;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::time::Instant;
 
-use super::ready;
+use super::{full_disk, ready};
 use crate::{error::CliError, output::Output};
 
 /// A gateway with no agent would refuse the first calls; one is there within moments of its start.
@@ -53,6 +53,10 @@ pub(crate) fn serve(args: &ServeArgs, out: Output) -> Result<(), CliError> {
 fn read(path: &std::path::Path) -> anyhow::Result<Settings> {
     let text = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not what `flux up` wrote", path.display()))
+}
+
+fn data_dir(settings: &Settings) -> PathBuf {
+    settings.data_dir.clone().unwrap_or_default()
 }
 
 /// Connections and pipes are descriptors, and the usual soft limit is of another time.
@@ -109,6 +113,7 @@ impl Worker {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
+        core.spawn("full disk", full_disk::watch(data_dir(&settings), Arc::clone(&broker), core.clone()));
         if tokio::time::timeout(AGENT_WITHIN, seen).await.is_err() {
             tracing::warn!("the gateway has not heard from the agent yet");
         }

@@ -1,31 +1,12 @@
-#!/usr/bin/env node
 // {{name}}: greets whoever the payload names.
 //
-// The payload arrives on standard input. What is printed to standard output is the result if it is JSON; what is
-// printed to standard error is shown beside it. An exit status other than 0 is a failure.
+// The function is called with the payload (any JSON) and a context, and what it returns (any JSON) is the result. An exception is
+// a failure, with its stack. What is printed is shown as output. This module is loaded once; then its process serves call after
+// call and waits `keep_warm` seconds for the next, so clients and caches belong up here.
 'use strict';
 
-const fs = require('fs');
-
-function readPayload() {
-  const text = fs.readFileSync(0, 'utf8');
-  if (!text.trim()) return null;
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
-}
-
-async function handle(payload) {
+module.exports = async (payload, context) => {
   const name = typeof payload === 'string' ? payload : (payload?.name ?? 'world');
-  return { hello: name, attempt: Number(process.env.FLUX_ATTEMPT ?? 1) };
-}
-
-handle(readPayload()).then(
-  (result) => process.stdout.write(JSON.stringify(result)),
-  (error) => {
-    console.error(error);
-    process.exitCode = 1;
-  },
-);
+  console.log(`${context.executionId} greets ${name}`);
+  return { hello: name, attempt: context.attempt };
+};

@@ -1,27 +1,12 @@
-#!/usr/bin/env python3
 """{{name}}: greets whoever the payload names.
 
-The payload arrives on standard input. What is printed to standard output is the result if it is JSON; what is
-printed to standard error is shown beside it. An exit status other than 0 is a failure.
+`handler` is called with the payload (any JSON) and a context, and what it returns (any JSON) is the result. An exception is a
+failure, with its stack. What is printed is shown as output. This module is loaded once; then its process serves call after call
+and waits `keep_warm` seconds for the next, so clients and caches belong up here.
 """
 
-import json
-import os
-import sys
 
-
-def handle(payload):
+def handler(payload, context):
     name = payload.get("name", "world") if isinstance(payload, dict) else payload or "world"
-    return {"hello": name, "attempt": int(os.environ.get("FLUX_ATTEMPT", "1"))}
-
-
-def read_payload():
-    text = sys.stdin.read()
-    try:
-        return json.loads(text) if text.strip() else None
-    except ValueError:
-        return text
-
-
-if __name__ == "__main__":
-    json.dump(handle(read_payload()), sys.stdout)
+    print(f"{context.execution_id} greets {name}")
+    return {"hello": name, "attempt": context.attempt}

@@ -13,8 +13,8 @@ use std::{fmt::Write as _, time::Duration};
 
 use flux_protocol::{
     ErrorCode, FunctionName, FunctionSpec, PoolName,
-    agent::{AgentStatus, Budget},
-    function::{Isolation, PressureBehavior},
+    agent::{AgentStatus, Budget, Capabilities},
+    function::{Isolation, PressureBehavior, Runtime},
 };
 
 use crate::refusal::Refusal;
@@ -24,7 +24,7 @@ use crate::refusal::Refusal;
 pub(super) struct AgentRoom<'a> {
     pub pool: &'a PoolName,
     pub status: AgentStatus,
-    pub tiers: &'a [String],
+    pub capabilities: &'a Capabilities,
     pub total: Budget,
     pub free: Budget,
     /// Of the function in question.
@@ -42,7 +42,9 @@ pub(super) struct AgentRoom<'a> {
 pub(super) struct Summary {
     /// Agents of the pool that take work.
     pub online: u64,
-    /// Of those, the ones that have the function's tier.
+    /// Of those, the ones that have the function's tier, and what its network asks for.
+    pub with_tier: u64,
+    /// Of those, the ones that have its runtime.
     pub capable: u64,
     /// Of those, the ones whose whole budget could hold one execution.
     pub able: u64,
@@ -70,6 +72,7 @@ impl Summary {
         const MUCH: u64 = u32::MAX as u64;
         Self {
             online: 1,
+            with_tier: 1,
             capable: 1,
             able: 1,
             concurrency_now: MUCH,
@@ -99,6 +102,7 @@ pub(super) struct Mine {
 pub(super) enum Shortage {
     NoAgents,
     NoCapability,
+    NoRuntime,
     /// No agent's whole budget could hold it.
     NeverFits,
     Concurrency,
@@ -125,12 +129,23 @@ pub(super) fn tier_of(spec: &FunctionSpec) -> &'static str {
 }
 
 /// Whether an idle agent could run one.
-pub(super) fn can_run(spec: &FunctionSpec, tiers: &[String], total: Budget) -> bool {
-    has_tier(spec, tiers) && slots(total, spec) > 0
+pub(super) fn can_run(spec: &FunctionSpec, capabilities: &Capabilities, total: Budget) -> bool {
+    isolates(spec, capabilities) && capabilities.gives(spec.runtime) && slots(total, spec) > 0
 }
 
-fn has_tier(spec: &FunctionSpec, tiers: &[String]) -> bool {
-    tiers.is_empty() || tiers.iter().any(|has| has == tier_of(spec))
+/// Whether it has the tier, and gives the network.
+fn isolates(spec: &FunctionSpec, capabilities: &Capabilities) -> bool {
+    let (tier, tiers) = (tier_of(spec), &capabilities.tiers);
+    (tiers.is_empty() || tiers.iter().any(|has| has == tier)) && !capabilities.refuses.contains(&spec.network)
+}
+
+/// What most distributions call the package of a runtime.
+fn package_of(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Python => "python3",
+        Runtime::Node => "nodejs",
+        Runtime::Native | Runtime::Bash => "bash",
+    }
 }
 
 /// How many executions that need `spec`'s resources fit into a budget.
@@ -163,7 +178,11 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
             continue;
         }
         sum.online += 1;
-        if !has_tier(spec, agent.tiers) {
+        if !isolates(spec, agent.capabilities) {
+            continue;
+        }
+        sum.with_tier += 1;
+        if !agent.capabilities.gives(spec.runtime) {
             continue;
         }
         sum.capable += 1;
@@ -201,7 +220,8 @@ pub(super) fn decide(spec: &FunctionSpec, fleet: &Summary, mine: &Mine) -> Admis
         return by_pressure(Shortage::NoAgents, Admission::Refuse);
     }
     if fleet.capable == 0 {
-        return by_pressure(Shortage::NoCapability, Admission::Refuse);
+        let shortage = if fleet.with_tier == 0 { Shortage::NoCapability } else { Shortage::NoRuntime };
+        return by_pressure(shortage, Admission::Refuse);
     }
     if fleet.able == 0 {
         return by_pressure(Shortage::NeverFits, Admission::Refuse);
@@ -248,13 +268,13 @@ pub(super) fn not_picked_up(spec: &FunctionSpec, fleet: &Summary, mine_without_i
 /// The answer to the caller: what there is, in numbers, and what to do.
 pub(super) fn refusal(spec: &FunctionSpec, fleet: &Summary, mine: &Mine, shortage: Shortage) -> Refusal {
     let code = match shortage {
-        Shortage::NoAgents | Shortage::NoCapability => ErrorCode::NoAgents,
+        Shortage::NoAgents | Shortage::NoCapability | Shortage::NoRuntime => ErrorCode::NoAgents,
         Shortage::Concurrency => ErrorCode::AtConcurrency,
         Shortage::NeverFits | Shortage::Resources => ErrorCode::NoResources,
     };
     let mut refusal = Refusal::new(code, explain(&spec.name, spec, fleet, mine, shortage, Told::Refused));
     // What only another machine can change is not worth asking for again at once.
-    if matches!(shortage, Shortage::NeverFits | Shortage::NoCapability) {
+    if matches!(shortage, Shortage::NeverFits | Shortage::NoCapability | Shortage::NoRuntime) {
         refusal.retry_after = Some(Duration::from_secs(30));
     }
     refusal
@@ -298,9 +318,17 @@ pub(super) fn explain(
         ),
         Shortage::NoCapability => write!(
             text,
-            "none of the {} agents online has the isolation tier `{}` that `{name}` asks for; `flux agents` shows what each can give",
+            "none of the {} agents online can give what `{name}` asks for (isolation `{}`, network `{}`); `flux agents` shows what each lacks",
             fleet.online,
-            tier_of(spec)
+            tier_of(spec),
+            spec.network.as_str()
+        ),
+        Shortage::NoRuntime => write!(
+            text,
+            "none of the {} agents online has the runtime `{}` that `{name}` asks for: install it where an agent runs (for example the package `{}`) and start that agent again; `flux agents` shows what each has",
+            fleet.with_tier,
+            spec.runtime,
+            package_of(spec.runtime)
         ),
         Shortage::NeverFits => write!(
             text,

@@ -66,7 +66,7 @@ impl Gateway {
         let inner = &self.inner;
         inner.require_open()?;
         request.check()?;
-        let function = inner.functions.require_version(name, request.version).await?;
+        let function = inner.invocable(name, request.version).await?;
         function.require_code()?;
         inner.in_flight.require_room(name)?;
         let started = Instant::now();

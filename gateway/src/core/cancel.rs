@@ -1,10 +1,11 @@
 //! Ending an execution that is queued or running.
 //!
-//! What is queued is taken back: a removed message that no consumer ever delivered never ran. Otherwise every agent is told,
-//! and remembers it for a minute, since the delivery may be under way to one of them; and the table of cancelled
-//! executions, which agents read before any attempt after the first, covers messages whose place is not known. The
-//! cancel is confirmed when the agent that held it answers (its processes are gone then), or when its lease has ended
-//! and nobody answered: nobody will start it again.
+//! What is queued is taken back. That the queue never delivered it is not enough to say that it never ran: a queue that was
+//! killed may have forgotten a delivery, and the agent that got it goes on. So agents are asked in any case. Each answers
+//! that it holds it, or that it does not and will not start it for a minute, since the delivery may be under way to it; and
+//! the table of cancelled executions, which agents read before any attempt after the first, covers messages whose place is
+//! not known. The cancel is confirmed when every agent that may live has said that it does not hold it, or when the one
+//! that held it answers (its processes are gone then), or when its lease has ended and nobody answered.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An attempt that fails while it is being cancelled is followed by the next, which is then cancelled.
 const ATTEMPTS_CHASED: usize = 3;
-/// A confirmed cancel is answered once the record says so too, or after this.
+/// A cancel that an agent confirmed is answered once the record says so too, or after this.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the agents said to a cancel.
@@ -79,14 +80,15 @@ impl Gateway {
             return Err(already_terminal(&record));
         }
         let outcome = cancelled(REASON);
-        let taken_back = inner.take_back(&record).await? == Some(TakenBack::NeverDelivered);
-        if !taken_back && record.lane == Lane::Invoke {
+        if record.lane == Lane::Invoke {
             // The next attempt's message may be where the record does not say: the record may not tell of the last
             // attempt's end yet, a retry that was due was moved, and what was published again after a loss has its
             // new place in the record later. Before agents are asked: one that starts it after that reads this first.
+            // And before it is taken back: on a full disk a queue takes back what is there again after its death.
             inner.broker.put(Table::Cancelled, &id.to_string(), REASON.into()).await?;
         }
-        let answer = if taken_back || inner.nobody_holds(&record).await {
+        inner.take_back(&record).await?;
+        let answer = if inner.nobody_holds(&record, REASON).await {
             CancelAnswer::NobodyHolds
         } else {
             tokio::select! {
@@ -110,12 +112,22 @@ impl Gateway {
                 ));
             }
         }
-        // The first end that was recorded is the one, and it may be of before this.
-        match inner.settled(id).await {
+        // The first end that was recorded is the one, and it may be of before this. Where nobody holds it, only the record
+        // tells that it did not end by itself just before.
+        let within = if answer == CancelAnswer::NobodyHolds { PATIENCE } else { RECORDED_WITHIN };
+        match inner.settled(id, record.attempt, within).await {
+            Some(record) if !record.is_terminal() => Ok(None),
             Some(record) if record.outcome.as_ref().is_none_or(|end| end.status != OutcomeStatus::Cancelled) => {
                 Err(already_terminal(&record))
             }
             None if answer == CancelAnswer::EndedItself => Ok(None),
+            None if answer == CancelAnswer::NobodyHolds => Err(Refusal::new(
+                ErrorCode::DeadlineExceeded,
+                format!(
+                    "`{id}` runs nowhere and will not, but its end was not recorded within {} s; GET /executions/{id} tells whether it ended before it was cancelled",
+                    PATIENCE.as_secs()
+                ),
+            )),
             // Or said, and not recorded yet.
             Some(_) | None => Ok(Some(())),
         }
@@ -136,6 +148,9 @@ pub(super) fn queue_of(record: &ExecutionRecord) -> QueueName {
 
 impl Inner {
     /// Ends a call that nobody waits for any more: out of the queue, or off its agent.
+    ///
+    /// Here the queue's word is enough: a call lies in its memory, so that what was killed and forgot deliveries has lost
+    /// the call as well, and says so by its epoch.
     pub(super) async fn withdraw(self: &Arc<Self>, record: &ExecutionRecord, outcome: Outcome, recorded: bool) {
         let ended = match self.take_back(record).await {
             Ok(Some(TakenBack::NeverDelivered)) if !recorded => return,
@@ -250,14 +265,24 @@ impl Inner {
         }
     }
 
-    /// Whether every agent that is online has said that it does not hold an execution that was not seen running.
-    /// Its message is removed by now or its cancel is in the table, so none of them can start it later.
-    async fn nobody_holds(&self, record: &ExecutionRecord) -> bool {
+    /// Whether every agent there may be has said that it does not hold an execution that was not seen running, and will not
+    /// start it. Its message is removed by now or its cancel is in the table, so none of them gets it later than that minute.
+    async fn nobody_holds(&self, record: &ExecutionRecord, reason: &str) -> bool {
         if record.position.is_none() || record.phase == Phase::Running {
             return false;
         }
-        match self.ask_holds(&[record.execution_id]).await {
-            Ok(held) => held.by_nobody(record.execution_id, &self.agents_online()),
+        self.withdrawn_everywhere(record.execution_id, reason).await
+    }
+
+    /// The same of an execution whose message was taken back.
+    pub(super) async fn withdrawn_everywhere(&self, id: ExecutionId, reason: &str) -> bool {
+        // One that fell silent with the queue, or was not heard of yet, may come back and hold it: its lease has to end.
+        if self.fleet.may_have_silent() {
+            return false;
+        }
+        let online = self.agents_online();
+        match self.ask_withdrawn(id, reason, online.len()).await {
+            Ok(held) => held.by_nobody(id, &online),
             Err(_) => false,
         }
     }
@@ -289,13 +314,13 @@ impl Inner {
         })
     }
 
-    /// Waits shortly until the store has the end of an execution too.
-    async fn settled(&self, id: ExecutionId) -> Option<ExecutionRecord> {
-        let until = Instant::now() + RECORDED_WITHIN;
+    /// Waits until the store has the end of an execution too, or that another attempt follows this one.
+    async fn settled(&self, id: ExecutionId, attempt: u32, within: Duration) -> Option<ExecutionRecord> {
+        let until = Instant::now() + within;
         let mut pause = Duration::from_millis(2);
         while Instant::now() < until {
             if let Ok(Some(record)) = self.store.execution(id).await
-                && record.is_terminal()
+                && (record.is_terminal() || record.attempt > attempt)
             {
                 return Some(record);
             }

@@ -55,7 +55,7 @@ impl Gateway {
     ) -> Result<Vec<Redriven>, Refusal> {
         let inner = &self.inner;
         inner.require_open()?;
-        let function = inner.functions.require_version(name, version).await?;
+        let function = inner.invocable(name, version).await?;
         function.require_code()?;
         if let Some(sequence) = sequence {
             let letter = self.dead_letter(name, sequence).await?;

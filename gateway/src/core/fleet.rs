@@ -112,7 +112,7 @@ impl Fleet {
             AgentRoom {
                 pool: &beat.pool,
                 status: known.status(),
-                tiers: &beat.capabilities.tiers,
+                capabilities: &beat.capabilities,
                 total: beat.total,
                 free: beat.free,
                 calls: running.map_or(0, |running| running.calls),
@@ -151,7 +151,7 @@ impl Fleet {
         let with_room = pool.homes.of_queue(queue).filter(|id| {
             let Some(known) = view.agents.get(*id).filter(|known| !known.offline) else { return false };
             let beat = &known.heartbeat;
-            if !spec.is_none_or(|spec| can_run(spec, &beat.capabilities.tiers, beat.total)) {
+            if !spec.is_none_or(|spec| can_run(spec, &beat.capabilities, beat.total)) {
                 return false;
             }
             let has_room = beat.status == AgentStatus::Online && beat.free.tasks > 0;
@@ -176,7 +176,7 @@ impl Fleet {
     pub(super) fn may_have_silent(&self) -> bool {
         let view = self.view.borrow();
         let silent = view.agents.values().any(|known| known.offline && !known.forgotten);
-        silent || (view.agents.is_empty() && self.is_young())
+        silent || self.is_young()
     }
 
     /// Whether an agent runs the function now, as far as heartbeats say.

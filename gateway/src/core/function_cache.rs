@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ pub(super) struct Runnable {
     pub(super) version: FunctionVersion,
     call: QueueName,
     invoke: QueueName,
+    /// The queue's tables, which agents read, have this version.
+    published: AtomicBool,
     /// The fleet as this version sees it, with the generation of the view that it was made from.
     summary: Mutex<Option<(u64, Summary)>>,
 }
@@ -43,7 +45,21 @@ pub(super) struct Runnable {
 impl Runnable {
     pub(super) fn new(version: FunctionVersion) -> Self {
         let queue = |lane| QueueName::new(lane, version.spec.pool.clone(), version.spec.name.clone());
-        Self { call: queue(Lane::Call), invoke: queue(Lane::Invoke), summary: Mutex::new(None), version }
+        Self {
+            call: queue(Lane::Call),
+            invoke: queue(Lane::Invoke),
+            published: AtomicBool::new(false),
+            summary: Mutex::new(None),
+            version,
+        }
+    }
+
+    pub(super) fn is_published(&self) -> bool {
+        self.published.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_published(&self) {
+        self.published.store(true, Ordering::Release);
     }
 
     pub(super) fn spec(&self) -> &FunctionSpec {

@@ -8,11 +8,17 @@ use bytes::Bytes;
 use flux_artifacts::{ArtifactError, archive};
 use flux_broker::{BrokerError, Table};
 use flux_protocol::{
-    Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion, function::parse_yaml, limits, time::now,
+    Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion,
+    function::{Runtime, parse_yaml},
+    limits,
+    time::now,
 };
 use flux_store::{Deployed, Function, StoreError};
 
-use super::{Gateway, Inner, Published, function_cache::version_not_found};
+use super::{
+    Gateway, Inner, Published,
+    function_cache::{Runnable, version_not_found},
+};
 use crate::refusal::Refusal;
 
 /// The configuration inside an archive.
@@ -119,7 +125,8 @@ impl Gateway {
     }
 }
 
-/// The configuration that an archive is deployed with; the handler it names must be in it and runnable.
+/// The configuration that an archive is deployed with; the file that its handler names must be in it, and runnable where
+/// it is run by itself.
 fn check_archive(
     name: &FunctionName,
     registered: Option<FunctionSpec>,
@@ -157,8 +164,9 @@ fn check_archive(
             spec
         }
     };
-    let handler = spec.handler.as_str();
-    if !summary.has_file(handler) {
+    let entry = spec.entry();
+    let Some(handler) = entry.files.iter().find(|file| summary.has_file(file)) else {
+        let handler = entry.files.first().map_or(spec.handler.as_str(), String::as_str);
         let near = flux_protocol::suggest::nearest(handler, summary.files());
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return Err(Refusal::new(
@@ -166,8 +174,8 @@ fn check_archive(
             format!("the archive has no file `{handler}`, which is the handler of `{name}`{hint}"),
         )
         .with_field("handler"));
-    }
-    if !summary.is_executable(handler) {
+    };
+    if spec.runtime == Runtime::Native && !summary.is_executable(handler) {
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
             format!(
@@ -256,6 +264,45 @@ impl Inner {
                 "`{name}` is being changed by too many at once; it is stored, and agents learn it with the next change"
             ),
         ))
+    }
+
+    /// A version that an invocation may name: agents find it. What was stored while the queue was away, and nobody said since,
+    /// is said here.
+    pub(super) async fn invocable(&self, name: &FunctionName, version: Option<u32>) -> Result<Arc<Runnable>, Refusal> {
+        let function = self.functions.require_version(name, version).await?;
+        if function.is_published() {
+            return Ok(function);
+        }
+        let is_said = match version {
+            Some(version) => self.version_is_said(name, version).await?,
+            None => {
+                let entry = self.broker.get(Table::Functions, name.as_str()).await?;
+                let value = encode(&function.version)?;
+                entry.is_some_and(|entry| entry.value == value)
+            }
+        };
+        if !is_said {
+            self.publish_function(name).await?;
+            self.say_version(name, function.version.version).await?;
+            tracing::info!(function = %name, version = function.version.version, "a version that agents could not know was published");
+        }
+        function.set_published();
+        Ok(function)
+    }
+
+    async fn version_is_said(&self, name: &FunctionName, version: u32) -> Result<bool, BrokerError> {
+        Ok(self.broker.get(Table::Versions, &version_key(name, version)).await?.is_some())
+    }
+
+    /// Brings one version, current or not, to where agents find it. One that the store has not is left to them to refuse.
+    pub(super) async fn say_version(&self, name: &FunctionName, version: u32) -> Result<(), Refusal> {
+        if self.version_is_said(name, version).await? {
+            return Ok(());
+        }
+        if let Some(kept) = self.store.function_version(name, version).await? {
+            self.broker.put(Table::Versions, &version_key(name, version), encode(&kept)?).await?;
+        }
+        Ok(())
     }
 
     /// Puts back every kept version of a function that the queue lost, and its code.

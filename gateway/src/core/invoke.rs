@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use flux_broker::{BrokerError, TakenBack};
 use flux_protocol::{
-    ExecutionId, FunctionName, Invocation, Lane, Payload, execution::QueuePosition, subject::QueueName, time::now,
+    ErrorKind, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Payload, execution::QueuePosition,
+    subject::QueueName, time::now,
 };
 
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,6 +23,9 @@ use super::{
 };
 use crate::refusal::Refusal;
 
+/// What agents are told of an execution that did not become one.
+const NOT_ACCEPTED: &str = "it was not accepted: the store or the queue refused";
+
 impl Gateway {
     /// Accepts an invocation that runs on its own.
     ///
@@ -31,13 +35,19 @@ impl Gateway {
         let inner = &self.inner;
         inner.require_open()?;
         request.check()?;
-        let function = inner.functions.require_version(name, request.version).await?;
+        let function = inner.invocable(name, request.version).await?;
         function.require_code()?;
         let accepted = inner.accept(&function, request, None).await;
         let outcome = accepted.as_ref().map_or_else(|refusal| refusal.code.as_str(), |_| "accepted");
         metrics::counter!("flux_invokes_total", "outcome" => outcome).increment(1);
         accepted
     }
+}
+
+/// Whether it came to an agent though its request was refused, and was cancelled there: the same request may be made again.
+fn was_not_accepted(record: &ExecutionRecord) -> bool {
+    let error = record.outcome.as_ref().and_then(|outcome| outcome.error.as_ref());
+    error.is_some_and(|error| error.kind == ErrorKind::Cancelled && error.message == NOT_ACCEPTED)
 }
 
 impl Inner {
@@ -59,10 +69,12 @@ impl Inner {
             match self.claim(name, &key, body, id).await? {
                 Standing::Ours => break,
                 Standing::Theirs { execution_id, at } => {
-                    if self.store.execution(execution_id).await?.is_some() {
+                    let record = self.store.execution(execution_id).await?;
+                    let was_refused = record.as_ref().is_some_and(was_not_accepted);
+                    if record.is_some() && !was_refused {
                         return Ok(Accepted { execution_id, replayed: true });
                     }
-                    if self.is_orphaned(at) {
+                    if was_refused || self.is_orphaned(at) {
                         self.store.release_idempotency(name, &key, execution_id).await?;
                     } else {
                         // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
@@ -175,8 +187,9 @@ impl Inner {
         self.discard_payload(invocation);
         if let Some(position) = position {
             match self.broker.take_back(queue, &position).await {
-                Ok(TakenBack::NeverDelivered) => return true,
-                Ok(TakenBack::Delivered) | Err(BrokerError::Unsupported { .. }) => {}
+                // A queue that was killed meanwhile may have forgotten that it delivered it.
+                Ok(TakenBack::NeverDelivered) if self.withdrawn_everywhere(id, NOT_ACCEPTED).await => return true,
+                Ok(_) | Err(BrokerError::Unsupported { .. }) => {}
                 Err(error) => {
                     tracing::warn!(
                         execution_id = %id,
@@ -189,7 +202,7 @@ impl Inner {
         // It may be on its way to an agent: they remember a cancel. Behind the answer, since it takes a while.
         let inner = Arc::clone(self);
         self.tasks.spawn("give-up", async move {
-            let _ = inner.cancel_on_agents(id, "it was not accepted: the store or the queue refused", None).await;
+            let _ = inner.cancel_on_agents(id, NOT_ACCEPTED, None).await;
         });
         false
     }

@@ -80,6 +80,29 @@ impl Inner {
         Ok(all)
     }
 
+    /// Tells every agent that an execution's message was taken back. Done when as many answered as are expected.
+    pub(super) async fn ask_withdrawn(
+        &self,
+        id: ExecutionId,
+        reason: &str,
+        expected: usize,
+    ) -> Result<Held, BrokerError> {
+        let mut all = Held::default();
+        if expected == 0 {
+            return Ok(all);
+        }
+        let request = serde_json::to_vec(&ControlRequest::Withdrawn { execution_id: id, reason: reason.to_owned() })
+            .map_err(|error| BrokerError::refused("encode a question to agents", error))?;
+        let subject = subject::control_all().to_owned();
+        for answer in self.broker.ask_all(subject, request.into(), ANSWER_WITHIN, expected).await? {
+            if let Ok(ControlReply::Holds { agent_id, execution_ids }) = serde_json::from_slice(&answer.body) {
+                all.answered.insert(agent_id);
+                all.held.extend(execution_ids);
+            }
+        }
+        Ok(all)
+    }
+
     /// Called when the connection came back: as long as calls of an old stream wait, finds those that nobody runs.
     pub(super) async fn search_lost_calls(self: &Arc<Self>) {
         let began = Instant::now();

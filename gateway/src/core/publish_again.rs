@@ -171,6 +171,12 @@ impl Inner {
             ..kept.clone()
         };
         self.hot.heat(&queue).await?;
+        // What the queue lost may have been all that it had: agents must find the version that the message names.
+        if let Some(version) = next.version
+            && let Err(refusal) = self.say_version(&record.function, version).await
+        {
+            return Err(BrokerError::unavailable("put a version where agents find it", refusal));
+        }
         let stored = self.publish_patiently(&queue, message_of(&next)).await?;
         self.hot.tell_if_needed(&queue, 0, self.functions.known(&queue.function));
         metrics::counter!("flux_republished_total", "lane" => "invoke").increment(1);

@@ -75,8 +75,8 @@ fn plan_invoke(record: &ExecutionRecord, facts: &Facts) -> Action {
     }
     let gone = is_gone(record, facts);
     if record.phase != Phase::Running && is_overdue(record, facts.now) {
-        // An agent that got it checks its deadline too, and says so.
-        let with_an_agent = facts.delivered == Some(true) && !gone;
+        // An agent that got it checks its deadline too, and says so. A queue that was killed may have forgotten that one did.
+        let with_an_agent = (facts.delivered == Some(true) && !gone) || !facts.all_answered;
         return if with_an_agent { Action::Keep } else { Action::Expire };
     }
     if !gone || !facts.all_answered {
@@ -237,6 +237,7 @@ mod tests {
         let old = record(Lane::Invoke, Phase::Queued, OLD);
         assert_eq!(plan(&old, &facts()), Action::Expire);
         assert_eq!(plan(&old, &Facts { delivered: Some(true), ..facts() }), Action::Keep);
+        assert_eq!(plan(&old, &Facts { all_answered: false, ..facts() }), Action::Keep, "one may hold it");
         let mut late = record(Lane::Invoke, Phase::Queued, SILENT);
         late.deadline = Some(late.queued_at.plus(Duration::from_secs(1)));
         assert_eq!(plan(&late, &facts()), Action::Expire);

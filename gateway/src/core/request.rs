@@ -104,6 +104,8 @@ pub struct Redriven {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     pub queue: bool,
+    /// The queue stores what it is sent.
+    pub stores: bool,
     pub store: bool,
     pub draining: bool,
     pub durability: Durability,

@@ -20,7 +20,7 @@ use crate::refusal::Refusal;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// After an end was said: some gateway records it within moments.
-const LOOK_FIRST: Duration = Duration::from_millis(2);
+pub(super) const LOOK_FIRST: Duration = Duration::from_millis(2);
 
 fn place_of(places: &Arc<Semaphore>, what: &str, most: usize) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(places).try_acquire_owned().map_err(|_| {
@@ -73,8 +73,8 @@ impl Inner {
     }
 }
 
-/// The record as the store will have it. Where the status lies in the log is not known here, which only matters
-/// between two outcomes.
+/// The record as the store will have it, of a status that is no end: where it lies in the log is not known here, which
+/// only matters between two outcomes.
 pub(super) fn merged(record: ExecutionRecord, status: &StatusMessage) -> ExecutionRecord {
     merge_status(Some(record), status, u64::MAX).0
 }
@@ -106,7 +106,7 @@ pub(super) async fn next_terminal(statuses: &mut Subscription) -> StatusMessage 
 /// A status as it was heard, from a sender who may say it.
 fn status_in(signal: &Signal) -> Option<StatusMessage> {
     let status: StatusMessage = serde_json::from_slice(&signal.body).ok()?;
-    let sender = signal.subject.split('.').nth(2)?;
+    let sender = subject::sender(&signal.subject)?;
     if may_say(sender, &status) && signal.subject == subject::status(sender, status.execution_id) {
         return Some(status);
     }

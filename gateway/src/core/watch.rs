@@ -2,7 +2,8 @@
 //!
 //! Subscribe to the output and the statuses, then read the record, then ask the agent for what it has, then follow. A gap in
 //! the chunks' numbers (signals may be lost) is healed by asking again; a new attempt starts over at its first chunk; the
-//! outcome has the whole output, so whatever was missed is told before the end.
+//! outcome has the whole output, so whatever was missed is told before the end. The end is the record's: a signal that tells
+//! of one says when to look, since of two outcomes the log decides, and one may have been said that nobody will record.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     Gateway, Inner, WatchEvent, WatchFrom,
-    waiters::{merged, next_status},
+    waiters::{LOOK_FIRST, merged, next_status},
 };
 use crate::refusal::Refusal;
 
@@ -104,13 +105,14 @@ impl Follower {
         mut statuses: Subscription,
     ) -> Result<(), Gone> {
         let mut look_after = LOOK_AFTER;
+        let mut end_was_said = false;
         let mut connection = self.inner.broker.connection();
         connection.mark_unchanged();
         loop {
             if record.is_terminal() {
                 return self.end(record).await;
             }
-            if record.phase == Phase::Running {
+            if record.phase == Phase::Running && !end_was_said {
                 self.heal().await?;
             }
             let looked = tokio::time::sleep(look_after);
@@ -130,6 +132,12 @@ impl Follower {
                         if status.agent_id.is_some() {
                             self.agent.clone_from(&status.agent_id);
                         }
+                        end_was_said = status.is_terminal();
+                        if end_was_said {
+                            look_after = LOOK_FIRST;
+                            looked.as_mut().reset(Instant::now() + LOOK_FIRST);
+                            continue;
+                        }
                         record = merged(record, &status);
                         look_after = LOOK_AFTER;
                         break;
@@ -146,7 +154,7 @@ impl Follower {
                             }
                             record = read;
                         }
-                        look_after = (look_after * 2).min(LOOK_AT_LEAST_EVERY);
+                        look_after = (look_after * 2).min(if end_was_said { LOOK_AFTER } else { LOOK_AT_LEAST_EVERY });
                         break;
                     }
                     () = self.events.closed() => return Err(Gone),

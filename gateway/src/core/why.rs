@@ -96,8 +96,11 @@ fn explain_execution(record: &ExecutionRecord, seen: &Seen) -> (&'static str, St
     if fleet.online == 0 {
         return ("no_agents", said(Shortage::NoAgents));
     }
-    if fleet.capable == 0 {
+    if fleet.with_tier == 0 {
         return ("no_capability", said(Shortage::NoCapability));
+    }
+    if fleet.capable == 0 {
+        return ("no_capability", said(Shortage::NoRuntime));
     }
     if fleet.able == 0 {
         return ("no_resources", said(Shortage::NeverFits));
@@ -171,6 +174,7 @@ mod tests {
     fn roomy() -> Summary {
         Summary {
             online: 1,
+            with_tier: 1,
             capable: 1,
             able: 1,
             concurrency_now: 2,
@@ -192,7 +196,7 @@ mod tests {
         let reason = |record: &ExecutionRecord, seen: &Seen| explain_execution(record, seen).0;
         assert_eq!(reason(&queued, &seen(roomy())), "queued_behind_others");
         assert_eq!(reason(&queued, &seen(Summary::default())), "no_agents");
-        assert_eq!(reason(&queued, &seen(Summary { capable: 0, able: 0, ..roomy() })), "no_capability");
+        assert_eq!(reason(&queued, &seen(Summary { with_tier: 0, capable: 0, able: 0, ..roomy() })), "no_capability");
         assert_eq!(reason(&queued, &seen(Summary { able: 0, ..roomy() })), "no_resources");
         assert_eq!(reason(&queued, &seen(Summary { running: 2, ..roomy() })), "at_concurrency");
         assert_eq!(reason(&queued, &seen(Summary { slots_free: 0, ..roomy() })), "no_resources");

@@ -116,6 +116,10 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
     if takes_input {
         add("400", "invalid_request");
     }
+    add("431", "head_too_large");
+    if operation.request_body.is_some() || path.starts_with("/fn/") {
+        add("408", "request_timeout");
+    }
     if path.starts_with("/fn/") {
         add("404", "function_not_found");
         add("413", "payload_too_large");

@@ -1,7 +1,7 @@
 //! A socket that is patient, but not for ever: a peer that stops reading its response for
 //! [`HTTP_WRITE_STALL`](flux_protocol::limits::HTTP_WRITE_STALL) loses its connection. hyper bounds how long a head
 //! may take to come in; nothing there bounds how long a response may take to go out. And a head that took too long hyper
-//! ends without a word: [`Wire`] has them.
+//! ends without a word, one that it cannot take with a status alone: [`Wire`] has the words.
 
 use std::{
     future::Future as _,
@@ -21,6 +21,8 @@ use tokio::{
     net::TcpStream,
     time::Sleep,
 };
+
+use super::refused;
 
 /// What is known of a connection beside hyper, and what is to be said when it ends.
 #[derive(Debug, Default)]
@@ -49,10 +51,31 @@ impl Wire {
     }
 }
 
+/// What is written in the place of something that hyper says.
+struct Instead {
+    words: Bytes,
+    of_bytes: usize,
+}
+
+/// The status with which hyper refuses a head by itself. All that the routes answer has a request id.
+fn refused_by_hyper(head: &[u8]) -> Option<u16> {
+    const LINE: &[u8] = b"HTTP/1.1 ";
+    const LARGEST: usize = 256;
+    let status = head.strip_prefix(LINE)?.get(..3)?;
+    let is_ours = || head.windows(REQUEST_ID.len()).any(|window| window.eq_ignore_ascii_case(REQUEST_ID));
+    if status.first() != Some(&b'4') || head.len() > LARGEST || !head.ends_with(b"\r\n\r\n") || is_ours() {
+        return None;
+    }
+    std::str::from_utf8(status).ok()?.parse().ok()
+}
+
+const REQUEST_ID: &[u8] = b"x-request-id";
+
 pub(super) struct Patient<S: LastWords> {
     inner: S,
     wire: Arc<Wire>,
     patience: Duration,
+    instead: Option<Instead>,
     /// Runs while a write waits for the peer. Made only then: most connections never wait.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -79,7 +102,7 @@ impl<S: LastWords> Drop for Patient<S> {
 
 impl<S: LastWords> Patient<S> {
     pub(super) fn new(inner: S, wire: Arc<Wire>, patience: Duration) -> Self {
-        Self { inner, wire, patience, stalled: None }
+        Self { inner, wire, patience, instead: None, stalled: None }
     }
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, progress: Poll<Result<T>>) -> Poll<Result<T>> {
@@ -104,8 +127,31 @@ impl<S: AsyncRead + LastWords + Unpin> AsyncRead for Patient<S> {
     }
 }
 
+impl<S: AsyncWrite + LastWords + Unpin> Patient<S> {
+    /// Says more than hyper's bare status, where `said` is one. `None`: it is not.
+    fn say_more(&mut self, cx: &mut Context<'_>, said: &[u8]) -> Option<Poll<Result<usize>>> {
+        if self.instead.is_none() {
+            let words = refused_by_hyper(said).and_then(refused::of_a_head)?;
+            self.instead = Some(Instead { words, of_bytes: said.len() });
+        }
+        let instead = self.instead.as_mut()?;
+        while !instead.words.is_empty() {
+            match Pin::new(&mut self.inner).poll_write(cx, &instead.words) {
+                Poll::Ready(Ok(0)) => return Some(Poll::Ready(Err(ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(written)) => drop(instead.words.split_to(written)),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead.take().map(|instead| Poll::Ready(Ok(instead.of_bytes)))
+    }
+}
+
 impl<S: AsyncWrite + LastWords + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+        if let Some(progress) = self.say_more(cx, buf) {
+            return self.judge(cx, progress);
+        }
         let progress = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.wire.asked.store(false, Ordering::Relaxed);
         self.judge(cx, progress)
@@ -116,6 +162,11 @@ impl<S: AsyncWrite + LastWords + Unpin> AsyncWrite for Patient<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
+        if let [only] = bufs
+            && let Some(progress) = self.say_more(cx, only)
+        {
+            return self.judge(cx, progress);
+        }
         let progress = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.wire.asked.store(false, Ordering::Relaxed);
         self.judge(cx, progress)
@@ -143,6 +194,24 @@ mod tests {
 
     impl LastWords for tokio::io::DuplexStream {
         fn say(&self, _: &[u8]) {}
+    }
+
+    #[test]
+    fn what_hyper_says_by_itself_is_known() {
+        let said: &[(&str, Option<u16>)] = &[
+            (
+                "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                Some(431),
+            ),
+            ("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n", Some(400)),
+            ("HTTP/1.1 404 Not Found\r\nx-request-id: a\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", None),
+            ("HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", None),
+            ("the middle of a body", None),
+        ];
+        for (bytes, status) in said {
+            assert_eq!(refused_by_hyper(bytes.as_bytes()), *status, "{bytes}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use flux_protocol::ErrorCode;
+use flux_protocol::{ErrorCode, limits};
 
 use super::{request_id::RequestId, wire::error::ErrorBody};
 use crate::refusal::Refusal;
@@ -61,6 +61,20 @@ pub(super) fn by_hand(refusal: &Refusal) -> Bytes {
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{retry}x-request-id: {id}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     ))
+}
+
+/// The same, of a head that hyper could not take and answered with this status.
+pub(super) fn of_a_head(status: u16) -> Option<Bytes> {
+    let refusal = match status {
+        414 | 431 => {
+            let (kib, headers) = (limits::HTTP_HEAD_BYTES / 1024, limits::HTTP_HEADERS);
+            let message = format!("the head of the request has more than {kib} KiB, or more than {headers} headers");
+            Refusal::new(ErrorCode::HeadTooLarge, message)
+        }
+        400 => Refusal::new(ErrorCode::InvalidRequest, "what came is not the head of an HTTP request"),
+        _ => return None,
+    };
+    Some(by_hand(&refusal))
 }
 
 fn log(refusal: &Refusal, request_id: &RequestId) {

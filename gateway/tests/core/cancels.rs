@@ -1,13 +1,19 @@
 //! Cancel: queued, running, waiting for a retry, terminal, unknown.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flux_broker::{Queue as _, Table, Tables as _};
-use flux_protocol::{ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, PoolName, subject::QueueName};
+use flux_protocol::{
+    ErrorCode, ErrorKind, ExecutionId, Lane, OutcomeStatus, Phase, PoolName, limits::HEARTBEAT_EVERY,
+    subject::QueueName,
+};
 use tokio::sync::Notify;
 
 use crate::{
-    fake_agent::Act,
+    fake_agent::{Act, Job},
     flaky_store::FlakyStore,
     world::{World, deploy, ended, eventually, knows, name, payload},
 };
@@ -46,6 +52,59 @@ async fn what_runs_is_ended_by_its_agent() {
     assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
     let record = ended(&world, accepted.execution_id).await;
     assert_eq!(record.outcome.unwrap().status, OutcomeStatus::Cancelled);
+}
+
+/// A `nats-server` that is killed may have forgotten that it delivered what an agent runs since.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_ended_also_where_the_queue_forgot_that_it_delivered_it() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    let never = Arc::new(Notify::new());
+    let agent = world.agent("a", move |_| Act::Hold(Arc::clone(&never))).await;
+    knows(&gateway, &[&agent]).await;
+    // So that the record does not tell either.
+    store.set_records_nothing(true);
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    agent.until("it runs", |agent| agent.running().len() == 1).await;
+    world.broker.forget_deliveries();
+    assert_eq!(gateway.execution(id).await.unwrap().phase, Phase::Queued);
+    gateway.cancel(id).await.unwrap();
+    assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
+    store.set_records_nothing(false);
+    assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Cancelled);
+}
+
+/// The same where its agent is not back from the queue's death yet, and the other one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_does_not_answer_is_waited_for_before_a_cancel_is_confirmed() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let (started, gateway) = (Instant::now(), world.gateway_over(store.clone()).await);
+    deploy(&gateway, "f", "").await;
+    let hold = || {
+        let never = Arc::new(Notify::new());
+        move |_: &Job| Act::Hold(Arc::clone(&never))
+    };
+    let agents = [world.agent("a", hold()).await, world.agent("b", hold()).await];
+    knows(&gateway, &[&agents[0], &agents[1]]).await;
+    // Before that it believes no answers, since there may be agents that it has not heard of.
+    eventually("it knows all there may be", || async { started.elapsed() > 2 * HEARTBEAT_EVERY }).await;
+    store.set_records_nothing(true);
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    eventually("it runs", || async { agents.iter().any(|agent| agent.running() == [id]) }).await;
+    let holder = usize::from(agents[0].running().is_empty());
+    let (holder, other) = (&agents[holder], &agents[1 - holder]);
+    holder.set_deaf(true);
+    world.broker.forget_deliveries();
+    let back = async {
+        other.until("the other one was asked", |other| other.refuses(id)).await;
+        holder.set_deaf(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), back);
+    cancelled.unwrap();
+    assert!(holder.running().is_empty(), "its processes are gone when the cancel is answered");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,10 +159,14 @@ async fn what_failed_and_is_not_recorded_yet_is_cancelled_for_its_next_attempt_t
     let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
     agent.until("it failed", |agent| agent.taken().len() == 1 && agent.running().is_empty()).await;
     assert_eq!(gateway.execution(id).await.unwrap().status_text(), "running", "its failure is not recorded");
-    gateway.cancel(id).await.unwrap();
-    let kept = world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap();
-    assert!(kept.is_some(), "agents read it before they start the next attempt");
-    store.set_records_nothing(false);
+    let recorded = async {
+        let kept = || async { world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some() };
+        eventually("agents can read it before they start the next attempt", kept).await;
+        store.set_records_nothing(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), recorded);
+    cancelled.unwrap();
+    assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Cancelled);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,9 +183,11 @@ async fn what_succeeded_and_is_not_recorded_yet_is_not_called_cancelled() {
     let refused = store.refused();
     eventually("the recorder has tried", || async { store.refused() > refused }).await;
     let end = async {
-        // While the cancel waits for what is recorded first.
+        // While the cancel waits for what is recorded first, however long that takes.
+        let begun = Instant::now();
         eventually("the cancel is published", || async {
             world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some()
+                && begun.elapsed() > Duration::from_secs(5)
         })
         .await;
         store.set_records_nothing(false);

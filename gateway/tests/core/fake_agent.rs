@@ -5,7 +5,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,8 +20,8 @@ use flux_protocol::{
     AgentId, ErrorKind, ExecutionError, ExecutionId, Invocation, Lane, Outcome, OutcomeStatus, OutputLog, Phase,
     PoolName, StatusMessage, Stream,
     agent::{
-        AgentStatus, Budget, CancelReply, Capabilities, ControlReply, ControlRequest, Heartbeat, NodeStatus,
-        OutputMessage, RunningCount,
+        AgentStatus, Budget, CancelReply, CancelRequest, Capabilities, ControlReply, ControlRequest, Heartbeat,
+        NodeStatus, OutputMessage, RunningCount,
     },
     limits,
     output::OutputCollector,
@@ -78,6 +81,7 @@ struct Inner {
     changed: Notify,
     tasks: TaskTracker,
     killed: CancellationToken,
+    deaf: AtomicBool,
     /// Versions' `retry.max_attempts`, which a real agent reads from the function.
     max_attempts: u32,
 }
@@ -87,7 +91,8 @@ struct State {
     running: HashMap<ExecutionId, Held>,
     pulling: HashSet<QueueName>,
     taken: Vec<(ExecutionId, u32)>,
-    remembered_cancels: HashSet<ExecutionId>,
+    /// With their reasons.
+    remembered_cancels: HashMap<ExecutionId, String>,
 }
 
 struct Held {
@@ -114,6 +119,7 @@ impl FakeAgent {
             changed: Notify::new(),
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
+            deaf: AtomicBool::new(false),
             max_attempts,
         });
         let agent = Self { inner };
@@ -124,11 +130,19 @@ impl FakeAgent {
         let listening = agent.clone();
         agent.spawn(async move {
             loop {
-                tokio::select! {
-                    Some(signal) = cancels.next() => listening.cancel(&signal.subject, signal.reply_to).await,
-                    Some(signal) = control.next() => listening.answer(&signal.body, signal.reply_to).await,
-                    Some(signal) = control_all.next() => listening.answer(&signal.body, signal.reply_to).await,
+                let (cancel, signal) = tokio::select! {
+                    Some(signal) = cancels.next() => (true, signal),
+                    Some(signal) = control.next() => (false, signal),
+                    Some(signal) = control_all.next() => (false, signal),
                     else => return,
+                };
+                if listening.inner.deaf.load(Ordering::SeqCst) {
+                    continue;
+                }
+                if cancel {
+                    listening.cancel(&signal.subject, &signal.body, signal.reply_to).await;
+                } else {
+                    listening.answer(&signal.body, signal.reply_to).await;
                 }
             }
         });
@@ -170,6 +184,16 @@ impl FakeAgent {
         self.inner.killed.cancel();
     }
 
+    /// Whether signals pass it by, as while its connection is not back yet. It still says that it lives.
+    pub(crate) fn set_deaf(&self, deaf: bool) {
+        self.inner.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// Whether it would not start this execution any more.
+    pub(crate) fn refuses(&self, id: ExecutionId) -> bool {
+        self.inner.state.lock().remembered_cancels.contains_key(&id)
+    }
+
     /// Executions that it has taken from the queue, with the attempt, in order.
     pub(crate) fn taken(&self) -> Vec<(ExecutionId, u32)> {
         self.inner.state.lock().taken.clone()
@@ -208,7 +232,7 @@ impl FakeAgent {
                     Some(at) => at,
                     None => {
                         let function = held.queue.function.clone();
-                        running.push(RunningCount { function, calls: 0, invokes: 0 });
+                        running.push(RunningCount { function, calls: 0, invokes: 0, warm: 0 });
                         running.len() - 1
                     }
                 };
@@ -291,7 +315,7 @@ impl FakeAgent {
             state.taken.push((id, attempt));
             let held = Held { queue: queue.clone(), attempt, cancel: Arc::clone(&cancel), output: Arc::clone(&output) };
             state.running.insert(id, held);
-            state.remembered_cancels.contains(&id)
+            state.remembered_cancels.contains_key(&id)
         };
         self.inner.changed.notify_waiters();
         let agent = self.clone();
@@ -373,7 +397,8 @@ impl FakeAgent {
         };
         let mut outcome = outcome;
         if cancelled {
-            let error = ExecutionError::new(ErrorKind::Cancelled, "cancelled");
+            let reason = self.inner.state.lock().remembered_cancels.get(&job.id).cloned().unwrap_or_default();
+            let error = ExecutionError::new(ErrorKind::Cancelled, reason);
             outcome = Outcome::without_process(OutcomeStatus::Cancelled, error);
         }
         let failed = outcome.status == OutcomeStatus::Failed;
@@ -466,11 +491,13 @@ impl FakeAgent {
         self.exit(job, 0, &[(Stream::Stdout, vec![b'x'; bytes].into())]).await
     }
 
-    async fn cancel(&self, heard_on: &str, reply_to: Option<String>) {
+    async fn cancel(&self, heard_on: &str, body: &[u8], reply_to: Option<String>) {
         let Some(id) = subject::execution_of_cancel(heard_on) else { return };
+        let CancelRequest { reason } = serde_json::from_slice(body).unwrap();
         let held = {
             let mut state = self.inner.state.lock();
-            state.remembered_cancels.insert(id);
+            state.remembered_cancels.insert(id, reason);
+            self.inner.changed.notify_waiters();
             state.running.get(&id).map(|held| Arc::clone(&held.cancel))
         };
         let Some(cancel) = held else { return };
@@ -488,7 +515,7 @@ impl FakeAgent {
     async fn answer(&self, body: &[u8], reply_to: Option<String>) {
         let (Ok(request), Some(reply_to)) = (serde_json::from_slice::<ControlRequest>(body), reply_to) else { return };
         let reply = {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
             match request {
                 ControlRequest::Tail { execution_id } => match state.running.get(&execution_id) {
                     Some(held) => ControlReply::Tail { attempt: held.attempt, output: held.output.lock().log() },
@@ -498,6 +525,15 @@ impl FakeAgent {
                     agent_id: self.inner.id.clone(),
                     execution_ids: execution_ids.into_iter().filter(|id| state.running.contains_key(id)).collect(),
                 },
+                ControlRequest::Withdrawn { execution_id, reason } => {
+                    let held = state.running.contains_key(&execution_id);
+                    if !held {
+                        state.remembered_cancels.insert(execution_id, reason);
+                        self.inner.changed.notify_waiters();
+                    }
+                    let execution_ids = Vec::from_iter(held.then_some(execution_id));
+                    ControlReply::Holds { agent_id: self.inner.id.clone(), execution_ids }
+                }
                 _ => ControlReply::Ok { agent_id: self.inner.id.clone() },
             }
         };
@@ -523,6 +559,7 @@ fn success(output: &[u8]) -> Outcome {
         output: collector.finish(),
         output_ref: None,
         duration_ms: Duration::from_millis(1).into(),
+        start: None,
         usage: flux_protocol::Usage::default(),
         will_retry: false,
     }

@@ -16,12 +16,15 @@ use flux_protocol::{
 use flux_store::{
     Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SharedStore, StatusUpdate, Store, StoreError,
 };
+use tokio::sync::Notify;
 
 pub(crate) struct FlakyStore {
     inner: SharedStore,
     away: AtomicBool,
     /// Nothing is recorded; everything else works.
     records_nothing: AtomicBool,
+    /// What is accepted is refused, once this is notified.
+    accepts_nothing: Mutex<Option<Arc<Notify>>>,
     refused: AtomicU32,
     unreadable: Mutex<Option<FunctionName>>,
 }
@@ -32,6 +35,7 @@ impl FlakyStore {
             inner: Arc::clone(inner),
             away: AtomicBool::new(false),
             records_nothing: AtomicBool::new(false),
+            accepts_nothing: Mutex::default(),
             refused: AtomicU32::new(0),
             unreadable: Mutex::default(),
         })
@@ -48,6 +52,11 @@ impl FlakyStore {
 
     pub(crate) fn set_records_nothing(&self, nothing: bool) {
         self.records_nothing.store(nothing, Ordering::SeqCst);
+    }
+
+    /// Refuses each record of what is accepted: once the notification comes, so that what is published meanwhile can run.
+    pub(crate) fn accept_nothing_after(&self, notified: Option<Arc<Notify>>) {
+        *self.accepts_nothing.lock().unwrap() = notified;
     }
 
     /// Calls that found it away.
@@ -88,6 +97,16 @@ macro_rules! delegate {
                 store.record(updates).await
             }
 
+            async fn insert_queued(&self, record: ExecutionRecord) -> Result<(), StoreError> {
+                let store = self.there()?;
+                let nothing = self.accepts_nothing.lock().unwrap().clone();
+                if let Some(notified) = nothing {
+                    notified.notified().await;
+                    return Err(self.refuse());
+                }
+                store.insert_queued(record).await
+            }
+
             async fn close(&self) {
                 self.inner.close().await;
             }
@@ -105,7 +124,6 @@ delegate! {
     fn functions(&self, prefix: &str, cursor: Option<&FunctionName>, limit: usize) -> Vec<FunctionVersion>;
     fn delete_function(&self, name: &FunctionName) -> bool;
     fn digests(&self) -> Vec<Digest>;
-    fn insert_queued(&self, record: ExecutionRecord) -> ();
     fn execution(&self, id: ExecutionId) -> Option<ExecutionRecord>;
     fn executions(&self, filter: &ExecutionFilter) -> Vec<ExecutionRecord>;
     fn open_executions(&self, before: Timestamp, after: Option<ExecutionId>, limit: usize) -> Vec<ExecutionRecord>;

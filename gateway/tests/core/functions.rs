@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flux_broker::{Blobs as _, Table, Tables as _, memory::MemoryBroker};
+use flux_gateway::core::InvokeRequest;
 use flux_protocol::{ErrorCode, FunctionVersion, function::parse_yaml, subject};
 use flux_testkit::{File, archive};
 
@@ -124,4 +125,31 @@ async fn a_pool_that_is_not_served_is_refused() {
     let refusal = gateway.register(parse_yaml("name: f\nhandler: run\npool: gpu").unwrap()).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::InvalidFunction);
     assert_eq!(refusal.details["field"], "pool");
+}
+
+/// A deployment that the queue did not take is in the store, and from then on what gateways name; agents must find it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_the_queue_missed_is_there_before_it_is_named() {
+    let world = World::new().await;
+    let (gateway, other) = (world.gateway().await, world.gateway().await);
+    deploy(&gateway, "f", "").await;
+    for (version, gateway) in [(2, &gateway), (3, &other)] {
+        world.broker.fail_table_puts(1);
+        let another = archive(&[File::executable("run", format!("#!/bin/sh\necho {version}\n"))]);
+        let refusal = gateway.deploy(&name("f"), another.into()).await.unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::QueueUnavailable);
+    }
+    let said = |version: u32| {
+        let broker = Arc::clone(&world.broker);
+        async move { broker.get(Table::Versions, &format!("f.{version}")).await.unwrap().is_some() }
+    };
+    assert!(!said(2).await && !said(3).await);
+    // Which gateway is asked makes no difference, nor whether it is the current version.
+    other.invoke(&name("f"), InvokeRequest { version: Some(2), ..payload("") }).await.unwrap();
+    assert!(said(2).await);
+    gateway.invoke(&name("f"), payload("")).await.unwrap();
+    assert!(said(3).await);
+    let current = world.broker.get(Table::Functions, "f").await.unwrap().unwrap();
+    let current: FunctionVersion = serde_json::from_slice(&current.value).unwrap();
+    assert_eq!(current.version, 3, "direct publishes mean it too");
 }

@@ -1,12 +1,14 @@
 //! `Idempotency-Key`, sync and not.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use flux_protocol::{Digest, ErrorCode, ExecutionId, OutcomeStatus, Timestamp, time::now};
 use flux_store::Claim;
+use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
+    flaky_store::FlakyStore,
     world::{World, deploy, ended, keyed, knows, name},
 };
 
@@ -126,4 +128,32 @@ async fn a_key_that_a_dead_gateway_claimed_is_no_promise() {
     let accepted = gateway.invoke(&function, keyed("x", "k")).await.unwrap();
     assert_ne!(accepted.execution_id, gone, "nobody would ever run that one");
     assert_eq!(ended(&world, accepted.execution_id).await.outcome.unwrap().output.to_text(), "ran");
+}
+
+/// What was published and then refused can be with an agent already, which is told to end it. The key is for another try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_refused_after_an_agent_had_it_can_be_made_again() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    let (agent, end) = world.agent_that_holds(4).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let refuse = Arc::new(Notify::new());
+    store.accept_nothing_after(Some(Arc::clone(&refuse)));
+    let function = name("f");
+    let runs = async {
+        agent.until("it runs", |agent| agent.running().len() == 1).await;
+        refuse.notify_one();
+    };
+    let (refused, ()) = tokio::join!(gateway.invoke(&function, keyed("x", "k")), runs);
+    assert_eq!(refused.unwrap_err().code, ErrorCode::StoreUnavailable);
+    store.accept_nothing_after(None);
+    let (first, _) = agent.taken()[0];
+    assert_eq!(ended(&world, first).await.status_text(), "cancelled");
+    let second = gateway.invoke(&function, keyed("x", "k")).await.unwrap();
+    assert!(!second.replayed && second.execution_id != first, "{second:?}");
+    agent.until("it runs again", |agent| agent.running().len() == 1).await;
+    end.notify_one();
+    assert_eq!(ended(&world, second.execution_id).await.status_text(), "success");
 }

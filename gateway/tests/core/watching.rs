@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use flux_gateway::core::{WatchEvent, WatchFrom};
-use flux_protocol::{ErrorCode, ExecutionId};
+use flux_protocol::{
+    ErrorCode, ErrorKind, ExecutionError, ExecutionId, Outcome, OutcomeStatus, Phase, StatusMessage, time::now,
+};
+use flux_store::StatusUpdate;
 use futures::{StreamExt as _, stream::BoxStream};
 use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
-    world::{World, deploy, ended, name, payload},
+    flaky_store::FlakyStore,
+    world::{World, deploy, ended, eventually, name, payload},
 };
 
 async fn next(events: &mut BoxStream<'static, WatchEvent>) -> WatchEvent {
@@ -90,4 +94,49 @@ async fn a_finished_execution_is_replayed_from_its_record() {
     assert_eq!(bytes, 300_000 - 2 * flux_protocol::limits::OUTPUT_CHUNK);
     let unknown = gateway.watch(ExecutionId::new(), WatchFrom::default()).await.err().unwrap();
     assert_eq!(unknown.code, ErrorCode::ExecutionNotFound);
+}
+
+/// Another outcome lies before it in the log, such as of an attempt whose agent was taken for dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_is_the_one_that_was_recorded_and_not_the_one_that_was_said() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    let (agent, end) = world.agent_that_holds(1).await;
+    let id = gateway.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    agent.until("it runs", |agent| agent.running().len() == 1).await;
+    store.set_records_nothing(true);
+    let mut events = gateway.watch(id, WatchFrom::default()).await.unwrap();
+    end.notify_one();
+    // From here on its success has been said.
+    let refused = store.refused();
+    agent.until("it ended", |agent| agent.running().is_empty()).await;
+    eventually("the recorder has tried", || async { store.refused() > refused }).await;
+    let record = world.store.execution(id).await.unwrap().unwrap();
+    let outcome =
+        Outcome::without_process(OutcomeStatus::Cancelled, ExecutionError::new(ErrorKind::Cancelled, "first"));
+    let status = StatusMessage {
+        execution_id: id,
+        function: record.function.clone(),
+        version: record.version,
+        attempt: 1,
+        lane: record.lane,
+        pool: record.pool.clone(),
+        phase: Phase::Ended,
+        agent_id: None,
+        queued_at: record.queued_at,
+        started_at: None,
+        at: now(),
+        deadline: None,
+        traceparent: None,
+        outcome: Some(outcome),
+        invocation: None,
+        notes: Vec::new(),
+    };
+    world.store.record(vec![StatusUpdate { status, sequence: 1 }]).await.unwrap();
+    match next(&mut events).await {
+        WatchEvent::End(record) => assert_eq!(record.status_text(), "cancelled"),
+        WatchEvent::Output { chunk, .. } => panic!("nothing was printed: {chunk:?}"),
+    }
 }

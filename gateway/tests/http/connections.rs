@@ -86,10 +86,22 @@ async fn a_head_that_is_too_large_is_refused() {
     let mut wire = flux.connect().await;
     let headers: String = (0..101).map(|n| format!("X-{n}: y\r\n")).collect();
     wire.send(&head("GET", "/health", &headers)).await;
-    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 431"));
+    let answer = wire.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 431") && answer.contains("\"code\":\"head_too_large\""), "{answer}");
+    assert!(answer.contains("\r\nx-request-id: req-"), "{answer}");
     let mut wire = flux.connect().await;
     wire.send(&head("GET", "/health", &format!("X-Large: {}\r\n", "y".repeat(70 * 1024)))).await;
-    assert!(wire.until("\r\n\r\n").await.starts_with("HTTP/1.1 431"));
+    let answer = wire.until("head_too_large").await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_in_the_shape_of_all_errors() {
+    let flux = Flux::start().await;
+    let mut wire = flux.connect().await;
+    wire.send("GET /health HTTP/1.1\r\nthis is no header\r\n\r\n").await;
+    let answer = wire.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("\"code\":\"invalid_request\""), "{answer}");
 }
 
 #[tokio::test]

@@ -158,7 +158,7 @@ fn a_functions_fields_are_those_that_the_protocol_knows() {
     let described = |name: &str| -> BTreeSet<String> {
         document["components"]["schemas"][name]["properties"].as_object().expect("fields").keys().cloned().collect()
     };
-    let yaml = "name: x\nhandler: run\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\n";
+    let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\n";
     let spec = flux_protocol::function::parse_yaml(yaml).expect("valid");
     let written = serde_json::to_value(spec).expect("JSON");
     let fields = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();

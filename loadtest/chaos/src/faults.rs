@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     function,
     history::{Event, FaultKind, History},
-    plan::{Fault, Step, Victim},
+    plan::{Fault, Step},
     strike::Topology,
 };
 
@@ -45,11 +45,6 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             disk.fill();
             tokio::time::sleep(hold).await;
             disk.free();
-            // A nats-server that could not write a message refuses all later ones, also when there is room again, until
-            // it is started anew: what docs/operating.md tells an operator to do.
-            if let Some(server) = topology.process(Victim::Nats(0)) {
-                server.kill9();
-            }
             history.note(Event::Lifted { fault });
         }
         Fault::Wipe => {

@@ -9,7 +9,7 @@ use std::{
 
 use async_nats::jetstream;
 use flux_protocol::{Lane, PoolName, subject};
-use flux_testkit::{is_alive, processes_matching};
+use flux_testkit::processes_matching;
 
 use crate::{function, plan::Victim, strike::Topology};
 
@@ -17,17 +17,22 @@ use crate::{function, plan::Victim, strike::Topology};
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// Idle connections of the harness, a file that is just being written.
 const DESCRIPTORS_SPARE: usize = 48;
-/// A launcher keeps a slot ready for each task that may run at once, and before the load it has none.
-const DESCRIPTORS_OF_A_SLOT: usize = 16;
+/// A launcher keeps up to twice as many slots as tasks may run at once (`LauncherConfig::max_slots`), and before the load it
+/// has almost none. Of each it holds, as counted in `/proc/<launcher>/fd` with 1, 4, 8 and 16 of them: its holder's pidfd and
+/// socket; `tasks` of the three hierarchies of cgroup v1; what the memory one tells of its peak and its OOM kills (v2 has fewer).
+const SLOTS_OF_A_TASK: usize = 2;
+const DESCRIPTORS_OF_A_SLOT: usize = 2 + 3 + 2;
 /// How files begin that are written beside their place, and are renamed or removed then.
 const TEMPORARY: [&str; 5] = [".put-", ".unpack-", ".gone-", ".tmp", ".new"];
 
 /// Open descriptors of each long-lived process, by what it is.
 pub(crate) fn descriptors<T: Topology>(topology: &T) -> BTreeMap<Victim, usize> {
-    let victims: BTreeSet<Victim> =
-        topology.menu().faults.into_iter().filter_map(|(fault, _)| fault.victim()).collect();
     let count = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).map(Iterator::count).ok();
-    victims.into_iter().filter_map(|victim| Some((victim, count(topology.process(victim)?.pid)?))).collect()
+    victims(topology).into_iter().filter_map(|victim| Some((victim, count(topology.process(victim)?.pid)?))).collect()
+}
+
+fn victims<T: Topology>(topology: &T) -> BTreeSet<Victim> {
+    topology.menu().faults.into_iter().filter_map(|(fault, _)| fault.victim()).collect()
 }
 
 /// While it still runs, and nothing is on its way.
@@ -43,7 +48,7 @@ pub(crate) async fn of_running<T: Topology>(
         for (victim, now) in descriptors(topology) {
             let at_first = before.get(&victim).copied().unwrap_or(usize::MAX / 2);
             let spare = match victim {
-                Victim::Launcher(_) => T::TASKS * DESCRIPTORS_OF_A_SLOT,
+                Victim::Launcher(_) => T::TASKS * SLOTS_OF_A_TASK * DESCRIPTORS_OF_A_SLOT,
                 _ => DESCRIPTORS_SPARE,
             };
             if now > at_first + spare {
@@ -86,16 +91,22 @@ async fn in_queue(queue: &async_nats::Client) -> Vec<String> {
     left
 }
 
-/// After it was stopped: `cgroups` are those that were there before it was started.
-pub(crate) async fn of_stopped<T: Topology>(topology: &T, cgroups: &BTreeSet<PathBuf>) -> Vec<String> {
+/// The launchers that run now. Cgroups are named after them, and others of this machine may have theirs.
+pub(crate) fn launchers<T: Topology>(topology: &T) -> Vec<i32> {
+    let victims = victims(topology).into_iter().filter(|victim| matches!(victim, Victim::Launcher(_)));
+    victims.filter_map(|victim| topology.process(victim)).map(|process| process.pid).collect()
+}
+
+/// After it was stopped: `launchers` are those that it had.
+pub(crate) async fn of_stopped<T: Topology>(topology: &T, launchers: &BTreeSet<i32>) -> Vec<String> {
     let until = Instant::now() + GONE_WITHIN;
     let mut left = Vec::new();
     while Instant::now() < until {
         let markers = topology.markers();
         let processes = markers.iter().flat_map(|marker| processes_matching(marker));
         left = processes.map(|process| format!("a process is left: {process}")).collect();
-        let ours = launchers_cgroups().into_iter().filter(|path| !cgroups.contains(path));
-        left.extend(ours.filter(|path| !is_alive(launcher_of(path))).map(|path| format!("{} is left", path.display())));
+        let ours = launchers_cgroups().into_iter().filter(|path| launchers.contains(&launcher_of(path)));
+        left.extend(ours.map(|path| format!("{} is left", path.display())));
         for dir in markers {
             let found = temporary_below(Path::new(&dir));
             left.extend(found.iter().map(|path| format!("{} is left", path.display())));
@@ -109,7 +120,7 @@ pub(crate) async fn of_stopped<T: Topology>(topology: &T, cgroups: &BTreeSet<Pat
 }
 
 /// Every directory that a launcher makes for itself, in each hierarchy.
-pub(crate) fn launchers_cgroups() -> BTreeSet<PathBuf> {
+fn launchers_cgroups() -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut next = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = next.pop() {

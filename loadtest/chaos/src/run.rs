@@ -62,18 +62,13 @@ pub struct Options {
 /// # Errors
 /// The harness itself cannot work. What Flux does wrong is in the report, or a panic where nothing can go on.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
-    let cgroups = leaks::launchers_cgroups();
     match options.shape {
-        Shape::Embedded => run_on(Embedded::start().await, options, &cgroups).await,
-        Shape::Cluster => run_on(Cluster::start().await?, options, &cgroups).await,
+        Shape::Embedded => run_on(Embedded::start().await, options).await,
+        Shape::Cluster => run_on(Cluster::start().await?, options).await,
     }
 }
 
-async fn run_on<T: Topology>(
-    mut topology: T,
-    options: &Options,
-    cgroups: &BTreeSet<PathBuf>,
-) -> anyhow::Result<Report> {
+async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Result<Report> {
     let mut seed = Seed::new(options.seed);
     let history = Arc::new(History::create(&options.history).context("the history cannot be written")?);
     history.note(Event::Opened {
@@ -107,7 +102,7 @@ async fn run_on<T: Topology>(
     let mut menu = topology.menu();
     menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull | Fault::Wipe));
     let plan = Plan::new(seed.fork(), menu);
-    harm(&mut topology, plan, options, &load).await;
+    let launchers = harm(&mut topology, plan, options, &load).await;
     load.stop();
     clients.wait().await;
     settle(&apis[0], &collector).await;
@@ -116,7 +111,7 @@ async fn run_on<T: Topology>(
     let mut report = checker::check(&history.entries());
     report.leaks = leaks::of_running(&topology, &queue, &before).await;
     topology.stop().await;
-    report.leaks.extend(leaks::of_stopped(&topology, cgroups).await);
+    report.leaks.extend(leaks::of_stopped(&topology, &launchers).await);
     Ok(report)
 }
 
@@ -128,11 +123,13 @@ async fn deploy(api: &Api) {
     api.deploy(function::PROBE, &yaml, &function::probe()).await;
 }
 
-/// Strikes until there was enough of everything.
-async fn harm<T: Topology>(topology: &mut T, plan: Plan, options: &Options, load: &Load) {
+/// Strikes until there was enough of everything; the launchers that were seen meanwhile.
+async fn harm<T: Topology>(topology: &mut T, plan: Plan, options: &Options, load: &Load) -> BTreeSet<i32> {
     let begun = Instant::now();
     let (mut fault, mut kills) = (0, 0);
+    let mut launchers = BTreeSet::new();
     for step in plan {
+        launchers.extend(leaks::launchers(topology));
         let enough = begun.elapsed() >= options.at_least
             && kills >= options.kills
             && load.ops.load(std::sync::atomic::Ordering::Relaxed) > options.executions;
@@ -148,6 +145,8 @@ async fn harm<T: Topology>(topology: &mut T, plan: Plan, options: &Options, load
     for api in topology.apis() {
         flux_testkit::eventually(READY_WITHIN, "a call after the last fault", || faults::probe(&api)).await;
     }
+    launchers.extend(leaks::launchers(topology));
+    launchers
 }
 
 /// Waits until nothing is open any more. What is open still after that is the checker's to judge.

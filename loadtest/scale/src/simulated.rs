@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use async_trait::async_trait;
 use flux_agent::{
-    Agent, AgentParts, Code, CodeError, CodeFolder, Executor, Process,
+    Agent, AgentParts, Code, CodeError, CodeFolder, Executor, Process, Runtimes,
     launch::{Ended, EndedReport, ExitStatus, LaunchError},
 };
 use flux_broker::{
@@ -79,8 +79,15 @@ async fn agent(args: &Args, n: usize, executor: Arc<Nothing>, work_dir: PathBuf)
         memory: Some(args.tasks * 1_024),
         ..AgentSettings::default()
     };
-    let parts =
-        AgentParts { broker, settings, work_dir, private_ip: Some("127.0.0.1".to_owned()), public_ip: None, tasks };
+    let parts = AgentParts {
+        broker,
+        settings,
+        work_dir,
+        private_ip: Some("127.0.0.1".to_owned()),
+        public_ip: None,
+        runtimes: Runtimes::default(),
+        tasks,
+    };
     Ok(Agent::start_with(parts, executor, Arc::new(NoCode))?)
 }
 
@@ -95,6 +102,15 @@ impl Executor for Nothing {
     async fn spawn(&self, _: SpawnRequest, _: [OwnedFd; 3]) -> Result<Box<dyn Process>, LaunchError> {
         self.started.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Over { at_us: now_us() }))
+    }
+
+    async fn spawn_worker(
+        &self,
+        request: SpawnRequest,
+        stdio: [OwnedFd; 3],
+        _: OwnedFd,
+    ) -> Result<Box<dyn Process>, LaunchError> {
+        self.spawn(request, stdio).await
     }
 
     fn capabilities(&self) -> watch::Receiver<Option<Arc<Capabilities>>> {
@@ -117,6 +133,10 @@ impl Process for Over {
     }
 
     fn kill(&self, _: i32) {}
+
+    async fn is_alone(&mut self) -> bool {
+        true
+    }
 
     async fn wait(&mut self) -> Ended {
         Ended::Finished(EndedReport {

@@ -46,6 +46,10 @@ pub trait Broker: Queue + Signals + StatusLog + Tables + Blobs + DeadLetters + S
     /// A round trip. An error means that the broker is out of reach now.
     async fn ping(&self) -> Result<(), BrokerError>;
 
+    /// For how long a part of the storage has taken nothing of what was sent to it, over a connection that is there. `None`:
+    /// all that was stored lately was acknowledged.
+    fn stores_nothing_for(&self) -> Option<std::time::Duration>;
+
     /// Changes its value each time the connection is made, starting at 1; 0 while it is down.
     fn connection(&self) -> tokio::sync::watch::Receiver<u64>;
 

@@ -71,6 +71,7 @@ struct Inner {
 struct Faults {
     publishes_to_fail: AtomicU32,
     status_publishes_to_fail: AtomicU32,
+    table_puts_to_fail: AtomicU32,
     deliveries_paused: std::sync::atomic::AtomicBool,
 }
 
@@ -109,6 +110,11 @@ impl MemoryBroker {
         self.inner.faults.status_publishes_to_fail.store(count, Ordering::SeqCst);
     }
 
+    /// The same for changes of tables.
+    pub fn fail_table_puts(&self, count: u32) {
+        self.inner.faults.table_puts_to_fail.store(count, Ordering::SeqCst);
+    }
+
     /// While paused no pull gets anything; what is out is redelivered once they go on.
     pub fn pause_deliveries(&self, paused: bool) {
         self.inner.faults.deliveries_paused.store(paused, Ordering::SeqCst);
@@ -118,6 +124,12 @@ impl MemoryBroker {
     /// Loses all invocation queues of a pool's lane, as a server that kept them in memory does when it restarts.
     pub fn lose_lane(&self, lane: flux_protocol::invocation::Lane, pool: &PoolName) {
         self.inner.queues.lock().lose(lane, pool);
+        self.inner.changed.notify_waiters();
+    }
+
+    /// Forgets that anything was delivered, as a server does that is killed before it wrote that down.
+    pub fn forget_deliveries(&self) {
+        self.inner.queues.lock().forget_deliveries();
         self.inner.changed.notify_waiters();
     }
 
@@ -158,6 +170,10 @@ fn takes_fault(faults: &AtomicU32, attempted: &'static str) -> Result<(), Broker
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
         Capabilities { delayed_publish: true, take_back: true, positions: true, pending_counts: true }
+    }
+
+    fn stores_nothing_for(&self) -> Option<std::time::Duration> {
+        None
     }
 
     async fn provision(&self, pools: &[PoolName]) -> Result<(), BrokerError> {

@@ -9,12 +9,12 @@
 //!
 //! **Architecture Invariant:** no type of `async_nats` leaves this module.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_protocol::PoolName;
 use flux_runtime::Tasks;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{Broker, BrokerError, Capabilities};
 
@@ -37,6 +37,8 @@ mod queue;
 mod reader;
 mod signals;
 mod status_log;
+mod status_writer;
+mod storing;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
@@ -46,6 +48,7 @@ pub use permissions::{Permissions, agent_permissions};
 pub struct NatsBroker {
     core: Arc<core::Core>,
     hot: heat::Hot,
+    statuses: status_writer::StatusWriter,
     connection: watch::Receiver<u64>,
 }
 
@@ -74,10 +77,12 @@ impl NatsBroker {
             refused,
         ));
         core.tasks.spawn("nats inbox", inbox.run(messages, link, core.closed.clone()));
+        core.tasks.spawn("nats echoes", inbox::echo(client.clone(), Arc::clone(&core.inbox), core.closed.clone()));
         core.tasks.spawn("nats late messages", inbox::give_back(client, to_give_back, core.closed.clone()));
         core.round_trip("subscribe to this process's inbox").await?;
         let hot = heat::Hot::new(Arc::clone(&core));
-        Ok(Arc::new(Self { core, hot, connection }))
+        let statuses = status_writer::StatusWriter::start(&core);
+        Ok(Arc::new(Self { core, hot, statuses, connection }))
     }
 
     /// Deliveries that came when their pull had ended and were given back, since the start.
@@ -101,6 +106,10 @@ impl Broker for NatsBroker {
             }
         }
         Ok(())
+    }
+
+    fn stores_nothing_for(&self) -> Option<Duration> {
+        self.core.storing.nothing_for(self.core.link_now().connects, Instant::now())
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {

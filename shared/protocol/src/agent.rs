@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    function::{Network, Runtime},
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
     time::Timestamp,
@@ -48,6 +49,28 @@ pub struct Capabilities {
     /// Such as `unprivileged_user`, `pid_namespace`, `cgroup_memory`.
     pub layers: Vec<String>,
     pub missing: Vec<MissingLayer>,
+    /// Values of `network` whose functions it does not run: it lacks what they need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refuses: Vec<Network>,
+    /// Interpreters that were tried and answered. Native functions need none.
+    #[serde(default)]
+    pub runtimes: Vec<RuntimeGiven>,
+}
+
+/// A runtime that an agent found it can give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeGiven {
+    /// As `runtime` names it: `python`, `node`, `bash`.
+    pub name: String,
+    /// What the interpreter says of itself, such as `3.11.2`.
+    pub version: String,
+}
+
+impl Capabilities {
+    /// Whether functions of this runtime can run there.
+    pub fn gives(&self, runtime: Runtime) -> bool {
+        runtime == Runtime::Native || self.runtimes.iter().any(|given| given.name == runtime.as_str())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,12 +80,15 @@ pub struct MissingLayer {
     pub reason: String,
 }
 
-/// Executions of one function that an agent runs now, by lane.
+/// Executions of one function that an agent runs now, by lane, and its workers that wait.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningCount {
     pub function: FunctionName,
     pub calls: u32,
     pub invokes: u32,
+    /// Workers that wait for its next execution.
+    #[serde(default)]
+    pub warm: u32,
 }
 
 /// Published on `flux.agent.<agent>` every second, and at once when the status changes.
@@ -110,6 +136,12 @@ pub enum ControlRequest {
     /// Which of these do you hold?
     Holds {
         execution_ids: Vec<ExecutionId>,
+    },
+    /// Its message is taken back. The answer is [`ControlReply::Holds`]: an agent that does not hold it will not start it
+    /// from then on (as after a cancel), should it be on its way there; one that does goes on.
+    Withdrawn {
+        execution_id: ExecutionId,
+        reason: String,
     },
 }
 

@@ -36,6 +36,8 @@ codes! {
     Unsupported = "unsupported", 422;
     InvalidArchive = "invalid_archive", 422;
     PayloadTooLarge = "payload_too_large", 413;
+    /// A request's headers, or its path, are larger than a gateway reads.
+    HeadTooLarge = "head_too_large", 431;
     /// A request's head or body came too slowly.
     RequestTimeout = "request_timeout", 408;
     RouteNotFound = "route_not_found", 404;

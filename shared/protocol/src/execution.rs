@@ -79,11 +79,24 @@ pub struct ExecutionError {
     /// The limit that was passed: MB for memory, seconds for timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// A handler's exception: its type, and its stack.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub error_type: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<Box<str>>,
 }
 
 impl ExecutionError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None, signal: None, limit: None }
+        Self {
+            kind,
+            message: message.into(),
+            exit_code: None,
+            signal: None,
+            limit: None,
+            error_type: None,
+            stack: None,
+        }
     }
 }
 
@@ -132,6 +145,38 @@ pub mod f64_ms {
     }
 }
 
+/// Whether a process was made for an attempt, or a worker that was there served it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartKind {
+    Cold,
+    Warm,
+}
+
+impl StartKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+        }
+    }
+}
+
+/// How an attempt began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub kind: StartKind,
+    /// From the start of a worker's process until its handler was loaded; zero for a native function, and where it was warm.
+    #[serde(default)]
+    pub init_ms: f64_ms::Millis,
+}
+
+impl Start {
+    /// A process of its own, with nothing to load that Flux would know of.
+    pub const COLD: Self = Self { kind: StartKind::Cold, init_ms: f64_ms::Millis { micros: 0 } };
+    pub const WARM: Self = Self { kind: StartKind::Warm, init_ms: f64_ms::Millis { micros: 0 } };
+}
+
 /// How an attempt ended. A function's failure is data, not an `Err`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -144,8 +189,11 @@ pub struct Outcome {
     /// Where output above the inline limit lies, as [`OutputLog::encode`] wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_ref: Option<BlobRef>,
-    /// From start to end of the process.
+    /// From start to end of the process, or of the handler's call.
     pub duration_ms: f64_ms::Millis,
+    /// Absent where nothing was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
     #[serde(default)]
     pub usage: Usage,
     /// The gateway that records this publishes the next attempt: the function failed and has attempts left.
@@ -162,8 +210,21 @@ impl Outcome {
             output: OutputLog::default(),
             output_ref: None,
             duration_ms: f64_ms::Millis::default(),
+            start: None,
             usage: Usage::default(),
             will_retry: false,
+        }
+    }
+
+    /// All but what was printed; how much that is stays.
+    #[must_use]
+    pub fn without_output(&self) -> Self {
+        let dropped_bytes = self.output.dropped_bytes + self.output.len() as u64;
+        Self {
+            output: OutputLog { chunks: Vec::new(), dropped_bytes },
+            error: self.error.clone(),
+            output_ref: self.output_ref.clone(),
+            ..*self
         }
     }
 

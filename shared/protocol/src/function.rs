@@ -9,9 +9,11 @@ use crate::{
     time::Timestamp,
 };
 
+mod handler;
 mod parse;
 mod text;
 
+pub use handler::Entry;
 pub use parse::{SpecError, parse_json, parse_yaml};
 pub use text::{format_duration, parse_duration};
 
@@ -19,7 +21,8 @@ pub use text::{format_duration, parse_duration};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionSpec {
     pub name: FunctionName,
-    /// Path of the executable inside the archive.
+    /// `native`: path of the executable inside the archive. `bash`: path of the script. `python`, `node`: `file.function`, or a
+    /// file; see [`FunctionSpec::entry`].
     pub handler: String,
     #[serde(default)]
     pub runtime: Runtime,
@@ -48,13 +51,47 @@ pub struct FunctionSpec {
     pub stop_grace: Duration,
     #[serde(default, skip_serializing_if = "PoolName::is_default")]
     pub pool: PoolName,
+    /// How long a worker stays after its last use; zero is a fresh process each time.
+    #[serde(default, with = "text::duration", skip_serializing_if = "Duration::is_zero")]
+    pub keep_warm: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Runtime {
+    /// Any executable, a fresh process each time.
     #[default]
     Native,
+    /// A function of a Python module, in a worker.
+    Python,
+    /// A function of a Node module, in a worker.
+    Node,
+    /// A script that bash reads, a fresh process each time.
+    Bash,
+}
+
+impl Runtime {
+    pub const ALL: [Self; 4] = [Self::Native, Self::Python, Self::Node, Self::Bash];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Python => "python",
+            Self::Node => "node",
+            Self::Bash => "bash",
+        }
+    }
+
+    /// Whether a worker serves it, invocation after invocation, and not a process of its own for each.
+    pub const fn has_workers(self) -> bool {
+        matches!(self, Self::Python | Self::Node)
+    }
+}
+
+impl std::fmt::Display for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -128,6 +165,16 @@ pub enum Network {
     #[default]
     Host,
     None,
+}
+
+impl Network {
+    /// As in `flux.yaml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Network::Host => "host",
+            Network::None => "none",
+        }
+    }
 }
 
 /// An immutable deployment: code by digest, and configuration. What agents sync from.

@@ -42,6 +42,21 @@ pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
 pub const VERSION_HISTORY: u32 = 64;
 pub const FUNCTION_MEMORY_MB: u32 = 1024 * 1024;
 pub const FUNCTION_CPU_MILLICORES: u32 = 1_024_000;
+/// Longest `keep_warm` of a function, and what one that does not say gets.
+pub const KEEP_WARM: Duration = Duration::from_secs(24 * 3600);
+pub const KEEP_WARM_DEFAULT: Duration = Duration::from_secs(60);
+/// A handler's return value as JSON: it always fits what is kept of the output.
+pub const RESULT: usize = 16 * MIB;
+/// A handler's error: its type, its message, its stack.
+pub const ERROR_TYPE: usize = 256;
+pub const ERROR_MESSAGE: usize = 8 * KIB;
+pub const ERROR_STACK: usize = 32 * KIB;
+/// A frame between agent and worker: the largest payload and what goes with it.
+pub const WORKER_FRAME: usize = PAYLOAD + MIB;
+/// Invocations after which a worker is replaced, whatever it looks like.
+pub const WORKER_INVOCATIONS: u64 = 100_000;
+/// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
+pub const WORKER_MEMORY_PERCENT: u64 = 75;
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
 pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);
@@ -98,6 +113,8 @@ pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 pub const AGENT_OFFLINE_AFTER: Duration = Duration::from_secs(3);
 pub const AGENT_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
+/// A queue that is reached and acknowledged nothing for this long does not store what it is sent: its disk is or was full.
+pub const STORES_NOTHING: Duration = Duration::from_secs(3);
 /// `running` is published only for executions that last longer than this: most are over before.
 pub const RUNNING_STATUS_AFTER: Duration = Duration::from_millis(50);
 /// A sync call with behaviour `exit` that no agent picked up within this is taken back.

@@ -1,4 +1,4 @@
-//! What a function wrote: numbered chunks of stdout and stderr, bounded, with the middle dropped.
+//! What a function wrote: numbered chunks of stdout and stderr, bounded, with the middle dropped; and what its handler returned.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -11,6 +11,8 @@ use crate::limits;
 pub enum Stream {
     Stdout,
     Stderr,
+    /// A handler's return value as JSON: one chunk, never published live, no part of the text.
+    Result,
 }
 
 /// A piece of output as it was written. `seq` counts from 1 within an attempt, over both streams.
@@ -91,12 +93,12 @@ impl OutputLog {
 
     /// Both streams interleaved, as text; what is not UTF-8 becomes U+FFFD.
     pub fn to_text(&self) -> String {
-        self.text_of(|_| true)
+        text_or_bytes(self.joined()).0
     }
 
     /// As [`Self::to_text`], and the same byte for byte where that is not exact.
     pub fn to_text_and_bytes(&self) -> (String, Option<Vec<u8>>) {
-        text_or_bytes(self.joined(|_| true))
+        text_or_bytes(self.joined())
     }
 
     /// One stream's bytes, in order.
@@ -110,36 +112,45 @@ impl OutputLog {
         all.freeze()
     }
 
-    fn text_of(&self, keep: impl Fn(&Chunk) -> bool) -> String {
-        text_or_bytes(self.joined(keep)).0
-    }
-
-    fn joined(&self, keep: impl Fn(&Chunk) -> bool) -> Vec<u8> {
+    fn joined(&self) -> Vec<u8> {
         let mut all = Vec::with_capacity(self.len());
-        self.chunks.iter().filter(|chunk| keep(chunk)).for_each(|chunk| all.extend_from_slice(&chunk.data));
+        let written = self.chunks.iter().filter(|chunk| chunk.stream != Stream::Result);
+        written.for_each(|chunk| all.extend_from_slice(&chunk.data));
         all
     }
 
-    /// stdout where that is one JSON document and nothing was dropped: a native function's `result`.
+    /// The bytes of what a handler returned.
+    pub fn returned(&self) -> Option<&Bytes> {
+        self.chunks.iter().rev().find(|chunk| chunk.stream == Stream::Result).map(|chunk| &chunk.data)
+    }
+
+    /// The text of the `result`: what a handler returned, or else stdout where nothing of it was dropped. It is a result
+    /// only where it is one JSON document.
+    pub fn result_text(&self) -> Option<Bytes> {
+        match self.returned() {
+            Some(returned) => Some(returned.clone()),
+            None if self.dropped_bytes > 0 => None,
+            None => Some(self.bytes_of(Stream::Stdout)).filter(|text| !text.iter().all(u8::is_ascii_whitespace)),
+        }
+    }
+
+    /// [`Self::result_text`] where it is one JSON document.
     pub fn result(&self) -> Option<serde_json::Value> {
-        if self.dropped_bytes > 0 {
-            return None;
-        }
-        let stdout = self.bytes_of(Stream::Stdout);
-        if stdout.iter().all(u8::is_ascii_whitespace) {
-            return None;
-        }
-        serde_json::from_slice(&stdout).ok()
+        serde_json::from_slice(&self.result_text()?).ok()
     }
 
     /// The compact form in which output above [`limits::INLINE_OUTPUT`] lies in the blob seam:
-    /// `dropped_bytes` as 8 bytes, then per chunk seq (8), stream (1: 0 stdout, 1 stderr), length (4), data; big-endian.
+    /// `dropped_bytes` as 8 bytes, then per chunk seq (8), stream (1: 0 stdout, 1 stderr, 2 result), length (4), data; big-endian.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(8 + self.len() + self.chunks.len() * 13);
         out.put_u64(self.dropped_bytes);
         for chunk in &self.chunks {
             out.put_u64(chunk.seq);
-            out.put_u8(u8::from(chunk.stream == Stream::Stderr));
+            out.put_u8(match chunk.stream {
+                Stream::Stdout => 0,
+                Stream::Stderr => 1,
+                Stream::Result => 2,
+            });
             out.put_u32(u32::try_from(chunk.data.len()).unwrap_or(u32::MAX));
             out.put_slice(&chunk.data);
         }
@@ -160,6 +171,7 @@ impl OutputLog {
             let stream = match bytes.get_u8() {
                 0 => Stream::Stdout,
                 1 => Stream::Stderr,
+                2 => Stream::Result,
                 _ => return None,
             };
             let length = bytes.get_u32() as usize;

@@ -163,17 +163,27 @@ pub fn outputs_all() -> &'static str {
     "flux.output.>"
 }
 
-/// `sender` is an agent's or gateway's id.
+/// The log of transitions, from which they are recorded: one or more of them a message. `sender` is an agent's or gateway's id.
+pub fn status_log(sender: &str) -> String {
+    format!("flux.statuses.{sender}")
+}
+
+pub fn status_logs() -> &'static str {
+    "flux.statuses.*"
+}
+
+/// Who said something on a subject whose third part is its sender: a status, an output.
+pub fn sender(subject: &str) -> Option<&str> {
+    subject.split('.').nth(2)
+}
+
+/// A transition that the log holds, for whoever waits for that execution.
 pub fn status(sender: &str, execution: ExecutionId) -> String {
     format!("flux.status.{sender}.{execution}")
 }
 
 pub fn statuses_of(execution: ExecutionId) -> String {
     format!("flux.status.*.{execution}")
-}
-
-pub fn statuses() -> &'static str {
-    "flux.status.*.*"
 }
 
 pub fn control(agent: &AgentId) -> String {

@@ -150,6 +150,8 @@ pub struct AgentSettings {
     pub drain_timeout: u64,
     /// The user that functions run as, where the agent was started as root.
     pub runner_user: String,
+    /// Run nothing that a layer of isolation, missing on this machine, does not hold in.
+    pub isolation_required: bool,
     /// Unpacked code kept on disk, in MB; what was not used longest goes first.
     pub code_cache_mb: u64,
 }
@@ -166,6 +168,7 @@ impl Default for AgentSettings {
             max_losses: flux_protocol::limits::LOSSES,
             drain_timeout: flux_protocol::limits::DRAIN.as_secs(),
             runner_user: "flux-runner".to_owned(),
+            isolation_required: false,
             code_cache_mb: 4096,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux_testkit::{FluxCommand, assert_no_processes_left, eventually, is_alive, processes_matching};
+use flux_testkit::{FluxCommand, Process, assert_no_processes_left, eventually, is_alive, processes_matching};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -49,9 +49,21 @@ async fn what_is_left_over_is_seen_by_its_marker() {
     eventually(DEADLINE, "both processes", || std::future::ready(processes_matching(&marker).len() == 2)).await;
     let child = process.descendant("sleep 300");
     process.kill9();
-    assert_eq!(processes_matching(&marker), [flux_testkit::Process::of(child.pid).expect("alive")]);
+    assert_eq!(processes_matching(&marker), [Process::of(child.pid).expect("alive")]);
     child.kill9();
     assert_no_processes_left(&marker).await;
+}
+
+/// As for a moment after every SIGKILL: it has its ports still, and cannot be waited for.
+#[tokio::test]
+async fn what_lost_its_first_thread_and_no_other_is_alive() {
+    const SCRIPT: &str = "import ctypes, threading, time\n\
+        threading.Thread(target=time.sleep, args=(300,)).start()\n\
+        ctypes.CDLL(None).pthread_exit(None)";
+    let process = FluxCommand::of_program("python3").args(["-c", SCRIPT]).spawn();
+    let seen = || Process::of(process.pid()).expect("it is there");
+    eventually(DEADLINE, "its first thread to go", || std::future::ready(seen().state == 'Z')).await;
+    assert!(seen().is_alive(), "{}", seen());
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ pub(crate) enum CgroupError {
     NoController { controller: &'static str },
     #[error("the {controller} controller is not delegated to {}", .path.display())]
     NotDelegated { controller: &'static str, path: PathBuf },
+    #[error("no cgroup hierarchy of version 2 is mounted")]
+    NoUnified,
     #[error("making cgroup {} failed: {source}", .path.display())]
     Make {
         path: PathBuf,
@@ -40,13 +42,17 @@ pub(crate) enum CgroupError {
 impl CgroupError {
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {
-            CgroupError::NoController { .. } | CgroupError::NotDelegated { .. } => None,
+            CgroupError::NoController { .. } | CgroupError::NotDelegated { .. } | CgroupError::NoUnified => None,
             CgroupError::Make { source, .. } | CgroupError::Open { source, .. } | CgroupError::Write { source, .. } => {
                 source.raw_os_error()
             }
         }
     }
 }
+
+/// Ends everything in the cgroup that writes to it.
+const KILL: &str = "cgroup.kill";
+const PIDS_MAX: &str = "pids.max";
 
 #[derive(Debug, Clone)]
 pub(super) struct Directory(PathBuf);
@@ -95,7 +101,26 @@ impl Directory {
     }
 
     /// `true` if there was one.
+    ///
+    /// All at once where the kernel can (version 2 since 5.14). Otherwise one by one, with forks forbidden meanwhile
+    /// where the directory has that controller: what a process starts behind the listing's back would be missed.
     pub(super) fn kill_processes(&self) -> bool {
+        if self.has(KILL) {
+            let any = self.read("cgroup.procs").is_ok_and(|list| !list.is_empty());
+            return any && self.write(KILL, "1").is_ok();
+        }
+        let max = self.read(PIDS_MAX).ok();
+        if max.is_some() {
+            let _ = self.write(PIDS_MAX, "0");
+        }
+        let any = self.kill_listed();
+        if let Some(max) = max {
+            let _ = self.write(PIDS_MAX, max.trim());
+        }
+        any
+    }
+
+    fn kill_listed(&self) -> bool {
         let mut any = false;
         for pid in self.read("cgroup.procs").unwrap_or_default().lines().filter_map(|l| l.parse().ok()) {
             if pid > 1 {
@@ -121,6 +146,12 @@ impl Directory {
         let mut file =
             OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Open { path, source })?;
         file.write_all(value.as_bytes()).map_err(failed)
+    }
+
+    /// The directory itself: what programs are attached to.
+    pub(super) fn open_itself(&self) -> Result<File, CgroupError> {
+        let opened = File::open(&self.0).map_err(|source| CgroupError::Open { path: self.0.clone(), source })?;
+        Ok(descriptor::keep(opened.into()).into())
     }
 
     pub(super) fn open_for_writing(&self, file: &str) -> Result<File, CgroupError> {

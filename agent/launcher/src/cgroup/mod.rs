@@ -10,6 +10,7 @@
 
 mod directory;
 mod hierarchy;
+mod shared;
 mod v1;
 mod v2;
 
@@ -24,6 +25,7 @@ use crate::wire::Limits;
 pub(crate) use directory::CgroupError;
 use directory::Directory;
 use hierarchy::Place;
+pub(crate) use shared::SharedCgroup;
 
 /// How long the removal of a cgroup waits for killed processes to leave it.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(1);
@@ -231,6 +233,11 @@ impl SlotCgroup {
     /// The open files into which a child writes itself.
     pub(crate) fn joins(&self) -> &[RawFd] {
         &self.raw_joins
+    }
+
+    /// Its directory, to be given away: `cgroup.procs` in it lists the pids of the processes.
+    pub(crate) fn directory(&self) -> Option<File> {
+        File::open(self.directories.first()?.path()).ok()
     }
 
     /// Sends `SIGKILL` to everything in it; `true` if there was something.

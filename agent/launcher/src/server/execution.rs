@@ -1,15 +1,17 @@
 //! One execution from its packet to its last reply.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::allowed_files::AllowedFiles;
 use super::command::{Command, explain, refusal};
+use super::others;
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
-use crate::cgroup::SlotCgroup;
+use crate::cgroup::{SharedCgroup, SlotCgroup};
 use crate::config::Runner;
 use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
 use crate::sys::process::OpenFiles;
@@ -27,11 +29,19 @@ const ATTEMPTS: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) spawn: OwnedFd,
+    /// Where this machine has one; all functions are in it.
+    pub(crate) shared_cgroup: Option<SharedCgroup>,
     pub(crate) registry: Registry,
     /// `None`: this launcher cannot make slots, and `plain` serves instead.
     pub(crate) slots: Option<SlotPool>,
     pub(crate) plain: Plain,
+    /// Networks whose functions a missing layer does not hold in, where all are required.
+    pub(crate) refuses: Vec<Network>,
     pub(crate) user: Option<Runner>,
+    /// What keeps each execution's signals and abstract sockets to itself, where the kernel can.
+    pub(crate) scopes: Option<OwnedFd>,
+    /// What functions without a slot may open, where the kernel can hold them to it.
+    pub(crate) files: Option<AllowedFiles>,
     pub(crate) reset_oom_score: bool,
     pub(crate) open_files: OpenFiles,
 }
@@ -42,6 +52,9 @@ struct Place<'a> {
     code: &'a Path,
     extra_env: &'a [(&'a str, &'a str)],
     holder: Option<(&'a Arc<HolderLink>, libc::c_int)>,
+    user: Option<Runner>,
+    /// A Landlock ruleset of this execution's own, with files.
+    files: Option<OwnedFd>,
     /// The launcher's pid where the function's process can see it.
     parent: i32,
 }
@@ -70,8 +83,12 @@ impl Server {
     }
 
     fn reply(&self, reply: &Reply) {
+        self.reply_with(reply, &[]);
+    }
+
+    fn reply_with(&self, reply: &Reply, fds: &[BorrowedFd<'_>]) {
         // The agent's end is closed: the main thread sees it too and ends everything.
-        let _ = socket::send(self.spawn.as_fd(), &reply.encode(), &[]);
+        let _ = socket::send(self.spawn.as_fd(), &reply.encode(), fds);
     }
 
     fn serve_one(&self, packet: &[u8], mut fds: Vec<OwnedFd>, stack: &mut ChildStack) {
@@ -79,6 +96,11 @@ impl Server {
             Ok(request) => request,
             Err(refused) => return self.reply(&Reply::Refused(refused)),
         };
+        if self.refuses.contains(&request.network) {
+            let message =
+                "`isolation_required` is set and this agent lacks a layer of isolation; `flux agents` says which";
+            return self.reply(&Reply::Refused(refusal(request.id, "isolation", libc::EPERM, message.to_owned())));
+        }
         let done = match &self.slots {
             Some(slots) => self.run_in_slot(slots, &request, fds, stack),
             None => self.run_plain(&request, fds, stack),
@@ -103,6 +125,8 @@ impl Server {
                 code: Path::new(CODE_DIR),
                 extra_env: &[],
                 holder: Some((&holder, slot.namespaces())),
+                user: Some(slot.user),
+                files: None,
                 parent: 0,
             };
             let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
@@ -141,8 +165,21 @@ impl Server {
             let message = format!("could not make a private TMPDIR: {e}; is the data directory's disk full?");
             failed("tmp", e.raw_os_error(), message)
         })?;
-        let extra = [("TMPDIR", scratch.directory.as_str()), (MARKER, scratch.marker.as_str())];
-        let place = Place { code: &request.code_dir, extra_env: &extra, holder: None, parent: self.plain.own_pid() };
+        let own = scratch.directory.as_str();
+        let allowed = self.files.as_ref().map(|files| files.ruleset(&request.code_dir, Path::new(own))).transpose();
+        let files = allowed.map_err(|e| {
+            self.plain.clean(&scratch, None, None, &self.registry);
+            failed("landlock", e.raw_os_error(), explain_allowing(request, &e))
+        })?;
+        let extra = [("TMPDIR", own), ("HOME", own), (MARKER, scratch.marker.as_str())];
+        let place = Place {
+            code: &request.code_dir,
+            extra_env: &extra,
+            holder: None,
+            user: self.user,
+            files,
+            parent: self.plain.own_pid(),
+        };
         let cgroup = self.plain.cgroup(&request.limits);
         let (done, cgroup) = match cgroup {
             Ok(mut cgroup) => (self.run(request, &mut stdio, stack, &place, cgroup.as_mut()), cgroup),
@@ -164,13 +201,17 @@ impl Server {
         let command = Command::new(request, place.code, place.extra_env)?;
         let directory = c_path(request.id, place.code)?;
         let rlimits = self.rlimits(request, place.holder.is_some(), cgroup.is_some());
+        let raw: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
         let plan = ChildPlan {
             cgroups: cgroup.as_ref().map_or(&[], |c| c.joins()),
             join: place.holder.map(|(holder, namespaces)| (holder.pidfd().as_raw_fd(), namespaces)),
+            // Of the two, the one with files has scopes as well.
+            scopes: self.scopes.as_ref().filter(|_| place.files.is_none()).map(AsRawFd::as_raw_fd),
+            files: place.files.as_ref().map(AsRawFd::as_raw_fd),
             reset_oom_score: self.reset_oom_score,
             rlimits: &rlimits,
-            stdio: raw_stdio(stdio),
-            user: self.user.map(|u| (u.uid, u.gid)),
+            stdio: &raw,
+            user: place.user.map(|u| (u.uid, u.gid)),
             parent: place.parent,
             directory: &directory,
             program: &command.program,
@@ -186,9 +227,17 @@ impl Server {
         stdio.clear();
         let (id, started_at_us) = (request.id, process::now_us());
         let number = pid.cast_unsigned();
-        let is_over = process::ends_within(pid, SHORT).unwrap_or(false);
-        if !is_over {
-            self.reply(&Reply::Started { id, pid: number, started_at_us });
+        let started = Reply::Started { id, pid: number, started_at_us };
+        let is_over = if request.channel {
+            // A worker is there to stay, and its agent is told at once how to see who lives with it.
+            let directory = cgroup.as_ref().and_then(|c| c.directory());
+            self.reply_with(&started, directory.as_ref().map(AsFd::as_fd).as_slice());
+            false
+        } else {
+            process::ends_within(pid, SHORT).unwrap_or(false)
+        };
+        if !is_over && !request.channel {
+            self.reply(&started);
         }
         let waited = self.wait(id, pid);
         let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
@@ -238,6 +287,16 @@ impl Server {
         })
     }
 
+    /// Whether nothing of an execution lives but its main process. One that ended has nothing.
+    pub(crate) fn is_alone(&self, id: u64) -> bool {
+        self.registry
+            .with(id, |active| match &active.slot {
+                Some(holder) => others::in_namespace(holder.pid(), active.pid) == 0,
+                None => !self.plain.has_others(id, active.pid, &self.registry),
+            })
+            .unwrap_or(true)
+    }
+
     /// Kills everything and removes what was made, within a deadline.
     pub(crate) fn end(&self) {
         let deadline = Instant::now() + super::END_DEADLINE;
@@ -253,6 +312,9 @@ impl Server {
             slots.remove_cgroups();
         }
         self.plain.end();
+        if let Some(shared) = &self.shared_cgroup {
+            shared.leave();
+        }
     }
 }
 
@@ -262,7 +324,8 @@ fn decode(packet: &[u8], fds: &mut Vec<OwnedFd>) -> Result<SpawnRequest, Refused
     let request = match memfd_size(packet).map_err(|e| bad(e.to_string()))? {
         None => SpawnRequest::decode(packet),
         Some(size) => {
-            let memfd = (fds.len() == 4)
+            // Behind the others, however many there are.
+            let memfd = (fds.len() > 3)
                 .then(|| fds.pop())
                 .flatten()
                 .ok_or_else(|| bad("a large request came without its memfd".to_owned()))?;
@@ -271,12 +334,12 @@ fn decode(packet: &[u8], fds: &mut Vec<OwnedFd>) -> Result<SpawnRequest, Refused
         }
     };
     let request = request.map_err(|e| bad(e.to_string()))?;
-    if fds.len() != 3 {
+    if fds.len() != 3 + usize::from(request.channel) {
         return Err(refusal(
             request.id,
             "request",
             libc::EBADMSG,
-            format!("{} descriptors came instead of stdin, stdout and stderr", fds.len()),
+            format!("{} descriptors came instead of stdin, stdout, stderr and a worker's channel", fds.len()),
         ));
     }
     Ok(request)
@@ -290,14 +353,6 @@ fn read_memfd(memfd: &OwnedFd, size: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn raw_stdio(fds: &[OwnedFd]) -> [i32; 3] {
-    let mut raw = [-1; 3];
-    for (slot, fd) in raw.iter_mut().zip(fds) {
-        *slot = fd.as_raw_fd();
-    }
-    raw
-}
-
 /// A slot that could not be made, as a sentence for whoever runs the agent.
 fn explain_slot(request: &SpawnRequest, error: &SlotError) -> RefusedReport {
     let message = if request.code_dir.is_dir() {
@@ -306,6 +361,15 @@ fn explain_slot(request: &SpawnRequest, error: &SlotError) -> RefusedReport {
         format!("the code directory {} does not exist", request.code_dir.display())
     };
     refusal(request.id, error.step(), error.errno(), message)
+}
+
+/// A ruleset of files that could not be made.
+fn explain_allowing(request: &SpawnRequest, error: &io::Error) -> String {
+    if request.code_dir.is_dir() {
+        format!("could not say what the function may open: {error}")
+    } else {
+        format!("the code directory {} does not exist", request.code_dir.display())
+    }
 }
 
 fn c_path(id: u64, path: &Path) -> Result<std::ffi::CString, RefusedReport> {

@@ -4,8 +4,11 @@
 //! the process's parent thread, whose end would kill it, is there as long as it is. All threads wait in `recvmsg` on
 //! the same socket; the kernel wakes one for each packet.
 
+mod allowed_files;
 mod command;
 mod execution;
+mod layers;
+mod others;
 mod plain;
 mod registry;
 
@@ -15,11 +18,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::capabilities::Capabilities;
+use crate::capabilities::{self, Capabilities};
 use crate::cgroup::Cgroups;
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
-use crate::slot::{self, RootView, SlotPool};
-use crate::sys::{process, socket};
+use crate::seccomp::Filter;
+use crate::slot::{self, Makers, RootView, SlotPool};
+use crate::sys::{memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use execution::Server;
 use plain::Plain;
@@ -31,6 +35,8 @@ const THREAD_STACK_BYTES: usize = 128 << 10;
 const SPARE_THREADS: u32 = 2;
 /// Without slots, how often orphans are looked for while nobody says anything.
 const STRAYS_EVERY_S: u32 = 1;
+/// Why a layer is missing that somebody left out.
+const SWITCHED_OFF: &str = "switched off by configuration";
 /// How many threads the launcher makes at the most, whatever it is asked for.
 const MAX_THREADS: u32 = 4096;
 
@@ -60,6 +66,7 @@ pub fn run_if_launcher() {
 /// Serves until the control socket's other end closes; then kills everything, cleans up, and ends the process.
 pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) -> ! {
     process::prepare_process();
+    memory::one_heap();
     let code = match serve(config, spawn, &control) {
         Ok(()) => 0,
         Err(error) => {
@@ -71,15 +78,19 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 }
 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
-    let (server, capabilities) = set_up(config, spawn)?;
+    let (server, filter, capabilities) = set_up(config, spawn)?;
     let server = Arc::new(server);
-    let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
+    let threads = at_once(config).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     for _ in 0..threads {
         let server = Arc::clone(&server);
-        let root = capabilities.root;
+        let (root, filter) = (capabilities.root, filter.clone());
         std::thread::Builder::new().name("flux-slot".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(move || {
             if let Err(error) = process::prepare_thread(root) {
                 eprintln!("flux launcher: a thread could not give up its privileges: {error}");
+                std::process::exit(1);
+            }
+            if let Some(Err(error)) = filter.as_ref().map(Filter::load) {
+                eprintln!("flux launcher: {error}");
                 std::process::exit(1);
             }
             server.serve_executions();
@@ -91,9 +102,15 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     }
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
+    memory::forget_start_up();
     listen(&server, control)?;
     server.end();
     Ok(())
+}
+
+/// Processes at the same time: executions, and as many workers that wait for one.
+fn at_once(config: &LauncherConfig) -> u32 {
+    config.tasks.max(1).saturating_mul(2)
 }
 
 /// Handles control packets until the other end is closed.
@@ -125,13 +142,17 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
             }
+            Some(Ok(Control::IsAlone { id, nonce })) => {
+                let alone = ControlReply::Alone { nonce, alone: server.is_alone(id) }.encode();
+                let _ = socket::try_send(control.as_fd(), &alone, &[]);
+            }
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}
         }
     }
 }
 
-fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabilities)> {
+fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Option<Filter>, Capabilities)> {
     let root = process::is_root();
     let mut capabilities = Capabilities { root, no_new_privs: true, ..Capabilities::default() };
     let user = choose_user(config, root, &mut capabilities);
@@ -140,27 +161,41 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd) -> io::Result<(Server, Capabi
     // Before anything of this launcher runs: what a dead one left, ends.
     Plain::new(&config.work_dir, user, None).prepare()?;
     let cgroups = Cgroups::discover(&mut capabilities);
+    let shared_cgroup = layers::guard_network(config, cgroups.as_ref(), &mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
-    let ceiling = config.max_slots.max(config.tasks.saturating_add(SPARE_THREADS)) as usize;
-    let (slots, cgroups) = match view {
-        Some(view) => (Some(SlotPool::try_new(view, cgroups, config.tmp_bytes, ceiling)?), None),
-        None => (None, cgroups),
+    let (slots, cgroups) = match (view, user) {
+        (Some(view), Some(runner)) => {
+            let makers = Makers::start(view, config.tmp_bytes, config.tasks)?;
+            let (runners, ceiling) = layers::choose_uids(config, runner, &mut capabilities);
+            (Some(SlotPool::new(makers, cgroups, ceiling as usize, runners)), None)
+        }
+        _ => (None, cgroups),
     };
     if slots.is_none() {
         // Where slots are, nothing of a function outlives its PID namespace.
         process::become_subreaper()?;
     }
     let plain = Plain::new(&config.work_dir, user, cgroups);
+    let files = if slots.is_none() { layers::usable_files(config, &mut capabilities) } else { None };
+    let scopes = layers::usable_scopes(config, &mut capabilities);
+    let filter = layers::usable_filter(config, &mut capabilities);
+    if config.isolation_required {
+        capabilities.require_all();
+    }
     let server = Server {
         spawn,
+        shared_cgroup,
         registry: Registry::default(),
         slots,
         plain,
         user,
+        scopes,
+        files,
+        refuses: capabilities.refuses.clone(),
         reset_oom_score: oom_score_is_set(),
         open_files,
     };
-    Ok((server, capabilities))
+    Ok((server, filter, capabilities))
 }
 
 /// The root view, if a slot with it can really be made here.
@@ -170,24 +205,30 @@ fn usable_view(
     capabilities: &mut Capabilities,
 ) -> io::Result<Option<RootView>> {
     const LAYERS: &str = "pid and mount namespaces";
+    let no_slots = |capabilities: &mut Capabilities, reason: &str| {
+        capabilities.lacks(LAYERS, reason);
+        if capabilities.root {
+            capabilities.lacks(capabilities::OWN_UID, "without slots functions share one user");
+        }
+        capabilities.lacks(capabilities::NETWORK_NAMESPACE, "without slots there is none: `network: none` is refused");
+        Ok(None)
+    };
     let Some(runner) = user else {
-        capabilities
-            .lacks(LAYERS, "not started as root: functions see the machine's files and processes as its user does");
-        return Ok(None);
+        let reason =
+            "not started as root: functions see the machine's processes, and have no view of files of their own";
+        return no_slots(capabilities, reason);
     };
     if !config.slots {
-        capabilities.lacks(LAYERS, "switched off by configuration");
-        return Ok(None);
+        return no_slots(capabilities, SWITCHED_OFF);
     }
-    let view = RootView::survey(config, runner)?;
-    match slot::try_out(&view, &config.work_dir, Network::None) {
+    let view = RootView::survey(config)?;
+    match slot::try_out(&view, runner, &config.work_dir, Network::None) {
         Ok(()) => capabilities.net_namespace = true,
         Err(error) => {
-            if let Err(error) = slot::try_out(&view, &config.work_dir, Network::Host) {
-                capabilities.lacks(LAYERS, error.to_string());
-                return Ok(None);
+            if let Err(error) = slot::try_out(&view, runner, &config.work_dir, Network::Host) {
+                return no_slots(capabilities, &error.to_string());
             }
-            capabilities.lacks("network namespace", error.to_string());
+            capabilities.lacks(capabilities::NETWORK_NAMESPACE, error.to_string());
         }
     }
     capabilities.pid_namespace = true;
@@ -199,8 +240,7 @@ fn choose_user(config: &LauncherConfig, root: bool, capabilities: &mut Capabilit
     if !root {
         capabilities.runner_uid = nix::unistd::geteuid().as_raw();
         capabilities.runner_gid = nix::unistd::getegid().as_raw();
-        capabilities
-            .lacks("user", "not started as root: functions run as the agent's own user and can read what it can");
+        capabilities.lacks("user", "not started as root: functions run as the agent's own user");
         return None;
     }
     let runner = config.runner.unwrap_or_else(|| {

@@ -140,6 +140,16 @@ impl Plain {
         }
     }
 
+    /// Whether execution `id` has processes beside `main`, or orphans of nobody live, who may be its own.
+    pub(crate) fn has_others(&self, id: u64, main: i32, registry: &Registry) -> bool {
+        let prefix = self.marker_prefix();
+        processes().iter().filter(|process| !process.zombie && process.pid != main).any(|process| {
+            let owner = marker_of(process).and_then(|m| owner_id(&m, &prefix));
+            let orphan = process.parent == self.own_pid && !registry.has_pid(process.pid);
+            owner == Some(id) || (owner.is_none() && orphan)
+        })
+    }
+
     /// Kills the processes of execution `ended` and orphans of nobody; `true` if it found any alive.
     fn sweep(&self, ended: u64, registry: &Registry) -> bool {
         let prefix = self.marker_prefix();
@@ -235,14 +245,14 @@ fn owner_id(marker: &[u8], prefix: &[u8]) -> Option<u64> {
     std::str::from_utf8(marker.strip_prefix(prefix)?).ok()?.parse().ok()
 }
 
-struct ProcessEntry {
-    pid: i32,
+pub(super) struct ProcessEntry {
+    pub(super) pid: i32,
     parent: i32,
-    zombie: bool,
+    pub(super) zombie: bool,
 }
 
 /// Every process that `/proc` shows.
-fn processes() -> Vec<ProcessEntry> {
+pub(super) fn processes() -> Vec<ProcessEntry> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };

@@ -7,7 +7,7 @@ use crate::slot::HolderLink;
 use crate::sys::process;
 
 /// One running execution. Its pid is not reaped while it is listed, so the number cannot mean another process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Active {
     pub(crate) pid: i32,
     /// The slot's holder, where there is one: it can end everything in the slot.
@@ -61,6 +61,12 @@ impl Registry {
         if let Some(active) = self.table().active.get(&id) {
             active.signal(signal);
         }
+    }
+
+    /// What `look` finds at an execution, if it still runs. Without the lock: looking may take a while.
+    pub(crate) fn with<T>(&self, id: u64, look: impl FnOnce(&Active) -> T) -> Option<T> {
+        let active = self.table().active.get(&id).cloned();
+        active.as_ref().map(look)
     }
 
     /// Kills everything now and whatever is listed from now on.

@@ -13,8 +13,10 @@
 //!                    └──────────────────────────────────────────────────────────┘ ok
 //! ```
 
+mod makers;
 mod pool;
 mod root;
+pub(crate) mod seen;
 
 use std::ffi::CString;
 use std::io;
@@ -23,10 +25,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cgroup::{CgroupError, SlotCgroup};
+use crate::config::Runner;
 use crate::sys::holder::{self, HolderPlan, Ready};
 use crate::sys::{descriptor, process, socket};
 use crate::wire::{Limits, Network, SpawnRequest};
-pub(crate) use pool::SlotPool;
+pub(crate) use makers::Makers;
+pub(crate) use pool::{Runners, SlotPool};
 pub(crate) use root::{CODE_DIR, RootView};
 
 /// How long a holder may take to be ready, or to reset. Longer means that something resists `SIGKILL`.
@@ -45,6 +49,8 @@ pub(crate) enum SlotError {
     },
     #[error("a slot's holder did not answer: {0}")]
     Holder(#[source] io::Error),
+    #[error("every number of the functions' range is taken by another slot")]
+    NoUid,
     #[error("{0}")]
     Cgroup(#[from] CgroupError),
 }
@@ -54,6 +60,7 @@ impl SlotError {
         match self {
             SlotError::Clone(e) | SlotError::Holder(e) | SlotError::Build { source: e, .. } => e.raw_os_error(),
             SlotError::Cgroup(e) => e.errno(),
+            SlotError::NoUid => Some(libc::EAGAIN),
         }
         .unwrap_or(0)
     }
@@ -99,12 +106,13 @@ impl HolderLink {
     fn start(
         view: &RootView,
         key: &SlotKey,
+        user: Runner,
         tmp_options: &CString,
         own_namespace: BorrowedFd<'_>,
     ) -> Result<Self, SlotError> {
         let (socket, its_end) = socket::pair().map_err(SlotError::Holder)?;
         socket::set_receive_timeout(socket.as_fd(), HOLDER_TIMEOUT_S).map_err(SlotError::Holder)?;
-        let steps = view.steps(&key.code_dir);
+        let steps = view.steps(&key.code_dir, user);
         let root = view.root();
         let plan = HolderPlan {
             link: its_end.as_raw_fd(),
@@ -147,6 +155,11 @@ impl HolderLink {
         Ok([half(0), half(4)])
     }
 
+    /// PID 1 of the slot, as the launcher sees it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// What a child joins by `setns`.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
@@ -183,16 +196,18 @@ impl Drop for HolderLink {
 }
 
 /// Makes a slot and destroys it: what a kernel or container refuses, it refuses here.
-pub(crate) fn try_out(view: &RootView, code_dir: &Path, network: Network) -> Result<(), SlotError> {
+pub(crate) fn try_out(view: &RootView, user: Runner, code_dir: &Path, network: Network) -> Result<(), SlotError> {
     let key = SlotKey { function: String::new(), code_dir: code_dir.to_owned(), network };
     let own_namespace = pool::own_namespace().map_err(SlotError::Clone)?;
-    HolderLink::start(view, &key, &pool::tmp_options(1 << 20), own_namespace.as_fd()).map(drop)
+    HolderLink::start(view, &key, user, &pool::tmp_options(1 << 20), own_namespace.as_fd()).map(drop)
 }
 
 /// One slot, owned by whoever runs an execution in it, or by the pool.
 #[derive(Debug)]
 pub(crate) struct Slot {
     key: SlotKey,
+    /// Whom its functions run as.
+    pub(crate) user: Runner,
     pub(crate) holder: Arc<HolderLink>,
     pub(crate) cgroup: Option<SlotCgroup>,
 }

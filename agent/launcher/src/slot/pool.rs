@@ -2,12 +2,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{HolderLink, RootView, Slot, SlotError, SlotKey};
+use super::{Makers, Slot, SlotError, SlotKey};
 use crate::cgroup::Cgroups;
+use crate::config::Runner;
 use crate::wire::{Limits, SpawnRequest};
 
 /// Mount options of a slot's `/tmp`. Inodes are bounded too: each takes kernel memory, also where no memory limit is.
@@ -27,6 +29,17 @@ struct Shelf {
     /// Idle ones and those in use.
     total: usize,
     closed: bool,
+    /// Numbers that no slot has; empty where all share one.
+    free_uids: Vec<u32>,
+}
+
+/// Whom functions run as.
+#[derive(Debug, Clone)]
+pub(crate) enum Runners {
+    /// All as the same user.
+    One(Runner),
+    /// Each slot's as one of these; there are as many as slots can exist.
+    Each { uids: Range<u32>, gid: u32 },
 }
 
 fn ready(slot: &mut Slot, request: &SpawnRequest) -> Result<(), SlotError> {
@@ -37,31 +50,22 @@ fn ready(slot: &mut Slot, request: &SpawnRequest) -> Result<(), SlotError> {
 /// Makes slots, keeps idle ones for their function, and gives up the least recently used above its ceiling.
 #[derive(Debug)]
 pub(crate) struct SlotPool {
-    view: RootView,
+    makers: Makers,
     cgroups: Option<Cgroups>,
-    tmp_options: CString,
-    own_namespace: OwnedFd,
     ceiling: usize,
+    runners: Runners,
     next_cgroup: AtomicU32,
     shelf: Mutex<Shelf>,
 }
 
 impl SlotPool {
-    pub(crate) fn try_new(
-        view: RootView,
-        cgroups: Option<Cgroups>,
-        tmp_bytes: u64,
-        ceiling: usize,
-    ) -> io::Result<Self> {
-        Ok(SlotPool {
-            view,
-            cgroups,
-            tmp_options: tmp_options(tmp_bytes),
-            own_namespace: own_namespace()?,
-            ceiling,
-            next_cgroup: AtomicU32::new(0),
-            shelf: Mutex::default(),
-        })
+    pub(crate) fn new(makers: Makers, cgroups: Option<Cgroups>, ceiling: usize, runners: Runners) -> Self {
+        let free_uids = match &runners {
+            Runners::One(_) => Vec::new(),
+            Runners::Each { uids, .. } => uids.clone().rev().collect(),
+        };
+        let shelf = Mutex::new(Shelf { free_uids, ..Shelf::default() });
+        SlotPool { makers, cgroups, ceiling, runners, next_cgroup: AtomicU32::new(0), shelf }
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -111,8 +115,31 @@ impl SlotPool {
     fn make(&self, key: SlotKey) -> Result<Slot, SlotError> {
         let number = self.next_cgroup.fetch_add(1, Ordering::Relaxed);
         let cgroup = self.cgroups.as_ref().map(|c| c.make(number)).transpose()?;
-        let holder = HolderLink::start(&self.view, &key, &self.tmp_options, self.own_namespace.as_fd())?;
-        Ok(Slot { key, holder: Arc::new(holder), cgroup })
+        let user = self.take_user()?;
+        match self.makers.make(&key, user) {
+            Ok(holder) => Ok(Slot { key, user, holder: Arc::new(holder), cgroup }),
+            Err(error) => {
+                self.give_back(user);
+                Err(error)
+            }
+        }
+    }
+
+    fn take_user(&self) -> Result<Runner, SlotError> {
+        match &self.runners {
+            Runners::One(runner) => Ok(*runner),
+            Runners::Each { gid, .. } => {
+                let uid = self.shelf().free_uids.pop().ok_or(SlotError::NoUid)?;
+                Ok(Runner { uid, gid: *gid })
+            }
+        }
+    }
+
+    /// Of a slot in which nothing runs any more.
+    fn give_back(&self, user: Runner) {
+        if matches!(self.runners, Runners::Each { .. }) {
+            self.shelf().free_uids.push(user.uid);
+        }
     }
 
     /// Resets a slot after its execution and keeps it for the next, or destroys it.
@@ -136,7 +163,7 @@ impl SlotPool {
 
     /// Destroys a slot: its holder first, so that its cgroup is empty when it is removed.
     pub(crate) fn discard(&self, slot: Slot) {
-        let Slot { holder, mut cgroup, .. } = slot;
+        let Slot { holder, mut cgroup, user, .. } = slot;
         // Dying takes CPU time too, which a small quota would hand out over seconds.
         if let Some(cgroup) = &mut cgroup {
             let _ = cgroup.set_limits(&Limits::default());
@@ -144,6 +171,7 @@ impl SlotPool {
         holder.end();
         drop(holder);
         drop(cgroup);
+        self.give_back(user);
         self.shelf().total -= 1;
     }
 

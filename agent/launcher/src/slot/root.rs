@@ -9,33 +9,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::seen::{DEVICES, ETC, ETC_NESTED, SYSTEM};
 use crate::config::{LauncherConfig, Runner};
 use crate::sys::holder::Step;
 
 /// Where a function finds its code.
 pub(crate) const CODE_DIR: &str = "/var/task";
 
-/// Programs and libraries. Links (a merged `/usr`) stay links.
-const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "libx32", "lib64"];
-/// What resolving names, checking certificates and telling the time need; nothing here is a secret.
-const ETC: [&str; 12] = [
-    "resolv.conf",
-    "hosts",
-    "nsswitch.conf",
-    "localtime",
-    "timezone",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "alternatives",
-    "ca-certificates",
-    "ca-certificates.conf",
-    "mime.types",
-];
-/// Certificates live in `ssl/certs`; `ssl/private` beside it must stay out.
-const ETC_NESTED: [(&str, &[&str]); 2] =
-    [("ssl", &["ssl/certs", "ssl/openssl.cnf"]), ("pki", &["pki/tls", "pki/ca-trust"])];
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const DEVICE_LINKS: [(&str, &str); 4] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -56,7 +36,7 @@ pub(crate) struct RootView {
 
 impl RootView {
     /// Looks at the machine once; slots made later see the same list.
-    pub(crate) fn survey(config: &LauncherConfig, runner: Runner) -> io::Result<Self> {
+    pub(crate) fn survey(config: &LauncherConfig) -> io::Result<Self> {
         let root = config.work_dir.join("root");
         fs::create_dir_all(&root)?;
         let mut list = Steps { root: root.clone(), steps: Vec::new() };
@@ -69,7 +49,7 @@ impl RootView {
         }
         list.directory("var/task", 0o755);
         list.symlink("/tmp", "var/tmp");
-        list.etc(runner)?;
+        list.etc()?;
         list.dev()?;
         for path in &config.extra_paths {
             list.extra(path)?;
@@ -84,9 +64,10 @@ impl RootView {
         c(self.root.as_os_str())
     }
 
-    /// The steps of a slot for the code in `code_dir`.
-    pub(crate) fn steps(&self, code_dir: &Path) -> Vec<Step> {
+    /// The steps of a slot for the code in `code_dir` and functions of this user.
+    pub(crate) fn steps(&self, code_dir: &Path, runner: Runner) -> Vec<Step> {
         let mut list = Steps { root: self.root.clone(), steps: self.common.clone() };
+        list.names(runner);
         list.bind(code_dir, "var/task", READ_ONLY);
         // Last of all, and not of what is mounted below: the root itself.
         list.mount("none", "", None, libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID, None);
@@ -162,7 +143,7 @@ impl Steps {
         Ok(())
     }
 
-    fn etc(&mut self, runner: Runner) -> io::Result<()> {
+    fn etc(&mut self) -> io::Result<()> {
         for name in ETC {
             self.link_or_bind(&Path::new("/etc").join(name))?;
         }
@@ -174,6 +155,11 @@ impl Steps {
                 }
             }
         }
+        self.file("etc/hostname", "flux\n");
+        Ok(())
+    }
+
+    fn names(&mut self, runner: Runner) {
         let Runner { uid, gid } = runner;
         // Node's userInfo() and Python's getpwuid throw where a uid has no name.
         let (mut passwd, mut group) =
@@ -188,8 +174,6 @@ impl Steps {
         group.push_str("nogroup:x:65534:\n");
         self.file("etc/passwd", &passwd);
         self.file("etc/group", &group);
-        self.file("etc/hostname", "flux\n");
-        Ok(())
     }
 
     fn dev(&mut self) -> io::Result<()> {

@@ -96,12 +96,15 @@ pub(crate) fn late_step(index: usize) -> &'static str {
     }
 }
 
+/// Every set of namespaces that a launcher's thread or its vfork child joins.
+pub(crate) const JOINED: [libc::c_int; 3] = [libc::CLONE_NEWPID, namespaces(false), namespaces(true)];
+
 struct Fork<'a> {
     plan: &'a HolderPlan<'a>,
 }
 
 /// The namespaces that a slot has of its own, beside the PID namespace.
-pub(crate) fn namespaces(empty_network: bool) -> libc::c_int {
+pub(crate) const fn namespaces(empty_network: bool) -> libc::c_int {
     let network = if empty_network { libc::CLONE_NEWNET } else { 0 };
     libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | network
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// More descriptors than this never ride on one packet.
-pub const MAX_FDS: usize = 4;
+pub const MAX_FDS: usize = 5;
 
 /// The control-message buffer: a header and [`MAX_FDS`] descriptors, aligned as the kernel wants it.
 #[repr(C, align(8))]
@@ -55,7 +55,7 @@ fn send_flags(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], flag
     if !fds.is_empty() {
         let size = u32::try_from(std::mem::size_of_val(fds)).unwrap_or(0);
         message.msg_control = control.0.as_mut_ptr().cast();
-        // SAFETY: CMSG_SPACE and CMSG_LEN only compute; the space for MAX_FDS (16 + 16 bytes) fits the buffer, so
+        // SAFETY: CMSG_SPACE and CMSG_LEN only compute; the space for MAX_FDS (16 + 24 bytes) fits the buffer, so
         // CMSG_FIRSTHDR points into it, and CMSG_DATA has room for the descriptors copied there.
         unsafe {
             message.msg_controllen = libc::CMSG_SPACE(size) as _;

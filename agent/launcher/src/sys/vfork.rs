@@ -36,11 +36,16 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) cgroups: &'a [RawFd],
     /// A pidfd and the namespaces of that process to join.
     pub(crate) join: Option<(RawFd, libc::c_int)>,
+    /// A Landlock ruleset to be put under: of its own, so that no two executions share one.
+    pub(crate) scopes: Option<RawFd>,
+    /// The same, with an allow-list of files.
+    pub(crate) files: Option<RawFd>,
     /// The launcher's own score is not 0 and must not be the function's.
     pub(crate) reset_oom_score: bool,
     /// Resource and value, set as both soft and hard limit.
     pub(crate) rlimits: &'a [(u32, u64)],
-    pub(crate) stdio: [RawFd; 3],
+    /// Its descriptors from 0 on: stdin, stdout, stderr, and a worker's channel.
+    pub(crate) stdio: &'a [RawFd],
     /// Uid and gid to change to.
     pub(crate) user: Option<(u32, u32)>,
     /// The launcher's pid where the child can see it: its death between `clone` and the parent-death signal is
@@ -105,8 +110,8 @@ extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
 ///
 /// # Safety
 /// In a vfork child with `CLONE_FILES`. On failure the table is the launcher's still, and must not be changed.
-unsafe fn descriptors_of_its_own(stdio: &[RawFd; 3]) -> bool {
-    let above = stdio.iter().fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
+unsafe fn descriptors_of_its_own(stdio: &[RawFd], files: Option<RawFd>) -> bool {
+    let above = stdio.iter().chain(&files).fold(descriptor::KEPT_FROM, |above, fd| above.max(fd + 1));
     // SAFETY: no memory is touched. The flag makes the copy first, and closes nothing in the shared table.
     unsafe { libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_UNSHARE) == 0 }
 }
@@ -130,8 +135,14 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
         {
             return "setns";
         }
+        // The thread has `no_new_privs`, which this asks for.
+        if let Some(ruleset) = plan.scopes
+            && libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) != 0
+        {
+            return "landlock";
+        }
         // Until here they were the launcher's own.
-        if !descriptors_of_its_own(&plan.stdio) {
+        if !descriptors_of_its_own(plan.stdio, plan.files) {
             return "close_range";
         }
         libc::setsid();
@@ -155,12 +166,18 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
             }
         }
         // The descriptors are above 4 (the launcher's own lie below), so none is overwritten before it is copied.
-        for (number, &fd) in (0..).zip(&plan.stdio) {
+        for (number, &fd) in (0..).zip(plan.stdio) {
             if libc::dup2(fd, number) < 0 {
                 return "stdio";
             }
         }
-        if libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) != 0 {
+        // When nothing is left to be opened but the program.
+        if let Some(ruleset) = plan.files
+            && libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) != 0
+        {
+            return "landlock";
+        }
+        if libc::syscall(libc::SYS_close_range, plan.stdio.len(), u32::MAX, 0) != 0 {
             return "close_range";
         }
         if let Some((uid, gid)) = plan.user

@@ -31,7 +31,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::start::start_launcher;
-use crate::sys::socket;
+use crate::sys::{memory, socket};
 use crate::wire::{LauncherAnswer, LauncherWish, MAX_REPLY};
 use child::{Child, DeathPipe, State};
 pub use spec::{ChildEnv, ChildSpec, Output, RestartPolicy, TreeEvent};
@@ -140,6 +140,7 @@ impl Tree<'_> {
     }
 
     fn watch(&mut self, signals: &SignalFd) -> Result<TreeEnd, TreeError> {
+        memory::forget_start_up();
         loop {
             self.reap();
             if self.stopping.is_some() && self.advance_stop() {

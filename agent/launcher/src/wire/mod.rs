@@ -1,16 +1,16 @@
 //! The protocol between agent and launcher: two `SOCK_SEQPACKET` sockets, one message a packet.
 //!
 //! ```text
-//!   spawn    agent ── SpawnRequest + stdin, stdout, stderr ──► launcher
+//!   spawn    agent ── SpawnRequest + stdin, stdout, stderr ──► launcher     (a worker's: and its channel)
 //!            agent ◄── Started … Ended, or Refused ─────────── launcher
 //!   control  agent ◄── Hello (once, first) ─────────────────── launcher
-//!            agent ── Kill, Ping ────────────────────────────► launcher
-//!            agent ◄── Pong ────────────────────────────────── launcher
+//!            agent ── Kill, Ping, IsAlone ───────────────────► launcher
+//!            agent ◄── Pong, Alone ─────────────────────────── launcher
 //! ```
 //!
 //! Both ends are always the same build of the same binary, so there is no negotiation: the first byte of a packet is
 //! the protocol's version and a stranger's packet is refused. Requests above [`INLINE_REQUEST`] ride in a memfd that
-//! follows the three descriptors, since a packet is bounded by the socket's buffer.
+//! follows the descriptors, since a packet is bounded by the socket's buffer.
 
 mod codec;
 #[cfg(test)]
@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use codec::{Reader, Writer};
+use serde::{Deserialize, Serialize};
 pub use tree::{LauncherAnswer, LauncherWish, TREE_FD};
 
 use crate::capabilities::Capabilities;
@@ -60,7 +61,8 @@ impl WireError {
 }
 
 /// Which network a function sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Network {
     /// The machine's.
     #[default]
@@ -93,12 +95,14 @@ pub struct SpawnRequest {
     pub program: String,
     /// Without `argv[0]`, which is the program's path.
     pub args: Vec<String>,
-    /// All of the environment. Without slots `TMPDIR` is replaced and `FLUX_LAUNCHER` added.
+    /// All of the environment. Without slots `TMPDIR` and `HOME` are replaced and `FLUX_LAUNCHER` added.
     pub env: Vec<(String, String)>,
     /// Where the unpacked code is on this machine; the working directory.
     pub code_dir: PathBuf,
     pub limits: Limits,
     pub network: Network,
+    /// A worker: the fourth descriptor that comes with the request is its descriptor 3, and it lasts.
+    pub channel: bool,
 }
 
 /// How a process ended.
@@ -143,6 +147,8 @@ impl RefusedReport {
 /// What the launcher says on the spawn socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
+    /// Of a worker in a cgroup with that directory's descriptor: `cgroup.procs` in it lists all that lives there. It is to be
+    /// opened anew each time, since version 1 keeps what an open file said for a second.
     Started {
         id: u64,
         /// As the launcher sees it.
@@ -174,6 +180,11 @@ pub enum Control {
     Ping {
         nonce: u64,
     },
+    /// Does nothing of the execution live but its main process? For workers that are in no cgroup.
+    IsAlone {
+        id: u64,
+        nonce: u64,
+    },
 }
 
 /// What the launcher says on the control socket.
@@ -181,6 +192,7 @@ pub enum Control {
 pub enum ControlReply {
     Hello(Box<Capabilities>),
     Pong { nonce: u64 },
+    Alone { nonce: u64, alone: bool },
 }
 
 const SPAWN: u8 = 1;
@@ -191,8 +203,10 @@ const REFUSED: u8 = 12;
 const RAN: u8 = 13;
 const KILL: u8 = 20;
 const PING: u8 = 21;
+const IS_ALONE: u8 = 22;
 const HELLO: u8 = 30;
 const PONG: u8 = 31;
+const ALONE: u8 = 32;
 
 fn writer(kind: u8, capacity: usize) -> Writer {
     let mut w = Writer(Vec::with_capacity(capacity));
@@ -260,6 +274,7 @@ impl SpawnRequest {
             Network::Host => 0,
             Network::None => 1,
         });
+        w.u8(u8::from(self.channel));
         if w.0.len() > MAX_REQUEST {
             return Err(WireError::TooLarge { size: w.0.len() });
         }
@@ -288,8 +303,9 @@ impl SpawnRequest {
             0 => Network::Host,
             _ => Network::None,
         };
+        let channel = r.u8()? != 0;
         r.end()?;
-        Ok(SpawnRequest { id, slot_key, program, args, env, code_dir, limits, network })
+        Ok(SpawnRequest { id, slot_key, program, args, env, code_dir, limits, network, channel })
     }
 
     /// The id alone, for a refusal of a request that does not decode.
@@ -393,6 +409,12 @@ impl Control {
                 w.u64(nonce);
                 w.0
             }
+            Control::IsAlone { id, nonce } => {
+                let mut w = writer(IS_ALONE, 24);
+                w.u64(id);
+                w.u64(nonce);
+                w.0
+            }
         }
     }
 
@@ -401,6 +423,7 @@ impl Control {
         let control = match kind {
             KILL => Control::Kill { id: r.u64()?, signal: r.i32()? },
             PING => Control::Ping { nonce: r.u64()? },
+            IS_ALONE => Control::IsAlone { id: r.u64()?, nonce: r.u64()? },
             kind => {
                 return Err(WireError::Unknown { version: VERSION, kind });
             }
@@ -424,6 +447,12 @@ impl ControlReply {
                 w.u64(*nonce);
                 w.0
             }
+            ControlReply::Alone { nonce, alone } => {
+                let mut w = writer(ALONE, 16);
+                w.u64(*nonce);
+                w.u8(u8::from(*alone));
+                w.0
+            }
         }
     }
 
@@ -436,6 +465,7 @@ impl ControlReply {
                 ControlReply::Hello(Box::new(capabilities))
             }
             PONG => ControlReply::Pong { nonce: r.u64()? },
+            ALONE => ControlReply::Alone { nonce: r.u64()?, alone: r.u8()? != 0 },
             kind => {
                 return Err(WireError::Unknown { version: VERSION, kind });
             }

@@ -16,6 +16,7 @@ fn request() -> SpawnRequest {
         code_dir: "/c".into(),
         limits: Limits { memory_bytes: 1, cpu_millicores: 2, pids_max: 3, open_files: 4, file_size_bytes: 5 },
         network: Network::None,
+        channel: true,
     }
 }
 
@@ -34,6 +35,7 @@ fn a_request_is_these_bytes() {
         "0400000000000000",             // open files
         "0500000000000000",             // file size
         "01",                           // network
+        "01",                           // channel
     );
     let encoded = request().encode().unwrap();
     assert_eq!(hex(&encoded), golden);
@@ -83,6 +85,12 @@ fn control_packets_are_these_bytes() {
     let ping = Control::Ping { nonce: 7 };
     assert_eq!(hex(&ping.encode()), "01150700000000000000");
     assert_eq!(Control::decode(&ping.encode()), Ok(ping));
+    let question = Control::IsAlone { id: 1, nonce: 7 };
+    assert_eq!(hex(&question.encode()), "011601000000000000000700000000000000");
+    assert_eq!(Control::decode(&question.encode()), Ok(question));
+    let answer = ControlReply::Alone { nonce: 7, alone: true };
+    assert_eq!(hex(&answer.encode()), "0120070000000000000001");
+    assert_eq!(ControlReply::decode(&answer.encode()), Ok(answer));
     let pong = ControlReply::Pong { nonce: 7 };
     assert_eq!(hex(&pong.encode()), "011f0700000000000000");
     assert_eq!(ControlReply::decode(&pong.encode()), Ok(pong));

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -205,6 +206,32 @@ impl Launched {
             }
             Reply::Refused(refused) => Err(refused),
             Reply::Ended(_) | Reply::Ran { .. } => panic!("ended before it started"),
+        }
+    }
+
+    /// Starts a worker; our end of its channel, and its cgroup's directory, where it has one.
+    pub(crate) fn start_worker(&mut self, script: &str) -> (u64, UnixStream, Option<fs::File>) {
+        let request = SpawnRequest { channel: true, ..self.sh(script) };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let null: OwnedFd = fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), theirs.as_fd()];
+        socket::send(self.spawn.as_fd(), &request.encode().unwrap(), &fds).unwrap();
+        let mut buffer = vec![0; MAX_REPLY];
+        let packet = socket::recv(self.spawn.as_fd(), &mut buffer).unwrap();
+        let started = Reply::decode(&buffer[..packet.len]).unwrap();
+        assert!(matches!(started, Reply::Started { id, .. } if id == request.id), "{started:?}");
+        (request.id, ours, packet.fds.into_iter().next().map(fs::File::from))
+    }
+
+    /// What the launcher itself finds.
+    pub(crate) fn is_alone(&self, id: u64) -> bool {
+        let control = self.control.as_ref().unwrap();
+        socket::send(control.as_fd(), &Control::IsAlone { id, nonce: 9 }.encode(), &[]).unwrap();
+        let mut buffer = vec![0; MAX_REPLY];
+        let packet = socket::recv(control.as_fd(), &mut buffer).unwrap();
+        match ControlReply::decode(&buffer[..packet.len]).unwrap() {
+            ControlReply::Alone { nonce: 9, alone } => alone,
+            other => panic!("{other:?}"),
         }
     }
 

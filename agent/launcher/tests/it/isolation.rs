@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::harness::{Launched, RUNNER, root_or_skip};
 use flux_launcher::wire::Network;
+use flux_launcher::{Layer, UidRange};
 
 #[test]
 fn everything_is_there_and_said() {
@@ -17,6 +18,10 @@ fn everything_is_there_and_said() {
     assert_eq!((capabilities.runner_uid, capabilities.runner_gid), (RUNNER.uid, RUNNER.gid));
     // Whatever is missing on this machine is named with its reason.
     for (there, layer) in [
+        (capabilities.network_guard, "network guard"),
+        (capabilities.seccomp, "seccomp"),
+        (capabilities.landlock_scopes, "landlock scopes"),
+        (capabilities.own_uids, "uid of its own"),
         (capabilities.cgroup.memory, "cgroup memory"),
         (capabilities.cgroup.cpu, "cgroup cpu"),
         (capabilities.cgroup.pids, "cgroup pids"),
@@ -25,6 +30,42 @@ fn everything_is_there_and_said() {
     }
     let launcher = Launched::with(|config| config.runner = None);
     assert!(launcher.capabilities.missing.iter().any(|m| m.layer == "user" && m.reason.contains("nobody")));
+}
+
+#[test]
+fn where_isolation_is_required_a_missing_layer_refuses_what_needs_it() {
+    if !root_or_skip() {
+        return;
+    }
+    let run = |without: Vec<Layer>, network: Network| {
+        let mut launcher = Launched::with(|config| {
+            config.isolation_required = true;
+            config.runner_uids = Some(UidRange { first: 1_879_048_192, count: 64 });
+            config.without = without;
+        });
+        let others: Vec<_> =
+            launcher.capabilities.missing.iter().filter(|m| !m.reason.contains("switched off")).collect();
+        if !others.is_empty() {
+            eprintln!("SKIPPED: this machine lacks layers of its own: {others:?}");
+            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must have every layer");
+            return None;
+        }
+        let mut request = launcher.sh("echo ran");
+        request.network = network;
+        Some(launcher.start_one(&request, b"").map(|process| launcher.finish(process).stdout).map_err(|r| r.step))
+    };
+    let ran = Some(Ok("ran\n".to_owned()));
+    let refused = Some(Err("isolation".to_owned()));
+    for (without, network, expected) in [
+        (vec![], Network::Host, &ran),
+        (vec![Layer::Seccomp], Network::Host, &refused),
+        (vec![Layer::Seccomp], Network::None, &refused),
+        (vec![Layer::NetworkGuard], Network::Host, &refused),
+        (vec![Layer::NetworkGuard, Layer::Landlock], Network::None, &ran),
+    ] {
+        let done = run(without.clone(), network);
+        assert!(done.is_none() || done == *expected, "{without:?} {network:?}: {done:?}");
+    }
 }
 
 #[test]

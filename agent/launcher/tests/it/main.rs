@@ -3,10 +3,13 @@
 // Helper functions of tests are tests to nobody but clippy.
 #![allow(clippy::unwrap_used)]
 
+mod attacks;
 mod harness;
 mod isolation;
 mod lifetime;
 mod limits;
 mod plain;
 mod process;
+mod programs;
 mod tree;
+mod workers;

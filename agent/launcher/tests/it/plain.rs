@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use flux_launcher::LauncherConfig;
 use flux_launcher::wire::{ExitStatus, Limits, Network};
+use flux_launcher::{LauncherConfig, Layer};
 
 use crate::harness::{Launched, PROBE, Scratch, processes_with, wait_until};
 
@@ -49,6 +49,77 @@ fn missing_layers_are_said() {
     let launcher = plain();
     assert!(!launcher.capabilities.pid_namespace && !launcher.capabilities.mount_namespace);
     assert!(launcher.capabilities.missing.iter().any(|m| m.layer.contains("namespaces")));
+    // Run as root and as nobody: what is not there has its name and a reason.
+    let capabilities = &launcher.capabilities;
+    for (there, layer) in [
+        (capabilities.root, "user"),
+        (capabilities.mount_namespace, "pid and mount namespaces"),
+        (capabilities.net_namespace, "network namespace"),
+        (capabilities.network_guard, "network guard"),
+        (capabilities.seccomp, "seccomp"),
+        (capabilities.landlock_scopes, "landlock scopes"),
+        (capabilities.landlock_files, "landlock files"),
+        (capabilities.cgroup.memory, "cgroup memory"),
+        (capabilities.cgroup.cpu, "cgroup cpu"),
+        (capabilities.cgroup.pids, "cgroup pids"),
+    ] {
+        let said = capabilities.missing.iter().any(|m| m.layer == layer && !m.reason.is_empty());
+        assert_eq!(said, !there, "{layer}: {:?}", capabilities.missing);
+    }
+}
+
+#[test]
+fn what_its_user_could_open_is_closed_but_for_an_allow_list() {
+    let mut launcher = plain();
+    if !launcher.capabilities.landlock_files {
+        eprintln!("SKIPPED: this kernel has no Landlock: {:?}", launcher.capabilities.missing);
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must have Landlock");
+        return;
+    }
+    // As the agent's data lies: readable, beside the code.
+    let data = launcher.scratch.0.join("api-key");
+    fs::write(&data, "secret").unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(launcher.code_dir(), fs::Permissions::from_mode(0o777)).unwrap();
+    launcher.file("mine", "code\n", 0o644);
+    let data = data.to_str().unwrap();
+    let script = format!(
+        "cat mine; echo own > $HOME/x && cat $TMPDIR/x; id -u > /dev/null && echo names; ls / > /dev/null || echo no list; \
+         cat {data} || echo no key; echo > {data} || echo no write; touch new || echo no new; ls /home || echo no home; \
+         echo > /tmp/flux-plain || echo no tmp; cat /proc/1/environ || echo no environ; ls /sys/fs/cgroup || echo no sys"
+    );
+    let done = launcher.run_sh(&script);
+    let said: Vec<_> = done.stdout.lines().collect();
+    let expected = [
+        "code",
+        "own",
+        "names",
+        "no list",
+        "no key",
+        "no write",
+        "no new",
+        "no home",
+        "no tmp",
+        "no environ",
+        "no sys",
+    ];
+    assert_eq!(said, expected, "{}", done.stderr);
+    let mut open = Launched::with(|config| {
+        config.slots = false;
+        config.without = vec![Layer::Landlock];
+    });
+    assert!(open.capabilities.missing.iter().any(|missing| missing.layer == "landlock files"));
+    assert_eq!(open.run_sh(&format!("cat {data}")).stdout, "secret");
+}
+
+#[test]
+fn an_ordinary_users_functions_are_filtered_too() {
+    let mut launcher = plain();
+    assert!(launcher.capabilities.seccomp, "{:?}", launcher.capabilities.missing);
+    let done = launcher.run_sh(
+        "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | tr -d '\\t\\n'; unshare -U true 2>&1 | tail -c 24",
+    );
+    assert_eq!(done.stdout, "NoNewPrivs:1Seccomp:2Operation not permitted\n", "{}", done.stderr);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Admission against a fleet whose true state is known: agents with budgets, executions placed on them as agents place
 //! them (never beyond a budget or `max_concurrency`), and heartbeats that are exact, or from another moment.
 
-use flux_protocol::function::parse_yaml;
+use flux_protocol::{agent::RuntimeGiven, function::parse_yaml};
 use proptest::prelude::*;
 
 use super::*;
@@ -55,11 +55,11 @@ fn functions() -> Vec<FunctionSpec> {
 
 fn summary(agents: &[Agent], function: usize, functions: &[FunctionSpec]) -> Summary {
     let pool = PoolName::default();
-    let tiers = ["process".to_owned()];
+    let capabilities = capabilities(&["process"]);
     let rooms = agents.iter().map(|agent| AgentRoom {
         pool: &pool,
         status: if agent.draining { AgentStatus::Draining } else { AgentStatus::Online },
-        tiers: &tiers,
+        capabilities: &capabilities,
         total: agent.total,
         free: agent.free(functions),
         calls: agent.count(function, Some(true)),
@@ -188,14 +188,24 @@ proptest! {
     }
 }
 
+/// An agent with Python, and no Node.
+fn capabilities(tiers: &[&str]) -> Capabilities {
+    let python = RuntimeGiven { name: "python".to_owned(), version: "3".to_owned() };
+    Capabilities {
+        tiers: tiers.iter().map(|tier| (*tier).to_owned()).collect(),
+        runtimes: vec![python],
+        ..Capabilities::default()
+    }
+}
+
 fn one(text: &str, status: AgentStatus, tiers: &[&str], total: Budget) -> (FunctionSpec, Summary) {
     let spec = parse_yaml(text).unwrap();
     let pool = PoolName::default();
-    let tiers: Vec<String> = tiers.iter().map(|tier| (*tier).to_owned()).collect();
+    let capabilities = capabilities(tiers);
     let room = AgentRoom {
         pool: &pool,
         status,
-        tiers: &tiers,
+        capabilities: &capabilities,
         total,
         free: total,
         calls: 0,
@@ -205,6 +215,34 @@ fn one(text: &str, status: AgentStatus, tiers: &[&str], total: Budget) -> (Funct
     };
     let summary = summarize(&spec, [room]);
     (spec, summary)
+}
+
+#[test]
+fn an_agent_that_refuses_a_network_is_not_capable_of_it() {
+    use flux_protocol::function::Network;
+
+    let pool = PoolName::default();
+    let total = Budget { tasks: 4, cpu_millicores: 1000, memory_mb: 256 };
+    for (text, refuses, capable) in [
+        ("name: f\nhandler: h", vec![Network::Host], 0),
+        ("name: f\nhandler: h\nnetwork: none", vec![Network::Host], 1),
+        ("name: f\nhandler: h\nnetwork: none", vec![Network::Host, Network::None], 0),
+    ] {
+        let capabilities = Capabilities { refuses: refuses.clone(), ..Capabilities::default() };
+        let room = AgentRoom {
+            pool: &pool,
+            status: AgentStatus::Online,
+            capabilities: &capabilities,
+            total,
+            free: total,
+            calls: 0,
+            invokes: 0,
+            all_invokes: 0,
+            may_hold: true,
+        };
+        let sum = summarize(&parse_yaml(text).unwrap(), [room]);
+        assert_eq!((sum.online, sum.capable), (1, capable), "{text} {refuses:?}");
+    }
 }
 
 #[test]
@@ -221,6 +259,25 @@ fn each_shortage_has_its_code_and_says_numbers() {
             Shortage::NoCapability,
             "no_agents",
             503,
+        ),
+        (
+            one("name: f\nhandler: h.f\nruntime: node", AgentStatus::Online, &["process"], total),
+            Mine::default(),
+            Shortage::NoRuntime,
+            "no_agents",
+            503,
+        ),
+        (
+            one(
+                "name: f\nhandler: h.f\nruntime: python\nresources: { memory: 512 }",
+                AgentStatus::Online,
+                &["process"],
+                total,
+            ),
+            Mine::default(),
+            Shortage::NeverFits,
+            "no_resources",
+            429,
         ),
         (
             one("name: f\nhandler: h\nresources: { memory: 512 }", AgentStatus::Online, &["process"], total),
@@ -278,11 +335,11 @@ fn another_pools_agents_do_not_count() {
         Budget { tasks: 1, cpu_millicores: 100, memory_mb: 128 },
     );
     spec.pool = PoolName::parse("gpu").unwrap();
-    let (other, tiers) = (PoolName::default(), ["process".to_owned()]);
+    let (other, capabilities) = (PoolName::default(), capabilities(&["process"]));
     let room = AgentRoom {
         pool: &other,
         status: AgentStatus::Online,
-        tiers: &tiers,
+        capabilities: &capabilities,
         total: Budget { tasks: 9, cpu_millicores: 9000, memory_mb: 9000 },
         free: Budget::default(),
         calls: 0,

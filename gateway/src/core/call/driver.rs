@@ -394,6 +394,14 @@ impl Driver {
         if let Err(error) = self.inner.hot.heat_again(self.function.queue(Lane::Call)).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot make the queue hot yet");
         }
+        // The queue may have lost its tables too.
+        let version = &self.function.version;
+        if let Err(refusal) = self.inner.say_version(version.name(), version.version).await {
+            tracing::debug!(
+                error = &refusal as &dyn std::error::Error,
+                "cannot put its version where agents find it yet"
+            );
+        }
         self.publish(Duration::ZERO);
         None
     }

@@ -127,9 +127,9 @@ fn answer(called: Called) -> Result<Response, Refusal> {
     })
 }
 
-/// What a function that succeeded printed, as a response.
+/// What a function that succeeded returned or printed, as a response.
 fn said(output: &OutputLog) -> Result<Response, String> {
-    let stdout = output.bytes_of(Stream::Stdout);
+    let said = output.returned().cloned().unwrap_or_else(|| output.bytes_of(Stream::Stdout));
     let result = output.result();
     if let Some(result @ Value::Object(fields)) = &result
         && fields.contains_key("statusCode")
@@ -139,12 +139,12 @@ fn said(output: &OutputLog) -> Result<Response, String> {
         )?;
         return respond(&response);
     }
-    let content_type = match (&result, std::str::from_utf8(&stdout)) {
+    let content_type = match (&result, std::str::from_utf8(&said)) {
         (Some(_), _) => "application/json",
         (None, Ok(_)) => "text/plain; charset=utf-8",
         (None, Err(_)) => "application/octet-stream",
     };
-    Ok(typed(StatusCode::OK, HeaderValue::from_static(content_type), stdout))
+    Ok(typed(StatusCode::OK, HeaderValue::from_static(content_type), said))
 }
 
 fn respond(said: &HttpResponse) -> Result<Response, String> {

@@ -95,7 +95,9 @@ pub(super) async fn show(
     let heartbeats = api.gateway.agents();
     let counts =
         heartbeats.iter().flat_map(|agent| &agent.heartbeat.running).filter(|running| running.function == name);
-    Ok(ok(FunctionBody::whole(function, counts.map(|running| running.calls + running.invokes).sum())))
+    let (running, warm) =
+        counts.fold((0, 0), |(running, warm), count| (running + count.calls + count.invokes, warm + count.warm));
+    Ok(ok(FunctionBody::whole(function, running, warm)))
 }
 
 /// Remove a function and its versions

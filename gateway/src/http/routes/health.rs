@@ -39,15 +39,19 @@ pub(super) struct ReadyBody {
 
 /// Whether it can take work now
 ///
-/// 503 while the queue or the store is out of reach, or the gateway is going away: `details` says which.
+/// 503 while the queue or the store is out of reach, the queue stores nothing (its disk is or was full), or the gateway is going away: `details` says which.
 #[utoipa::path(get, path = "/ready", tag = "operations", security(()), responses(
     (status = 200, description = "It can", body = ReadyBody),
     (status = 503, description = "queue_unavailable, store_unavailable, shutting_down"),
 ))]
 pub(super) async fn ready(State(api): State<Api>) -> Response {
-    let Readiness { queue, store, draining, durability } = api.gateway.readiness().await;
+    let Readiness { queue, stores, store, draining, durability } = api.gateway.readiness().await;
     let draining = draining || api.shutdown.is_draining();
     let (code, message) = match (draining, queue, store) {
+        (false, true, _) if !stores => (
+            ErrorCode::QueueUnavailable,
+            "the queue is reached and stores nothing, as a nats-server does whose disk is full, or was since its start: make room, and start it again",
+        ),
         (true, ..) => (ErrorCode::ShuttingDown, "this gateway is going away; ask another"),
         (_, false, false) => (ErrorCode::QueueUnavailable, "neither the queue nor the store can be reached now"),
         (_, false, true) => (ErrorCode::QueueUnavailable, "the queue is out of reach now"),
@@ -58,7 +62,8 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
         }
     };
     let word = |reached| if reached { "ok" } else { "unreachable" };
+    let queue = if queue && !stores { "stores nothing" } else { word(queue) };
     Refusal::new(code, message)
-        .with_details(json!({ "queue": word(queue), "store": word(store), "draining": draining }))
+        .with_details(json!({ "queue": queue, "store": word(store), "draining": draining }))
         .into_response()
 }

@@ -14,7 +14,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use flux_protocol::{Chunk, ErrorCode, limits};
+use flux_protocol::{Chunk, ErrorCode, Stream, limits};
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -70,7 +70,7 @@ pub(super) async fn stream(
     let events = api.gateway.watch(id, from).await?;
     let drained = api.shutdown.drain_token().cancelled_owned();
     let events: BoxStream<'static, Result<Event, Infallible>> =
-        events.take_until(drained).map(|event| Ok(sse(event))).boxed();
+        events.take_until(drained).filter_map(async |event| sse(event).map(Ok)).boxed();
     let mut response = Sse::new(events)
         .keep_alive(KeepAlive::new().interval(limits::EVENT_STREAM_KEEP_ALIVE).text("keep-alive"))
         .into_response();
@@ -95,8 +95,10 @@ fn parse_event_id(text: &str) -> Result<WatchFrom, Refusal> {
     })
 }
 
-fn sse(event: WatchEvent) -> Event {
-    match event {
+/// What a handler returned is in the record, and no output.
+fn sse(event: WatchEvent) -> Option<Event> {
+    Some(match event {
+        WatchEvent::Output { chunk, .. } if chunk.stream == Stream::Result => return None,
         WatchEvent::Output { attempt, chunk } => {
             Event::default().id(format!("{attempt}.{}", chunk.seq)).event("output").data(output(&chunk))
         }
@@ -104,7 +106,7 @@ fn sse(event: WatchEvent) -> Event {
             let record = serde_json::to_string(&ExecutionBody::outline(*record)).unwrap_or_default();
             Event::default().event("end").data(record)
         }
-    }
+    })
 }
 
 fn output(chunk: &Chunk) -> String {
@@ -119,10 +121,8 @@ fn output(chunk: &Chunk) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use flux_protocol::Stream;
-
     use super::*;
+    use bytes::Bytes;
 
     #[test]
     fn event_ids_are_attempt_and_chunk() {

@@ -63,6 +63,18 @@ pub(in crate::http) struct CapabilitiesBody {
     /// Layers of isolation, such as `pid_namespace` or `cgroup_memory`.
     layers: Vec<String>,
     missing: Vec<MissingLayerBody>,
+    /// Values of `network` whose functions it does not run: a layer that they need is missing.
+    refuses: Vec<String>,
+    /// Interpreters for functions that are not native.
+    runtimes: Vec<RuntimeBody>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct RuntimeBody {
+    #[schema(example = "python")]
+    name: String,
+    #[schema(example = "3.11.2")]
+    version: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -137,8 +149,15 @@ impl From<NodeStatus> for NodeBody {
 }
 
 impl From<Capabilities> for CapabilitiesBody {
-    fn from(Capabilities { tiers, layers, missing }: Capabilities) -> Self {
+    fn from(Capabilities { tiers, layers, missing, refuses, runtimes }: Capabilities) -> Self {
         let missing = missing.into_iter().map(|layer| MissingLayerBody { layer: layer.layer, reason: layer.reason });
-        Self { tiers, layers, missing: missing.collect() }
+        let runtimes = runtimes.into_iter().map(|given| RuntimeBody { name: given.name, version: given.version });
+        Self {
+            tiers,
+            layers,
+            missing: missing.collect(),
+            refuses: refuses.iter().map(|network| network.as_str().to_owned()).collect(),
+            runtimes: runtimes.collect(),
+        }
     }
 }

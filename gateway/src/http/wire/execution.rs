@@ -1,7 +1,9 @@
 //! Executions: what was asked, what came of it, and the record.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use flux_protocol::{ErrorKind, ExecutionError, ExecutionRecord, Outcome, OutputLog, Phase, Stream, Usage, time::now};
+use flux_protocol::{
+    ErrorKind, ExecutionError, ExecutionRecord, Outcome, OutputLog, Phase, Usage, execution::Start, time::now,
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -34,11 +36,13 @@ pub(in crate::http) struct CalledBody {
     output_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ExecutionErrorBody>,
-    /// From start to end of the process.
+    /// From start to end of the process, or of the handler's call.
     duration_ms: f64,
+    #[serde(flatten)]
+    start: StartBody,
     agent_id: Option<String>,
     execution_id: String,
-    /// stdout, where it is one JSON document.
+    /// What the handler returned; of a native function stdout, where it is one JSON document.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     result: Option<Box<RawValue>>,
@@ -62,7 +66,7 @@ fn is_zero(n: &u64) -> bool {
 
 impl From<Called> for CalledBody {
     fn from(called: Called) -> Self {
-        let Outcome { status, error, output, duration_ms, .. } = called.outcome;
+        let Outcome { status, error, output, duration_ms, start, .. } = called.outcome;
         let (text, output_base64) = text_and_base64(&output);
         Self {
             status: status.as_str(),
@@ -72,6 +76,7 @@ impl From<Called> for CalledBody {
             output_dropped_bytes: output.dropped_bytes,
             error: error.map(Into::into),
             duration_ms: duration_ms.as_f64(),
+            start: start.into(),
             agent_id: called.agent_id.map(|id| id.to_string()),
             execution_id: called.execution_id.to_string(),
             version: called.version,
@@ -80,12 +85,9 @@ impl From<Called> for CalledBody {
     }
 }
 
-/// stdout as the function wrote it, so that neither numbers nor the order of keys change on the way.
+/// As the function wrote or returned it, so that neither numbers nor the order of keys change on the way.
 fn result(output: &OutputLog) -> Option<Box<RawValue>> {
-    if output.dropped_bytes > 0 {
-        return None;
-    }
-    serde_json::from_slice(&output.bytes_of(Stream::Stdout)).ok()
+    serde_json::from_slice(&output.result_text()?).ok()
 }
 
 /// Why an execution did not succeed.
@@ -103,6 +105,32 @@ pub(in crate::http) struct ExecutionErrorBody {
     /// The limit that was passed: MB for memory, seconds for timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,
+    /// Of a handler's exception, as its language names it.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "ValueError")]
+    error_type: Option<Box<str>>,
+    /// Of a handler's exception.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    stack: Option<Box<str>>,
+}
+
+/// Whether a process was made for it, or a warm worker served it; both absent where nothing was started.
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct StartBody {
+    /// `cold` or `warm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "warm")]
+    start: Option<&'static str>,
+    /// From the start of a worker's process until its handler was loaded; 0 where it was warm, and of native functions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_ms: Option<f64>,
+}
+
+impl From<Option<Start>> for StartBody {
+    fn from(start: Option<Start>) -> Self {
+        Self { start: start.map(|start| start.kind.as_str()), init_ms: start.map(|start| start.init_ms.as_f64()) }
+    }
 }
 
 #[derive(ToSchema)]
@@ -130,8 +158,9 @@ impl ExecutionErrorBody {
 }
 
 impl From<ExecutionError> for ExecutionErrorBody {
-    fn from(ExecutionError { kind, message, exit_code, signal, limit }: ExecutionError) -> Self {
-        Self { kind, message, exit_code, signal, limit }
+    fn from(error: ExecutionError) -> Self {
+        let ExecutionError { kind, message, exit_code, signal, limit, error_type, stack } = error;
+        Self { kind, message, exit_code, signal, limit, error_type, stack }
     }
 }
 
@@ -172,14 +201,16 @@ pub(in crate::http) struct ExecutionBody {
     /// The same byte for byte, where it is not all UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     output_base64: Option<String>,
-    /// stdout, where it is one JSON document.
+    /// What the handler returned; of a native function stdout, where it is one JSON document.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     result: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ExecutionErrorBody>,
-    /// Of the last attempt's process, until now where it runs.
+    /// Of the last attempt's process or handler's call, until now where it runs.
     duration_ms: f64,
+    #[serde(flatten)]
+    start: StartBody,
     #[schema(format = DateTime)]
     queued_at: String,
     #[schema(format = DateTime)]
@@ -237,6 +268,12 @@ impl ExecutionBody {
             Phase::Queued | Phase::Ended => "queued",
         };
         let running_for = record.started_at.filter(|_| record.phase == Phase::Running).map(|at| now().since(at));
+        let start = record.outcome.as_ref().and_then(|outcome| outcome.start);
+        // At the end of a stream: what was printed was told before, and this was not.
+        let returned =
+            record.outcome.as_ref().filter(|_| record.is_terminal()).and_then(|outcome| {
+                outcome.output.returned().and_then(|returned| serde_json::from_slice(returned).ok())
+            });
         let (error, duration, usage, output_dropped_bytes) = match record.outcome {
             Some(outcome) => (outcome.error, outcome.duration_ms, outcome.usage, outcome.output.dropped_bytes),
             None => (None, running_for.unwrap_or_default().into(), Usage::default(), 0),
@@ -251,9 +288,10 @@ impl ExecutionBody {
             phase,
             output: None,
             output_base64: None,
-            result: None,
+            result: returned,
             error: error.map(Into::into),
             duration_ms: duration.as_f64(),
+            start: start.into(),
             queued_at: time(record.queued_at),
             started_at: record.started_at.map(time),
             status_at: time(record.status_at),

@@ -23,6 +23,9 @@ pub(in crate::http) struct FunctionBody {
     /// Executions of it that agents run now; only of one function.
     #[serde(skip_serializing_if = "Option::is_none")]
     running: Option<u32>,
+    /// Workers that wait for its next execution; only of one function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warm_workers: Option<u32>,
     /// Oldest first; only of one function.
     #[serde(skip_serializing_if = "Option::is_none")]
     versions: Option<Vec<VersionBody>>,
@@ -45,13 +48,14 @@ impl From<FunctionVersion> for FunctionBody {
             created_at: time(version.created_at),
             spec: version.spec,
             running: None,
+            warm_workers: None,
             versions: None,
         }
     }
 }
 
 impl FunctionBody {
-    pub(in crate::http) fn whole(function: Function, running: u32) -> Self {
+    pub(in crate::http) fn whole(function: Function, running: u32, warm: u32) -> Self {
         let current = function.current.version;
         let versions = function.versions.into_iter().map(|version| VersionBody {
             version: version.version,
@@ -59,7 +63,12 @@ impl FunctionBody {
             created_at: time(version.created_at),
             current: version.version == current,
         });
-        Self { running: Some(running), versions: Some(versions.collect()), ..function.current.into() }
+        Self {
+            running: Some(running),
+            warm_workers: Some(warm),
+            versions: Some(versions.collect()),
+            ..function.current.into()
+        }
     }
 }
 
@@ -155,8 +164,9 @@ pub(in crate::http) struct RemovedBody {
 pub(in crate::http) struct FunctionConfig {
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     pub(in crate::http) name: String,
-    /// Path of the executable inside the archive.
+    /// Path of the executable or script inside the archive; for python and node `file.function`, or a file.
     pub(in crate::http) handler: String,
+    /// `native`, `python`, `node` or `bash`.
     #[schema(example = "native", default = "native")]
     pub(in crate::http) runtime: Option<String>,
     #[schema(example = "process", default = "process")]
@@ -183,6 +193,9 @@ pub(in crate::http) struct FunctionConfig {
     pub(in crate::http) stop_grace: Option<String>,
     #[schema(default = "default")]
     pub(in crate::http) pool: Option<String>,
+    /// How long a worker of a python or node function stays after its last use, such as `1m`; 0 is a fresh process each time.
+    #[schema(default = "1m")]
+    pub(in crate::http) keep_warm: Option<String>,
 }
 
 #[derive(ToSchema)]

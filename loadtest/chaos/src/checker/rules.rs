@@ -112,12 +112,25 @@ fn one_outcome(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
             continue;
         }
         let asked_us = story.op.and_then(|op| stories.operations.get(&op)).map_or(*at_us, |operation| operation.at_us);
-        let explained =
+        let another_attempt =
             answer.attempt != record.attempt && stories.fault_within(asked_us, at_us + DEATH_NOTICED_US, |_| true);
+        let explained = another_attempt || (is_lost(record) && record_died(stories, *at_us));
         if !explained {
             broken(Rule::SecondOutcome, format!("its caller was answered {answer:?}, the record says {record:?}"));
         }
     }
+}
+
+fn is_lost(record: &Seen) -> bool {
+    (record.status.as_str(), record.error.as_deref()) == ("failed", Some("agent_lost"))
+}
+
+/// The one agent died in the moment of the answer, and with it all that knew of the call and its outcome: the queue that held
+/// the call in its memory.
+fn record_died(stories: &Stories, answered_us: u64) -> bool {
+    let (from_us, to_us) = (answered_us.saturating_sub(SEEN_WITHIN_US), answered_us + SEEN_WITHIN_US);
+    let died = |target| stories.killed_within(from_us, to_us, &["root", target]);
+    stories.agents == 1 && died("worker") && died("nats-server")
 }
 
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
@@ -197,7 +210,13 @@ fn outcome(stories: &Stories, story: &Story, end: &Seen, broken: &mut Broken<'_>
             ask.exit != 0 && end.exit_code == Some(ask.exit.into()) && ran >= usize::try_from(ask.attempts).unwrap_or(0)
         }
         // A call's gateway holds it; where that died with the queue's memory, nobody waits for it any more.
-        ("failed", Some("agent_lost")) if ask.kind == AskKind::Call && operation.named.is_empty() => true,
+        ("failed", Some("agent_lost"))
+            if ask.kind == AskKind::Call
+                && (operation.named.is_empty()
+                    || story.answered.iter().any(|(at_us, _)| record_died(stories, *at_us))) =>
+        {
+            true
+        }
         // A direct publish has its payload in the queue alone.
         ("failed", Some("agent_lost"))
             if ask.kind == AskKind::Direct

@@ -206,6 +206,36 @@ fn a_call_is_answered_with_what_its_record_says_unless_a_fault_fell_between() {
 }
 
 #[test]
+fn an_answered_call_is_lost_only_with_all_that_knew_of_it() {
+    let lost = |agents, kills: &[(u64, &str)]| {
+        let answer = Answer::Outcome { execution: name(7), seen: success(7, 1, 1) };
+        let entries = [
+            at(SECOND, Event::Asked { op: 7, ask: ask(AskKind::Call) }),
+            began(SECOND + 20, 7, 1, 1),
+            finished(SECOND + 30, 7, 1),
+            gone(SECOND + 40, 7, 1),
+            at(SECOND + 50, Event::Answered { op: 7, answer }),
+            read(101 * SECOND, 7, ended("failed", 1, "agent_lost")),
+        ];
+        let kills = kills.iter().zip(0..);
+        let kills = kills.map(|((at_us, target), fault)| struck(*at_us, fault, FaultKind::Kill, target));
+        history(agents, entries.into_iter().chain(kills))
+    };
+    holds(&lost(1, &[(SECOND + 49, "root")]));
+    holds(&lost(1, &[(SECOND + 60, "worker"), (SECOND + 70, "nats-server")]));
+    for (agents, kills) in [
+        (1, vec![]),
+        (1, vec![(SECOND + 60, "worker")]),
+        (1, vec![(SECOND + 60, "nats-server")]),
+        (1, vec![(9 * SECOND, "root")]),
+        (3, vec![(SECOND + 49, "root")]),
+    ] {
+        refused(&lost(agents, &kills), Rule::SecondOutcome);
+        refused(&lost(agents, &kills), Rule::Outcome);
+    }
+}
+
+#[test]
 fn attempts_grow() {
     let again = |attempt, kills: &[(u64, &str)]| {
         let mut all = sound();

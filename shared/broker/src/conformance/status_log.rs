@@ -1,5 +1,6 @@
 //! The status log.
 
+use flux_protocol::{Chunk, StatusMessage, Stream};
 use futures::StreamExt as _;
 
 use super::{Subject, function, status, within};
@@ -56,13 +57,7 @@ pub async fn an_unacked_status_comes_again(on: &Subject) {
     for delivery in second {
         delivery.ack.ack().await.expect("ack");
     }
-    // Acks are not confirmed.
-    within("an empty log", async {
-        while on.other.backlog().await.expect("backlog") > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    emptied(on).await;
 }
 
 pub async fn the_same_status_is_stored_once(on: &Subject) {
@@ -90,4 +85,99 @@ pub async fn watchers_hear_statuses(on: &Subject) {
     let signal = within("the status", heard.next()).await.expect("it goes on");
     assert_eq!(signal.subject, flux_protocol::subject::status("agent-7", status.execution_id));
     assert_eq!(&*signal.body, encoded.as_slice());
+}
+
+pub async fn watchers_hear_of_large_statuses(on: &Subject) {
+    let mut status = status(&function());
+    let printed = Chunk { seq: 1, stream: Stream::Stdout, data: vec![b'x'; 100_000].into() };
+    status.outcome.as_mut().expect("an end").output.chunks.push(printed);
+    let mut heard = on.other.listen(&flux_protocol::subject::statuses_of(status.execution_id)).await.expect("listen");
+    on.broker.publish_status("agent-7", &status).await.expect("publish");
+    let signal = within("the status", heard.next()).await.expect("it goes on");
+    let heard: flux_protocol::StatusMessage = serde_json::from_slice(&signal.body).expect("a status");
+    assert_eq!((heard.execution_id, heard.is_terminal()), (status.execution_id, status.is_terminal()));
+    let mut log = on.other.statuses(8).await.expect("statuses");
+    let stored = within("a batch", log.next()).await.expect("it goes on");
+    assert_eq!(stored.iter().map(|delivery| &delivery.status).collect::<Vec<_>>(), [&status], "the log has all of it");
+    for delivery in stored {
+        delivery.ack.ack().await.expect("ack");
+    }
+}
+
+/// Publishes so many in one moment, as an agent does whose executions end together.
+async fn publish_at_once(on: &Subject, count: usize) -> Vec<StatusMessage> {
+    let function = function();
+    let sent: Vec<_> = (0..count).map(|_| status(&function)).collect();
+    let published = sent.iter().map(|status| on.broker.publish_status("agent-7", status));
+    for published in futures::future::join_all(published).await {
+        published.expect("publish");
+    }
+    sent
+}
+
+pub async fn statuses_published_at_once_all_come(on: &Subject) {
+    const COUNT: usize = 600;
+    let sent = publish_at_once(on, COUNT).await;
+    let mut log = on.other.statuses(32).await.expect("statuses");
+    let mut got: Vec<StatusDelivery> = Vec::new();
+    while got.len() < COUNT {
+        let batch = within("a batch", log.next()).await.expect("it goes on");
+        assert!((1..=32).contains(&batch.len()), "{} in a batch", batch.len());
+        got.extend(batch);
+    }
+    assert!(got.windows(2).all(|pair| pair[0].order < pair[1].order), "the order grows");
+    let mut missing: std::collections::HashMap<_, _> =
+        sent.iter().map(|status| (status.execution_id, status)).collect();
+    for delivery in got {
+        let sent = missing.remove(&delivery.status.execution_id).expect("each comes once");
+        assert_eq!((delivery.sender.as_str(), &delivery.status), ("agent-7", sent));
+        delivery.ack.ack().await.expect("ack");
+    }
+    emptied(on).await;
+}
+
+pub async fn what_is_not_acked_of_many_comes_again(on: &Subject) {
+    const COUNT: usize = 40;
+    let sent = publish_at_once(on, COUNT).await;
+    let mut log = on.other.statuses(8).await.expect("statuses");
+    let (mut seen, mut kept) = (0, Vec::new());
+    while seen < COUNT {
+        for delivery in within("a batch", log.next()).await.expect("it goes on") {
+            seen += 1;
+            // One of each kind of place: the first, some in the middle, not the last.
+            if seen % 7 == 1 {
+                kept.push(delivery);
+            } else {
+                delivery.ack.ack().await.expect("ack");
+            }
+        }
+    }
+    let mut missing: std::collections::HashSet<_> =
+        kept.drain(..).map(|delivery| delivery.status.execution_id).collect();
+    assert_eq!(missing.len(), COUNT.div_ceil(7));
+    while !missing.is_empty() {
+        for delivery in within("what was not acked", log.next()).await.expect("it goes on") {
+            assert!(sent.contains(&delivery.status), "only what was published");
+            missing.remove(&delivery.status.execution_id);
+            delivery.ack.ack().await.expect("ack");
+        }
+    }
+    // What shared a message with it may still be on its way again.
+    while on.other.backlog().await.expect("backlog") > 0 {
+        if let Ok(batch) = tokio::time::timeout(std::time::Duration::from_millis(20), log.next()).await {
+            for delivery in batch.expect("it goes on") {
+                delivery.ack.ack().await.expect("ack");
+            }
+        }
+    }
+}
+
+/// Acks are not confirmed.
+async fn emptied(on: &Subject) {
+    within("an empty log", async {
+        while on.other.backlog().await.expect("backlog") > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }

@@ -74,6 +74,10 @@ impl Queues {
         self.lanes.insert((lane, pool.clone()), Stream { epoch, sequence: 0 });
     }
 
+    pub(super) fn forget_deliveries(&mut self) {
+        self.functions.values_mut().for_each(|function| function.messages.forget_deliveries());
+    }
+
     fn lane(&mut self, lane: Lane, pool: &PoolName) -> &mut Stream {
         self.lanes.entry((lane, pool.clone())).or_insert_with(|| Stream { epoch: now(), sequence: 0 })
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flux_protocol::{Timestamp, time::now};
 use futures::{StreamExt as _, stream};
 
-use super::{Inner, MemoryBroker};
+use super::{Inner, MemoryBroker, takes_fault};
 use crate::{BrokerError, Change, Entry, Table, Tables, Watch};
 
 pub(super) type All = HashMap<Table, Log>;
@@ -67,11 +67,13 @@ impl Inner {
 impl Tables for MemoryBroker {
     async fn put(&self, table: Table, key: &str, value: Bytes) -> Result<u64, BrokerError> {
         self.inner.connected("put a key into a table")?;
+        takes_fault(&self.inner.faults.table_puts_to_fail, "put a key into a table")?;
         Ok(self.inner.add(table, key, Some(value)))
     }
 
     async fn update(&self, table: Table, key: &str, value: Bytes, revision: u64) -> Result<u64, BrokerError> {
         self.inner.connected("put a key into a table")?;
+        takes_fault(&self.inner.faults.table_puts_to_fail, "put a key into a table")?;
         let updated = {
             let mut tables = self.inner.tables.lock();
             let log = tables.entry(table).or_default();
@@ -104,6 +106,11 @@ impl Tables for MemoryBroker {
         let Some(log) = tables.get(&table) else { return Ok(Vec::new()) };
         let last: HashMap<&str, &Row> = log.changes.iter().map(|row| (row.key.as_str(), row)).collect();
         Ok(last.into_values().filter(|row| is_alive(table, row)).map(|row| row.key.clone()).collect())
+    }
+
+    /// This engine loses no table.
+    async fn made_at(&self, _table: Table) -> Result<Timestamp, BrokerError> {
+        Ok(Timestamp::default())
     }
 
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {

@@ -100,6 +100,12 @@ impl<T: Clone> WorkQueue<T> {
         self.messages.contains_key(&sequence)
     }
 
+    /// As if nothing was ever handed out. What is out stays with whoever has it.
+    pub(super) fn forget_deliveries(&mut self) {
+        self.last_delivered = 0;
+        self.messages.values_mut().for_each(|held| held.deliveries = 0);
+    }
+
     pub(super) fn last_delivered(&self) -> u64 {
         self.last_delivered
     }

@@ -23,6 +23,7 @@ use super::{
     error::ApiError,
     inbox::Inbox,
     link::{Link, Refused},
+    storing::Storing,
 };
 use crate::BrokerError;
 
@@ -33,6 +34,8 @@ const TRY_WITHIN: Duration = Duration::from_secs(2);
 /// Nobody answers on a subject: a stream that is being made anew, or one that nobody will make.
 const NOBODY_WITHIN: Duration = Duration::from_secs(2);
 const NOBODY_PAUSE: Duration = Duration::from_millis(20);
+/// Requests to JetStream itself; all others store something.
+const API: &str = "$JS.API.";
 
 pub(super) struct Core {
     pub(super) client: Client,
@@ -43,6 +46,7 @@ pub(super) struct Core {
     link: watch::Receiver<Link>,
     refused: Refused,
     publish_room: Semaphore,
+    pub(super) storing: Storing,
     epochs: RwLock<HashMap<(Lane, PoolName), Epoch>>,
     /// When a queue without a consumer was last told to gateways.
     pub(super) said_missing: Mutex<HashMap<QueueName, Instant>>,
@@ -130,6 +134,7 @@ impl Core {
             link,
             refused,
             publish_room: Semaphore::new(limits::PUBLISH_IN_FLIGHT),
+            storing: Storing::default(),
             epochs: RwLock::default(),
             said_missing: Mutex::default(),
             delayed_bytes: Mutex::default(),
@@ -187,7 +192,12 @@ impl Core {
                     Err(Lost::TimedOut) if self.refused.lock().contains(subject) => {
                         return Err(BrokerError::Denied { attempted: attempted.to_owned() });
                     }
-                    Err(Lost::TimedOut) => "no answer came in time".into(),
+                    Err(Lost::TimedOut) => {
+                        if !subject.starts_with(API) {
+                            self.storing.unanswered(subject, left, link.connects, Instant::now());
+                        }
+                        "no answer came in time".into()
+                    }
                     Err(Lost::Other(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                         return Err(BrokerError::TooLarge { size: body.len(), limit: self.message_limit() });
                     }
@@ -237,7 +247,7 @@ impl Core {
         body: impl Into<Bytes>,
     ) -> Result<T, ApiFailure> {
         let body = body.into();
-        let subject = format!("$JS.API.{subject}");
+        let subject = format!("{API}{subject}");
         let deadline = Instant::now() + REQUEST_WITHIN;
         loop {
             let answer = self.request(attempted, &subject, || None, body.clone()).await.map_err(ApiFailure::Broker)?;
@@ -268,7 +278,10 @@ impl Core {
         loop {
             let answer = self.request(attempted, subject, || Some(headers()), body.clone()).await?;
             match read_answer(attempted, &answer.payload) {
-                Ok(ack) => return Ok(ack),
+                Ok(ack) => {
+                    self.storing.answered(subject);
+                    return Ok(ack);
+                }
                 Err(ApiFailure::Api(error)) if error.is_passing() && Instant::now() < deadline => {
                     tokio::time::sleep(NOBODY_PAUSE).await;
                 }

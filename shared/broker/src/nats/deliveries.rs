@@ -88,6 +88,15 @@ impl PullEvents for QueuePull {
                 PullEvent::Message(message, _) if message.subject.as_str() != self.subject => {
                     tracing::warn!(subject = %message.subject, expected = %self.subject, "a delivery of another queue was dropped");
                 }
+                // It was given to another since, or will be in a moment.
+                PullEvent::Late { stream_sequence, age } => {
+                    tracing::warn!(
+                        subject = %self.subject,
+                        stream_sequence,
+                        age_ms = age.as_millis(),
+                        "a delivery may have been on its way for longer than the broker waits; it is left to others"
+                    );
+                }
                 PullEvent::Message(message, info) => return Some(Ok(self.delivery(message, info))),
                 PullEvent::Ended(end) => {
                     if end == End::Missing {
@@ -194,6 +203,7 @@ impl Standing {
             let error = match oldest.next().await {
                 Some(PullEvent::Message(message, info)) => return Ok((message, info)),
                 Some(PullEvent::Ended(end)) => end_error(end, &self.consumer),
+                Some(PullEvent::Late { .. }) => continue,
                 None => None,
             };
             self.pulls.pop_front();
@@ -209,7 +219,7 @@ impl Standing {
         self.pulls.iter_mut().find_map(|pull| match pull.try_next()? {
             PullEvent::Message(message, info) => Some((message, info)),
             // Its end is told again by `next`, as that of the channel.
-            PullEvent::Ended(_) => None,
+            PullEvent::Ended(_) | PullEvent::Late { .. } => None,
         })
     }
 }

@@ -1,12 +1,16 @@
 //! Reading stored messages where they lie, without a consumer (direct get, ADR-31).
 
-use async_nats::{HeaderMap, Message, StatusCode};
+use async_nats::{
+    HeaderMap, Message, StatusCode,
+    jetstream::{message::StreamMessage, stream::RawMessage},
+};
 use bytes::Bytes;
 use flux_protocol::Timestamp;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::core::{Core, REQUEST_WITHIN};
+use super::core::{ApiFailure, Core, REQUEST_WITHIN};
 use crate::BrokerError;
 
 /// A message as it is stored.
@@ -20,11 +24,46 @@ pub(super) struct Found {
 
 impl Core {
     /// The last message on a subject.
+    ///
+    /// Any replica answers a direct get, also one that lags. What it has may be older than what there is, which its
+    /// readers can bear; that there is nothing is believed of the stream's leader alone.
     pub(super) async fn last_on(&self, stream: &str, subject: &str) -> Result<Option<Found>, BrokerError> {
         let attempted = "read a stored message";
         let answer =
             self.request(attempted, &format!("$JS.API.DIRECT.GET.{stream}.{subject}"), || None, Bytes::new()).await?;
-        found(attempted, answer)
+        match found(attempted, answer)? {
+            Some(found) => Ok(Some(found)),
+            None => self.last_of_leader(attempted, stream, subject).await,
+        }
+    }
+
+    async fn last_of_leader(
+        &self,
+        attempted: &'static str,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<Found>, BrokerError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            message: RawMessage,
+        }
+
+        let body = json!({ "last_by_subj": subject }).to_string();
+        let answer: Answer = match self.api(attempted, &format!("STREAM.MSG.GET.{stream}"), body).await {
+            Ok(answer) => answer,
+            Err(ApiFailure::Api(error)) if error.is_message_gone() => return Ok(None),
+            Err(failure) => return Err(failure.into_broker(attempted, stream)),
+        };
+        let at = answer.message.time.into();
+        let message =
+            StreamMessage::try_from(answer.message).map_err(|error| BrokerError::refused(attempted, error))?;
+        Ok(Some(Found {
+            sequence: message.sequence,
+            at,
+            subject: message.subject.to_string(),
+            headers: message.headers,
+            body: message.payload,
+        }))
     }
 
     pub(super) async fn stored_at(&self, stream: &str, sequence: u64) -> Result<Option<Found>, BrokerError> {

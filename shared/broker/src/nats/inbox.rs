@@ -1,8 +1,12 @@
 //! One subscription for everything that is addressed to this process: deliveries and ends of pulls, and answers
 //! of which several may come.
 //!
-//! `<inbox>.F.P.<token>.<stream>.<consumer>` is where the server answers a pull, `<inbox>.F.M.<token>` a mailbox.
-//! A router task hands each message to whom it belongs; nobody subscribes for a single pull.
+//! `<inbox>.F.P.<token>.<stream>.<consumer>` is where the server answers a pull, `<inbox>.F.M.<token>` a mailbox,
+//! `<inbox>.F.E.<time>` an echo. A router task hands each message to whom it belongs; nobody subscribes for a single pull.
+//!
+//! *Late deliveries.* What lay on its way while this process, its machine or its connection stood still may be another's
+//! by the time that it is read. How old a delivery can be is known from what came before it on the same connection: it was
+//! sent after the pull was asked for, and after an echo that was read before it had been sent.
 
 use std::{
     collections::HashMap,
@@ -33,11 +37,18 @@ use super::{
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(7);
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// While invocations are pulled. Well below the ack wait, so that what is in time is not taken for late.
+const ECHO_EVERY: Duration = Duration::from_millis(400);
 
 /// What a pull hears.
 #[derive(Debug)]
 pub(super) enum PullEvent {
     Message(Message, Info),
+    /// An invocation that may have been on its way for so long that the broker gave it to another.
+    Late {
+        stream_sequence: u64,
+        age: Duration,
+    },
     /// The pull ended before it was filled. Filled is the end of the channel.
     Ended(End),
 }
@@ -83,6 +94,9 @@ pub(super) struct Inbox {
     routes: Mutex<Routes>,
     given_back: mpsc::Sender<String>,
     late: AtomicU64,
+    started: Instant,
+    /// When the newest echo that was read had been sent, in milliseconds since then.
+    echoed_ms: AtomicU64,
 }
 
 impl Inbox {
@@ -95,6 +109,8 @@ impl Inbox {
             routes: Mutex::default(),
             given_back,
             late: AtomicU64::new(0),
+            started: Instant::now(),
+            echoed_ms: AtomicU64::new(0),
         };
         (Arc::new(inbox), to_give_back)
     }
@@ -193,6 +209,7 @@ impl Inbox {
                     let _ = mailbox.try_send(message);
                 }
             }
+            ("E", None) => drop(self.echoed_ms.fetch_max(token, Ordering::Relaxed)),
             ("P", Some(consumer)) => self.pull_status(token, consumer, &message),
             _ => {}
         }
@@ -201,6 +218,10 @@ impl Inbox {
     /// Takes the message if it is a delivery.
     fn deliver(&self, message: Message) -> Option<Message> {
         let Some(ack) = message.reply.as_deref().and_then(AckSubject::parse) else { return Some(message) };
+        let (now, mut routes) = (Instant::now(), self.routes.lock());
+        let mut ledger = routes.pulls.get_mut(ack.consumer);
+        let asked_at = ledger.as_ref().and_then(|ledger| ledger.asked_at()).unwrap_or(self.started);
+        let echoed_at = self.started + Duration::from_millis(self.echoed_ms.load(Ordering::Relaxed));
         let info = Info {
             delivered: ack.delivered,
             stream_sequence: ack.stream_sequence,
@@ -208,8 +229,9 @@ impl Inbox {
             stored_ns: ack.stored_ns,
             pending: ack.pending,
         };
-        let mut routes = self.routes.lock();
-        let place = routes.pulls.get_mut(ack.consumer).map_or(Place::Nobody, |ledger| ledger.delivered(Instant::now()));
+        let age = now.duration_since(asked_at.max(echoed_at));
+        let late = age >= limits::ACK_WAIT && is_of_a_queue(ack.consumer);
+        let place = ledger.as_mut().map_or(Place::Nobody, |ledger| ledger.delivered(now));
         let events = match place {
             Place::Open(events) => events,
             Place::Last(events) => {
@@ -225,6 +247,10 @@ impl Inbox {
             }
         };
         drop(routes);
+        if late {
+            let _ = events.try_send(PullEvent::Late { stream_sequence: info.stream_sequence, age });
+            return None;
+        }
         if let Err(unsent) = events.try_send(PullEvent::Message(message, info))
             && let PullEvent::Message(message, _) = unsent.into_inner()
         {
@@ -260,12 +286,43 @@ impl Inbox {
         tell(ended, &why);
     }
 
+    /// The subject of the next echo; `None` while no invocations are pulled.
+    fn next_echo(&self) -> Option<String> {
+        if !self.routes.lock().pulls.keys().any(|consumer| is_of_a_queue(consumer)) {
+            return None;
+        }
+        let sent_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Some(format!("{}.E.{sent_ms:x}", self.prefix))
+    }
+
     /// A message that nobody waits for any more goes to another agent at once.
     fn give_back(&self, reply: String) {
         let late = self.late.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::debug!(%reply, late, "a message came for a pull that had ended; giving it back");
         // Where this channel is full the ack wait does the same.
         let _ = self.given_back.try_send(reply);
+    }
+}
+
+/// Whether it delivers invocations, of whatever pool.
+fn is_of_a_queue(consumer: &str) -> bool {
+    ["FLUX_INVOKE", "FLUX_CALL"].iter().any(|stream| consumer.starts_with(stream))
+}
+
+/// Sends echoes to this process itself, until the connection is closed.
+pub(super) async fn echo(client: Client, inbox: Arc<Inbox>, closed: CancellationToken) {
+    let mut echoes = tokio::time::interval(ECHO_EVERY);
+    echoes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = echoes.tick() => {}
+            () = closed.cancelled() => return,
+        }
+        if let Some(subject) = inbox.next_echo()
+            && let Err(error) = client.publish(subject, bytes::Bytes::new()).await
+        {
+            tracing::debug!(%error, "an echo was not sent");
+        }
     }
 }
 
@@ -311,14 +368,14 @@ impl OpenPull {
     /// Safe to cancel. `None` once it was filled or told to have ended.
     pub(super) async fn next(&mut self) -> Option<PullEvent> {
         let event = self.received.recv().await;
-        self.ended |= !matches!(event, Some(PullEvent::Message(..)));
+        self.ended |= matches!(event, None | Some(PullEvent::Ended(_)));
         event
     }
 
     /// What is there already.
     pub(super) fn try_next(&mut self) -> Option<PullEvent> {
         let event = self.received.try_recv().ok()?;
-        self.ended |= !matches!(event, PullEvent::Message(..));
+        self.ended |= matches!(event, PullEvent::Ended(_));
         Some(event)
     }
 }

@@ -18,6 +18,7 @@ const OVERDUE: Duration = Duration::from_secs(2);
 struct Slot<T> {
     token: u64,
     open: usize,
+    opened: Instant,
     until: Instant,
     beats: bool,
     out: T,
@@ -27,6 +28,8 @@ struct Slot<T> {
 #[derive(Debug)]
 pub(super) struct Ledger<T> {
     slots: VecDeque<Slot<T>>,
+    /// When the first of those was opened that may be open still.
+    first_opened: Instant,
     last_until: Instant,
     last_heard: Instant,
 }
@@ -43,7 +46,7 @@ pub(super) enum Place<T> {
 
 impl<T: Clone> Ledger<T> {
     pub(super) fn new(now: Instant) -> Self {
-        Self { slots: VecDeque::new(), last_until: now, last_heard: now }
+        Self { slots: VecDeque::new(), first_opened: now, last_until: now, last_heard: now }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -54,9 +57,15 @@ impl<T: Clone> Ledger<T> {
     pub(super) fn opened(&mut self, token: u64, batch: usize, until: Instant, beats: bool, now: Instant, out: T) {
         if self.slots.is_empty() {
             self.last_heard = now;
+            self.first_opened = now;
         }
         self.last_until = self.last_until.max(until);
-        self.slots.push_back(Slot { token, open: batch.max(1), until, beats, out });
+        self.slots.push_back(Slot { token, open: batch.max(1), opened: now, until, beats, out });
+    }
+
+    /// The next message was sent after this at the earliest: it answers a request of then, or of later.
+    pub(super) fn asked_at(&self) -> Option<Instant> {
+        self.slots.front().map(|slot| slot.opened)
     }
 
     /// A message came.
@@ -79,13 +88,14 @@ impl<T: Clone> Ledger<T> {
     pub(super) fn request_ended(&mut self, token: u64, missing: Option<usize>) -> Vec<T> {
         let own = self.slots.iter().position(|slot| slot.token == token);
         let mut missing = missing.unwrap_or_else(|| own.map_or(0, |at| self.slots[at].open));
-        let last_until = self.last_until;
+        let (last_until, first_opened) = (self.last_until, self.first_opened);
         if let Some(slot) = own.and_then(|at| self.slots.get_mut(at)) {
             let taken = missing.min(slot.open);
             slot.open -= taken;
             missing -= taken;
             // It lives on as the pull of another request, which was thought to be filled.
             slot.until = last_until;
+            slot.opened = first_opened;
         }
         for slot in self.slots.iter_mut().rev() {
             let taken = missing.min(slot.open);

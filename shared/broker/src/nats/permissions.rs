@@ -25,6 +25,7 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
     let mut publish = vec![
         // Its own round trips and answers.
         format!("{inbox_prefix}.>"),
+        subject::status_log(agent.as_str()),
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
         subject::heartbeat(agent),
@@ -48,14 +49,17 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
         let stream = bucket(table).stream;
         publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
         publish.push(format!("$JS.API.DIRECT.GET.{stream}.>"));
+        publish.push(format!("$JS.API.STREAM.MSG.GET.{stream}"));
         publish.push(format!("$JS.API.CONSUMER.CREATE.{stream}.*.>"));
         publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"));
         publish.push(format!("$JS.API.CONSUMER.DELETE.{stream}.*"));
     }
     publish.push(format!("$JS.API.DIRECT.GET.{}.>", bucket(Table::Cancelled).stream));
+    publish.push(format!("$JS.API.STREAM.MSG.GET.{}", bucket(Table::Cancelled).stream));
     for objects in [CODE_BUCKET, BLOB_BUCKET] {
         publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}"));
         publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}.>"));
+        publish.push(format!("$JS.API.STREAM.MSG.GET.OBJ_{objects}"));
     }
     // Outputs that do not fit a status.
     publish.push(format!("$O.{BLOB_BUCKET}.>"));

@@ -127,7 +127,7 @@ fn statuses() -> Config {
         retention: RetentionPolicy::WorkQueue,
         max_bytes: limits::STATUS_STREAM_BYTES,
         duplicate_window: STATUS_DUPLICATE_WINDOW,
-        ..base(STATUS_STREAM, vec![subject::statuses().to_owned()])
+        ..base(STATUS_STREAM, vec![subject::status_logs().to_owned()])
     }
 }
 

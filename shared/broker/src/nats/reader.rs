@@ -102,6 +102,8 @@ impl Reader {
             while let Some(event) = pull.next().await {
                 match event {
                     PullEvent::Message(message, info) => self.read.extend(self.bucket.entry(&message, info)),
+                    // Of invocations alone.
+                    PullEvent::Late { .. } => {}
                     PullEvent::Ended(end) => match end_error(end, self.bucket.stream) {
                         Some(error) => return Err(error),
                         None => break,

@@ -1,6 +1,13 @@
 //! The status log: a work-queue stream that gateways share through one consumer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::Message;
 use async_trait::async_trait;
@@ -13,13 +20,13 @@ use serde_json::json;
 
 use super::{
     NatsBroker,
-    core::{Core, header_map},
+    core::Core,
     deliveries::{NatsAcker, Standing},
     heat::nanos,
     inbox::Info,
-    queue::{ConsumerInfo, MESSAGE_ID},
+    queue::ConsumerInfo,
 };
-use crate::{AckHandle, BrokerError, StatusBatch, StatusDelivery, StatusLog};
+use crate::{AckHandle, Acker, BrokerError, StatusBatch, StatusDelivery, StatusLog};
 
 /// A batch that is not recorded and acked within this goes to another gateway too. Recording twice is recording once.
 const RECORD_WITHIN: Duration = Duration::from_millis(2500);
@@ -40,12 +47,7 @@ impl StatusLog for NatsBroker {
         status: &StatusMessage,
         encoded: Bytes,
     ) -> Result<(), BrokerError> {
-        let id = status.message_id();
-        let subject = subject::status(sender, status.execution_id);
-        self.core
-            .publish("store a status", &subject, || header_map([(MESSAGE_ID, id.as_str())]), encoded)
-            .await
-            .map(|_| ())
+        self.statuses.write(sender, status, encoded).await
     }
 
     async fn statuses(&self, most: usize) -> Result<Box<dyn StatusBatch>, BrokerError> {
@@ -55,6 +57,7 @@ impl StatusLog for NatsBroker {
             core: Arc::clone(&self.core),
             most,
             standing: standing(&self.core, most),
+            waiting: VecDeque::new(),
             unreadable: 0,
         }))
     }
@@ -77,13 +80,11 @@ fn standing(core: &Arc<Core>, most: usize) -> Standing {
 
 async fn make_recorder(core: &Core) -> Result<(), BrokerError> {
     let attempted = "read the status log";
-    let filter = subject::statuses();
     let body = json!({
         "stream_name": STATUS_STREAM,
         "config": {
             "name": RECORDER,
             "durable_name": RECORDER,
-            "filter_subject": filter,
             "deliver_policy": "all",
             "replay_policy": "instant",
             "ack_policy": "explicit",
@@ -93,27 +94,25 @@ async fn make_recorder(core: &Core) -> Result<(), BrokerError> {
             "num_replicas": 0,
         },
     });
-    core.api::<serde_json::Value>(
-        attempted,
-        &format!("CONSUMER.CREATE.{STATUS_STREAM}.{RECORDER}.{filter}"),
-        body.to_string(),
-    )
-    .await
-    .map(|_| ())
-    .map_err(|failure| failure.into_broker(attempted, STATUS_STREAM))
+    core.api::<serde_json::Value>(attempted, &format!("CONSUMER.CREATE.{STATUS_STREAM}.{RECORDER}"), body.to_string())
+        .await
+        .map(|_| ())
+        .map_err(|failure| failure.into_broker(attempted, STATUS_STREAM))
 }
 
 struct Recorder {
     core: Arc<Core>,
     most: usize,
     standing: Standing,
+    /// Read, and too many for the last batch.
+    waiting: VecDeque<StatusDelivery>,
     unreadable: u64,
 }
 
 #[async_trait]
 impl StatusBatch for Recorder {
     async fn next(&mut self) -> Option<Vec<StatusDelivery>> {
-        loop {
+        while self.waiting.is_empty() {
             let first = match self.standing.next().await {
                 Ok(first) => first,
                 Err(BrokerError::Closed) => return None,
@@ -122,51 +121,75 @@ impl StatusBatch for Recorder {
                     continue;
                 }
             };
-            let mut batch = Vec::with_capacity(self.most);
             let mut unreadable = Vec::new();
             let mut next = Some(first);
             while let Some((message, info)) = next {
-                match self.read(message, info) {
-                    Ok(delivery) => batch.push(delivery),
-                    Err(acker) => unreadable.push(acker),
-                }
-                next = if batch.len() < self.most { self.standing.try_next() } else { None };
+                unreadable.extend(self.read(message, info));
+                next = if self.waiting.len() < self.most { self.standing.try_next() } else { None };
             }
             if !unreadable.is_empty() {
                 self.refuse(unreadable).await;
             }
-            if !batch.is_empty() {
-                return Some(batch);
-            }
         }
+        let batch = self.waiting.len().min(self.most);
+        Some(self.waiting.drain(..batch).collect())
+    }
+}
+
+/// The ack of a message, given once each of its statuses was acked.
+struct GroupAck {
+    message: NatsAcker,
+    left: AtomicUsize,
+}
+
+#[async_trait]
+impl Acker for Arc<GroupAck> {
+    async fn progress(&self) -> Result<(), BrokerError> {
+        self.message.progress().await
+    }
+
+    async fn ack(&self) -> Result<(), BrokerError> {
+        // What was not acked keeps the count above 0 for good, and the message comes again.
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 { self.message.ack().await } else { Ok(()) }
+    }
+
+    async fn nack(&self, delay: Option<Duration>) -> Result<(), BrokerError> {
+        self.message.nack(delay).await
     }
 }
 
 impl Recorder {
-    fn read(&self, message: Message, info: Info) -> Result<StatusDelivery, NatsAcker> {
-        let reply = message.reply.unwrap_or_else(|| "".into());
-        let acker = NatsAcker { core: Arc::clone(&self.core), reply };
-        let sender = message.subject.strip_prefix("flux.status.").and_then(|rest| rest.split('.').next());
-        match (sender, serde_json::from_slice::<StatusMessage>(&message.payload)) {
-            (Some(sender), Ok(status)) => Ok(StatusDelivery {
-                // Not the stream's own number: that of a stream which was lost and made anew begins at 1 again, and a late
-                // outcome in it would come before the one that is recorded.
-                order: info.stored_ns,
-                sender: sender.to_owned(),
-                status,
-                ack: AckHandle::new(acker),
-            }),
-            (_, read) => {
-                tracing::error!(
+    /// Takes a message's statuses into those that wait. What has none that can be read is returned.
+    fn read(&mut self, message: Message, info: Info) -> Option<NatsAcker> {
+        let acker = NatsAcker { core: Arc::clone(&self.core), reply: message.reply.unwrap_or_else(|| "".into()) };
+        let sender = subject::sender(&message.subject).unwrap_or_default();
+        let mut statuses = Vec::with_capacity(1);
+        // A status has no line break of its own.
+        for line in message.payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice::<StatusMessage>(line) {
+                Ok(status) => statuses.push(status),
+                Err(error) => tracing::error!(
                     subject = %message.subject,
                     sequence = info.stream_sequence,
-                    bytes = message.payload.len(),
-                    error = read.err().map(|error| error.to_string()).unwrap_or_default(),
+                    bytes = line.len(),
+                    error = &error as &dyn std::error::Error,
                     "a status cannot be read and is thrown away"
-                );
-                Err(acker)
+                ),
             }
         }
+        if statuses.is_empty() {
+            return Some(acker);
+        }
+        let group = Arc::new(GroupAck { message: acker, left: AtomicUsize::new(statuses.len()) });
+        // Not the stream's own number: that of a stream which was lost and made anew begins at 1 again, and a late
+        // outcome in it would come before the one that is recorded.
+        self.waiting.extend((info.stored_ns..).zip(statuses).map(|(order, status)| StatusDelivery {
+            order,
+            sender: sender.to_owned(),
+            status,
+            ack: AckHandle::new(Arc::clone(&group)),
+        }));
+        None
     }
 
     /// What cannot be read now can never be, and must not come again.

@@ -9,12 +9,12 @@ use std::{
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::time::now;
+use flux_protocol::{Timestamp, time::now};
 use futures::{StreamExt as _, stream};
 
 use super::{
     NatsBroker,
-    core::Core,
+    core::{Core, StreamInfo},
     queue::MESSAGE_ID,
     reader::{Bucket, Follow, Followed, From, OPERATION, Reader, is_deletion},
 };
@@ -75,6 +75,12 @@ impl Tables for NatsBroker {
         }
         reader.close().await;
         Ok(keys)
+    }
+
+    async fn made_at(&self, table: Table) -> Result<Timestamp, BrokerError> {
+        let (attempted, stream) = ("look at a table", bucket(table).stream);
+        let info = self.core.api::<StreamInfo>(attempted, &format!("STREAM.INFO.{stream}"), Bytes::new()).await;
+        info.map(|info| info.created).map_err(|failure| failure.into_broker(attempted, stream))
     }
 
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {

@@ -7,9 +7,10 @@ use crate::BrokerError;
 
 #[async_trait]
 pub trait StatusLog {
-    /// Publishes a transition; done once the broker holds it. Retrying the same message is safe.
-    /// `sender` is this process's agent or gateway id. Watchers of the execution hear it as a signal too,
-    /// on [`subject::status`](flux_protocol::subject::status).
+    /// Publishes a transition; done once the broker holds it. Retrying the same message is safe: what comes twice is recorded once.
+    /// `sender` is this process's agent or gateway id. Watchers of the execution hear it as a signal too, on
+    /// [`subject::status`](flux_protocol::subject::status), once the log holds it; the output may be left out of that.
+    /// An engine may keep the end of a call waiting for some milliseconds.
     async fn publish_status(&self, sender: &str, status: &StatusMessage) -> Result<(), BrokerError>;
 
     /// As [`StatusLog::publish_status`], for a status that was encoded already (a reply carries the same bytes).
@@ -24,7 +25,8 @@ pub trait StatusLog {
     /// Several gateways share the work. `most` bounds a batch.
     async fn statuses(&self, most: usize) -> Result<Box<dyn StatusBatch>, BrokerError>;
 
-    /// Transitions that are not recorded yet: neither acked nor thrown away, those out at any gateway included.
+    /// What is not recorded yet: neither acked nor thrown away, what is out at any gateway included; 0 when all is. An engine may count
+    /// several transitions as one.
     async fn backlog(&self) -> Result<u64, BrokerError>;
 }
 

@@ -72,6 +72,9 @@ pub trait Tables {
     /// All keys. For reconciliation, not for the path of an invocation.
     async fn keys(&self, table: Table) -> Result<Vec<String>, BrokerError>;
 
+    /// When its storage was made: lately, where it was lost. What is missing in it then may still be put back.
+    async fn made_at(&self, table: Table) -> Result<Timestamp, BrokerError>;
+
     /// Every entry (with its history, oldest first, where the table keeps one), then [`Change::Synced`], then
     /// each change. Goes on over reconnections. When the broker's storage was lost and made anew it says
     /// everything again from `Synced`'s start; a watcher must take a `Put` that it knows already. Keys that are not in

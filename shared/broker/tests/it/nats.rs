@@ -16,6 +16,14 @@ use flux_protocol::{FunctionName, PoolName, invocation::Lane, limits, subject, s
 use flux_runtime::{Shutdown, Tasks};
 use flux_testkit::{NatsServer, eventually};
 use futures::StreamExt as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+};
 
 use crate::engines::Nats;
 
@@ -312,7 +320,7 @@ async fn a_status_that_cannot_be_read_blocks_nothing() {
     let raw = engine.server.client().await;
     let mut log = gateway.statuses(8).await.expect("statuses");
     for _ in 0..3 {
-        raw.request("flux.status.agent-1.exc-x", "not a status".into()).await.expect("it is stored");
+        raw.request("flux.statuses.agent-1", "not a status\nnor this".into()).await.expect("it is stored");
     }
     let mut unread = Box::pin(log.next());
     let streams = || async { stream_messages(&raw, subject::STATUS_STREAM).await == 0 };
@@ -524,4 +532,62 @@ async fn a_wrong_password_is_denied() {
     let connecting = NatsBroker::connect(identity(&engine, "gateway", "wrong", "flux_inbox.gw"), engine.tasks.clone());
     let error = connecting.await.err().expect("it is wrong");
     assert!(matches!(error, BrokerError::Denied { .. }), "{error:?}");
+}
+
+/// Between a client and its server: what is sent waits while it is stalled, as on a network that comes back.
+async fn stallable(server: u16, tasks: &Tasks) -> (u16, watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let (stalled, watched) = watch::channel(false);
+    let shared = tasks.clone();
+    tasks.spawn("relay", async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { continue };
+            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            shared.spawn("there", pump(from_client, to_server, watched.clone()));
+            shared.spawn("back", pump(from_server, to_client, watched.clone()));
+        }
+    });
+    (port, stalled)
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut stalled: watch::Receiver<bool>) {
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        if stalled.wait_for(|stalled| !stalled).await.is_err() || to.write_all(&chunk[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Its agent was taken for dead meanwhile, and another one has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_was_on_its_way_for_longer_than_the_ack_wait_is_left_to_others() {
+    let engine = Nats::start().await;
+    let (port, stalled) = stallable(engine.server.port(), &engine.tasks).await;
+    let options = NatsOptions::new(format!("nats://127.0.0.1:{port}"), "far");
+    let far = NatsBroker::connect(options, engine.tasks.clone()).await.expect("connected");
+    let near = engine.gateway().await;
+    let queue = queue(Lane::Invoke);
+    near.heat(&queue).await.expect("hot");
+    // What comes in time is delivered, however long the pull has waited.
+    let mut pull = far.pull(&queue, 2, Duration::from_secs(30)).await.expect("pulled");
+    let waited = Instant::now();
+    eventually(PATIENCE, "the pull to be old", || async { waited.elapsed() > limits::ACK_WAIT * 2 }).await;
+    near.publish(&queue, message("first")).await.expect("stored");
+    let first = pull.next().await.expect("a delivery").expect("in time");
+    first.ack.ack().await.expect("acked");
+    eventually(PATIENCE, "the ack to be there", || async { near.depth(&queue).await.expect("a count") == 0 }).await;
+
+    stalled.send_replace(true);
+    near.publish(&queue, message("second")).await.expect("stored");
+    let second = next(&near, &queue).await;
+    assert_eq!(second.redeliveries, 1, "it was the other's first");
+    stalled.send_replace(false);
+    let late = tokio::time::timeout(limits::ACK_WAIT * 2, pull.next()).await;
+    assert!(!matches!(late, Ok(Some(Ok(_)))), "{late:?}");
+    second.ack.ack().await.expect("acked");
+    near.publish(&queue, message("third")).await.expect("stored");
+    let third = next(&far, &queue).await;
+    assert_eq!((third.position.sequence, third.redeliveries), (second.position.sequence + 1, 0));
 }

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use super::{
-    FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, parse_duration, text::whole_millis,
+    FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, handler, parse_duration,
+    text::whole_millis,
 };
 use crate::{
     id::{FunctionName, PoolName},
@@ -105,13 +106,11 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     let name = FunctionName::parse(name).map_err(|error| wrong("name", error.to_string()))?;
     let runtime = match get("runtime").map(|v| string(v, "runtime")).transpose()? {
         None | Some("native") => Runtime::Native,
-        Some(later @ ("python" | "node" | "bash" | "lambda")) => {
-            return Err(unsupported(
-                "runtime",
-                format!(
-                    "`{later}` handlers are not in this release; use `native` with an executable script (#!/usr/bin/env …)"
-                ),
-            ));
+        Some("python") => Runtime::Python,
+        Some("node") => Runtime::Node,
+        Some("bash") => Runtime::Bash,
+        Some("lambda") => {
+            return Err(unsupported("runtime", "`lambda` is not in this release; use `python` or `node`"));
         }
         Some(other) => return Err(unknown_value("runtime", other, &["native", "python", "node", "bash", "lambda"])),
     };
@@ -136,20 +135,10 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     if get("isolation_required").is_some_and(|v| v != &Value::Bool(false)) {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
-    if let Some(keep_warm) = get("keep_warm")
-        && !duration(keep_warm, "keep_warm")?.is_zero()
-    {
-        return Err(unsupported(
-            "keep_warm",
-            "a native function gets a fresh process each time; remove the field or set it to 0",
-        ));
-    }
-    let handler = string(
-        get("handler")
-            .ok_or_else(|| wrong("handler", "is missing: give the path of the executable inside the archive"))?,
-        "handler",
-    )?;
+    let keep_warm = keep_warm(get("keep_warm"), runtime)?;
+    let handler = string(get("handler").ok_or_else(|| wrong("handler", missing_handler(runtime)))?, "handler")?;
     check_handler(handler)?;
+    handler::entry(runtime, handler).map_err(|problem| wrong("handler", problem))?;
 
     Ok(FunctionSpec {
         name,
@@ -179,7 +168,31 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
             })
             .transpose()?
             .unwrap_or_default(),
+        keep_warm,
     })
+}
+
+fn missing_handler(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Native => "is missing: give the path of the executable inside the archive",
+        Runtime::Bash => "is missing: give the path of the script inside the archive",
+        Runtime::Python | Runtime::Node => "is missing: give `file.function`, such as `main.handler`",
+    }
+}
+
+fn keep_warm(value: Option<&Value>, runtime: Runtime) -> Result<Duration, SpecError> {
+    let Some(value) = value else {
+        return Ok(if runtime.has_workers() { limits::KEEP_WARM_DEFAULT } else { Duration::ZERO });
+    };
+    let keep_warm = duration(value, "keep_warm")?;
+    if !keep_warm.is_zero() && !runtime.has_workers() {
+        let problem = format!("a {runtime} function gets a fresh process each time; remove the field or set it to 0");
+        return Err(unsupported("keep_warm", problem));
+    }
+    if keep_warm > limits::KEEP_WARM {
+        return Err(wrong("keep_warm", format!("is at most {} seconds", limits::KEEP_WARM.as_secs())));
+    }
+    Ok(keep_warm)
 }
 
 const ERROR_LENGTH: usize = 1000;

@@ -10,10 +10,10 @@ use flux_protocol::{
     StatusMessage, Stream, Timestamp, Usage,
     agent::{
         AgentStatus, Budget, CancelReply, CancelRequest, Capabilities, ControlReply, ControlRequest, Heartbeat,
-        MissingLayer, NodeStatus, OutputMessage, RunningCount,
+        MissingLayer, NodeStatus, OutputMessage, RunningCount, RuntimeGiven,
     },
     event::{HttpEvent, HttpResponse},
-    execution::{BlobRef, QueuePosition},
+    execution::{BlobRef, QueuePosition, Start, StartKind},
     subject::{self, QueueName},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -84,6 +84,7 @@ fn outcome() -> Outcome {
         },
         output_ref: None,
         duration_ms: Duration::from_micros(1234).into(),
+        start: None,
         usage: Usage { cpu_ms: Duration::from_micros(500).into(), memory_peak_mb: 7 },
         will_retry: true,
     }
@@ -94,6 +95,24 @@ fn outcomes() {
     holds(
         &outcome(),
         r#"{"status":"failed","error":{"kind":"exit","message":"it exited with code 3","exit_code":3},"output":{"chunks":[{"seq":1,"stream":"stdout","data":"grüße\n"},{"seq":4,"stream":"stderr","data_base64":"/wA="}],"dropped_bytes":12},"duration_ms":1.234,"usage":{"cpu_ms":0.5,"memory_peak_mb":7},"will_retry":true}"#,
+    );
+    let handled = Outcome {
+        error: Some(ExecutionError {
+            error_type: Some("KeyError".into()),
+            stack: Some("line 1".into()),
+            ..ExecutionError::new(ErrorKind::Exit, "no")
+        }),
+        output: OutputLog {
+            chunks: vec![Chunk { seq: 1, stream: Stream::Result, data: Bytes::from_static(b"1") }],
+            dropped_bytes: 0,
+        },
+        start: Some(Start { kind: StartKind::Cold, init_ms: Duration::from_micros(12_500).into() }),
+        will_retry: false,
+        ..outcome()
+    };
+    holds(
+        &handled,
+        r#"{"status":"failed","error":{"kind":"exit","message":"no","type":"KeyError","stack":"line 1"},"output":{"chunks":[{"seq":1,"stream":"result","data":"1"}]},"duration_ms":1.234,"start":{"kind":"cold","init_ms":12.5},"usage":{"cpu_ms":0.5,"memory_peak_mb":7}}"#,
     );
     let by_reference = Outcome {
         output: OutputLog::default(),
@@ -207,17 +226,19 @@ fn heartbeats() {
         },
         total: Budget { tasks: 8, cpu_millicores: 2000, memory_mb: 1800 },
         free: Budget { tasks: 7, cpu_millicores: 1900, memory_mb: 1672 },
-        running: vec![RunningCount { function: function(), calls: 1, invokes: 0 }],
+        running: vec![RunningCount { function: function(), calls: 1, invokes: 0, warm: 2 }],
         capabilities: Capabilities {
+            refuses: Vec::new(),
             tiers: vec!["process".to_owned()],
             layers: vec!["pid_namespace".to_owned()],
             missing: vec![MissingLayer { layer: "cgroup_memory".to_owned(), reason: "why".to_owned() }],
+            runtimes: vec![RuntimeGiven { name: "python".to_owned(), version: "3.11.2".to_owned() }],
         },
         cached_digests: 4,
     };
     holds(
         &heartbeat,
-        r#"{"agent_id":"agent-1","pool":"default","address":"node-1","status":"draining","release":"0.1.0","started_at":"2026-11-21T10:40:00Z","at":"2026-11-21T10:40:00Z","node":{"cpu_percent":12.5,"memory_percent":50.0,"memory_total_mb":2048,"memory_used_mb":1024,"active_tasks":1,"uptime_seconds":60,"collected_at":"2026-11-21T10:40:00Z"},"total":{"tasks":8,"cpu_millicores":2000,"memory_mb":1800},"free":{"tasks":7,"cpu_millicores":1900,"memory_mb":1672},"running":[{"function":"hello","calls":1,"invokes":0}],"capabilities":{"tiers":["process"],"layers":["pid_namespace"],"missing":[{"layer":"cgroup_memory","reason":"why"}]},"cached_digests":4}"#,
+        r#"{"agent_id":"agent-1","pool":"default","address":"node-1","status":"draining","release":"0.1.0","started_at":"2026-11-21T10:40:00Z","at":"2026-11-21T10:40:00Z","node":{"cpu_percent":12.5,"memory_percent":50.0,"memory_total_mb":2048,"memory_used_mb":1024,"active_tasks":1,"uptime_seconds":60,"collected_at":"2026-11-21T10:40:00Z"},"total":{"tasks":8,"cpu_millicores":2000,"memory_mb":1800},"free":{"tasks":7,"cpu_millicores":1900,"memory_mb":1672},"running":[{"function":"hello","calls":1,"invokes":0,"warm":2}],"capabilities":{"tiers":["process"],"layers":["pid_namespace"],"missing":[{"layer":"cgroup_memory","reason":"why"}],"runtimes":[{"name":"python","version":"3.11.2"}]},"cached_digests":4}"#,
     );
 }
 
@@ -235,6 +256,10 @@ fn control() {
     holds(
         &ControlRequest::Holds { execution_ids: vec![id()] },
         &format!(r#"{{"op":"holds","execution_ids":["{exc}"]}}"#),
+    );
+    holds(
+        &ControlRequest::Withdrawn { execution_id: id(), reason: "r".to_owned() },
+        &format!(r#"{{"op":"withdrawn","execution_id":"{exc}","reason":"r"}}"#),
     );
     holds(&ControlReply::Ok { agent_id: agent() }, r#"{"reply":"ok","agent_id":"agent-1"}"#);
     holds(&ControlReply::NotHeld, r#"{"reply":"not_held"}"#);
@@ -362,7 +387,8 @@ fn subjects() {
         (subject::outputs_all().to_owned(), "flux.output.>"),
         (subject::status("gw-1", id()), "flux.status.gw-1.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
         (subject::statuses_of(id()), "flux.status.*.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
-        (subject::statuses().to_owned(), "flux.status.*.*"),
+        (subject::status_log("gw-1"), "flux.statuses.gw-1"),
+        (subject::status_logs().to_owned(), "flux.statuses.*"),
         (subject::control(&agent()), "flux.control.agent-1"),
         (subject::control_all().to_owned(), "flux.control"),
         (subject::cancel(id()), "flux.cancel.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),

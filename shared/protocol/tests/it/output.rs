@@ -5,7 +5,7 @@ use flux_protocol::{Chunk, OutputLog, Stream, output::OutputCollector};
 use proptest::prelude::*;
 
 fn stream() -> impl Strategy<Value = Stream> {
-    prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)]
+    prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr), Just(Stream::Result)]
 }
 
 fn data() -> impl Strategy<Value = Bytes> {
@@ -116,4 +116,7 @@ fn what_a_log_says() {
         assert_eq!(log(&[(Stdout, none)], dropped).result(), None, "{none:?}");
     }
     assert_eq!(log(&[(Stderr, b"1")], 0).result(), None);
+    // What a handler returned is the result, whatever it printed, and is none of the text.
+    let returned = log(&[(Stdout, b"{}"), (Stream::Result, b"[1]")], 5);
+    assert_eq!((returned.result(), returned.to_text().as_str()), (Some(serde_json::json!([1])), "{}"));
 }

@@ -111,9 +111,6 @@ fn refusals_name_the_field_and_the_remedy() {
 #[test]
 fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
-        ("runtime: python", "runtime"),
-        ("runtime: node", "runtime"),
-        ("runtime: bash", "runtime"),
         ("runtime: lambda", "runtime"),
         ("isolation: container", "isolation"),
         ("isolation: microvm", "isolation"),
@@ -122,6 +119,7 @@ fn fields_of_later_releases_are_refused_by_name() {
         ("secrets: [DB_PASSWORD]", "secrets"),
         ("secrets: DB_PASSWORD", "secrets"),
         ("keep_warm: 60", "keep_warm"),
+        ("runtime: bash\nkeep_warm: 60", "keep_warm"),
         ("isolation_required: true", "isolation_required"),
     ] {
         let error = with(yaml).expect_err(yaml);

@@ -187,6 +187,7 @@ pub(crate) fn ended(
             output: OutputLog { chunks: output, dropped_bytes: 0 },
             output_ref: None,
             duration_ms: Duration::from_micros(1234).into(),
+            start: None,
             usage: flux_protocol::Usage::default(),
             will_retry: false,
         }),

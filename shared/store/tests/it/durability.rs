@@ -59,6 +59,7 @@ pub(crate) fn ended(id: ExecutionId) -> StatusMessage {
         },
         output_ref: None,
         duration_ms: std::time::Duration::from_micros(1500).into(),
+        start: None,
         usage: flux_protocol::Usage::default(),
         will_retry: false,
     };

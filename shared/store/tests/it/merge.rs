@@ -47,6 +47,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
             },
             output_ref: None,
             duration_ms: std::time::Duration::from_micros(5).into(),
+            start: None,
             usage: Usage::default(),
             will_retry,
         }

@@ -8,6 +8,7 @@ use crate::cgroup::directory::{self, CgroupError, Directory};
 const LIMIT: &str = "memory.limit_in_bytes";
 /// Memory and swap together; absent where the kernel does not account for swap.
 const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+const SWAPPINESS: &str = "memory.swappiness";
 
 #[derive(Debug)]
 pub(in crate::cgroup) struct Memory {
@@ -24,7 +25,12 @@ impl Memory {
         let peak = directory.open_for_both("memory.max_usage_in_bytes")?;
         let events = directory.open_for_reading("memory.oom_control")?;
         let oom_kills = directory::field_in(&events, "oom_kill").unwrap_or(0);
-        Ok(Memory { with_swap: directory.has(WITH_SWAP), directory, peak, events, limit: 0, oom_kills })
+        let with_swap = directory.has(WITH_SWAP);
+        if !with_swap && directory.has(SWAPPINESS) {
+            // Swap cannot be limited by amount; so nothing of it is swapped while there is another way.
+            directory.write(SWAPPINESS, "0")?;
+        }
+        Ok(Memory { with_swap, directory, peak, events, limit: 0, oom_kills })
     }
 }
 
@@ -91,6 +97,17 @@ mod tests {
         std::fs::remove_file(directory.path().join(LIMIT)).unwrap();
         memory.set(1 << 20).unwrap();
         assert!(memory.set(2 << 20).is_err());
+    }
+
+    #[test]
+    fn where_swap_is_not_counted_nothing_is_swapped() {
+        let directory = fake("memory-v1-swappiness");
+        std::fs::write(directory.path().join(SWAPPINESS), "60").unwrap();
+        Memory::open(directory.clone()).unwrap();
+        assert_eq!(directory.read(SWAPPINESS).unwrap(), "60");
+        std::fs::remove_file(directory.path().join(WITH_SWAP)).unwrap();
+        Memory::open(directory.clone()).unwrap();
+        assert!(directory.read(SWAPPINESS).unwrap().starts_with('0'));
     }
 
     #[test]

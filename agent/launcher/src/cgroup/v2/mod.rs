@@ -46,7 +46,7 @@ pub(super) fn enable(place: &Place, name: &str, controller: &'static str) -> Res
     Ok(base)
 }
 
-fn own_without_leaf(path: &Path) -> PathBuf {
+pub(super) fn own_without_leaf(path: &Path) -> PathBuf {
     match (path.file_name(), path.parent()) {
         (Some(name), Some(parent)) if name == LEAF => parent.to_owned(),
         _ => path.to_owned(),

@@ -1,0 +1,342 @@
+//! Extended BPF for [`Rules`]: comparisons with constants and forward jumps, nothing else.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::rules::{DNS, Network, Rules};
+use crate::sys::bpf::{Hook, Instruction};
+
+/// Offsets in `struct bpf_sock_addr`; addresses and port lie there as on the wire.
+const IP: i16 = 4;
+const IPV6: [i16; 4] = [8, 12, 16, 20];
+const PORT: i16 = 24;
+
+/// Which register holds what.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const V4: u8 = 2;
+const AT_PORT: u8 = 3;
+const SCRATCH: u8 = 4;
+const WORDS: [u8; 4] = [5, 6, 7, 8];
+
+const LOAD_WORD: u8 = 0x61;
+const MOVE: u8 = 0xbf;
+const SET: u8 = 0xb7;
+const AND_32: u8 = 0x54;
+const JUMP: u8 = 0x05;
+const JUMP_IF_EQUAL_32: u8 = 0x16;
+const JUMP_UNLESS_EQUAL_32: u8 = 0x56;
+const EXIT: u8 = 0x95;
+
+/// The last four bytes of such an address are an IPv4 one: `::ffff:0:0/96`, and the well-known prefix of NAT64.
+const V4_INSIDE: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0)];
+
+/// Where a jump goes; filled in at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Deny,
+    V4,
+    LocalPorts,
+    Here(usize),
+}
+
+#[derive(Debug, Default)]
+struct Assembler {
+    code: Vec<Instruction>,
+    jumps: Vec<(usize, Label)>,
+    places: Vec<(Label, usize)>,
+    labels: usize,
+}
+
+impl Assembler {
+    fn push(&mut self, code: u8, to: u8, from: u8, offset: i16, constant: u32) {
+        self.code.push(Instruction { code, registers: to | from << 4, offset, constant });
+    }
+
+    fn load(&mut self, to: u8, offset: i16) {
+        self.push(LOAD_WORD, to, CONTEXT, offset, 0);
+    }
+
+    fn jump(&mut self, code: u8, register: u8, constant: u32, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.push(code, register, 0, 0, constant);
+    }
+
+    fn fresh(&mut self) -> Label {
+        self.labels += 1;
+        Label::Here(self.labels)
+    }
+
+    fn place(&mut self, label: Label) {
+        self.places.push((label, self.code.len()));
+    }
+
+    /// What is jumped to, if anything jumps there: the kernel takes no program with a part that is never reached.
+    fn part(&mut self, label: Label, body: impl FnOnce(&mut Self)) {
+        if self.jumps.iter().any(|(_, to)| *to == label) {
+            self.place(label);
+            body(self);
+        }
+    }
+
+    fn end(&mut self, allowed: bool) {
+        self.push(SET, RESULT, 0, 0, u32::from(allowed));
+        self.push(EXIT, 0, 0, 0, 0);
+    }
+
+    fn if_in(&mut self, net: Network, label: Label) {
+        let mask = u32::MAX.checked_shl(32 - net.bits).unwrap_or(0);
+        self.push(MOVE, SCRATCH, V4, 0, 0);
+        self.push(AND_32, SCRATCH, 0, 0, as_loaded(mask.to_be_bytes()));
+        self.jump(JUMP_IF_EQUAL_32, SCRATCH, of_v4(net.address), label);
+    }
+
+    /// `len` words of the address.
+    fn if_words(&mut self, address: Ipv6Addr, len: usize, then: impl FnOnce(&mut Self)) {
+        let other = self.fresh();
+        for (register, word) in WORDS.into_iter().zip(words_of(address)).take(len) {
+            self.jump(JUMP_UNLESS_EQUAL_32, register, word, other);
+        }
+        then(self);
+        self.place(other);
+    }
+
+    fn if_port(&mut self, port: u16, label: Label) {
+        self.jump(JUMP_IF_EQUAL_32, AT_PORT, of_port(port), label);
+    }
+
+    fn finish(mut self) -> Vec<Instruction> {
+        for (at, label) in self.jumps {
+            let target = self.places.iter().find(|(l, _)| *l == label).map_or(0, |(_, place)| *place);
+            // Every label is placed behind the jumps to it, and no list is long enough to overflow.
+            self.code[at].offset = i16::try_from(target.saturating_sub(at + 1)).unwrap_or(i16::MAX);
+        }
+        self.code
+    }
+}
+
+fn as_loaded(bytes: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(bytes)
+}
+
+fn of_v4(address: Ipv4Addr) -> u32 {
+    as_loaded(address.octets())
+}
+
+fn of_port(port: u16) -> u32 {
+    u16::from_ne_bytes(port.to_be_bytes()).into()
+}
+
+fn words_of(address: Ipv6Addr) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h] = address.segments().map(u16::to_be_bytes);
+    [[a, b], [c, d], [e, f], [g, h]].map(|[x, y]| as_loaded([x[0], x[1], y[0], y[1]]))
+}
+
+/// The program of one hook.
+pub(super) fn of(hook: Hook, rules: &Rules) -> Vec<Instruction> {
+    let mut a = Assembler::default();
+    a.load(AT_PORT, PORT);
+    match hook {
+        // To listen where a server of Flux does would be to take its place when that starts again.
+        Hook::Bind4 | Hook::Bind6 => {
+            for &port in &rules.taken_ports {
+                a.if_port(port, Label::Deny);
+            }
+            a.end(true);
+        }
+        Hook::Connect4 | Hook::Send4 => {
+            a.load(V4, IP);
+            v4(&mut a, rules);
+        }
+        Hook::Connect6 | Hook::Send6 => {
+            for (register, offset) in WORDS.into_iter().zip(IPV6) {
+                a.load(register, offset);
+            }
+            v6(&mut a, rules);
+            a.part(Label::V4, |a| {
+                a.push(MOVE, V4, WORDS[3], 0, 0);
+                v4(a, rules);
+            });
+        }
+    }
+    a.part(Label::LocalPorts, |a| {
+        for &port in &rules.local_ports {
+            a.if_port(port, Label::Deny);
+        }
+        a.end(true);
+    });
+    a.part(Label::Deny, |a| a.end(false));
+    a.finish()
+}
+
+fn v4(a: &mut Assembler, rules: &Rules) {
+    let names = a.fresh();
+    a.if_port(DNS, names);
+    for &net in &rules.metadata {
+        a.if_in(net, Label::Deny);
+    }
+    a.place(names);
+    for &net in &rules.local {
+        a.if_in(net, Label::LocalPorts);
+    }
+    for server in &rules.servers {
+        if let IpAddr::V4(ip) = server.ip() {
+            let other = a.fresh();
+            a.jump(JUMP_UNLESS_EQUAL_32, V4, of_v4(ip), other);
+            a.if_port(server.port(), Label::Deny);
+            a.place(other);
+        }
+    }
+    a.end(true);
+}
+
+fn v6(a: &mut Assembler, rules: &Rules) {
+    for prefix in V4_INSIDE {
+        a.if_words(prefix, 3, |a| a.jump(JUMP, 0, 0, Label::V4));
+    }
+    let names = a.fresh();
+    a.if_port(DNS, names);
+    for &address in &rules.metadata_v6 {
+        a.if_words(address, 4, |a| a.jump(JUMP, 0, 0, Label::Deny));
+    }
+    a.place(names);
+    for &address in &rules.local_v6 {
+        a.if_words(address, 4, |a| a.jump(JUMP, 0, 0, Label::LocalPorts));
+    }
+    for server in &rules.servers {
+        if let IpAddr::V6(ip) = server.ip() {
+            a.if_words(ip, 4, |a| a.if_port(server.port(), Label::Deny));
+        }
+    }
+    a.end(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    /// What the kernel's interpreter would return: of the instructions, those that the assembler writes.
+    fn run(code: &[Instruction], to: SocketAddr) -> bool {
+        let mut context = [0u8; 32];
+        match to.ip() {
+            IpAddr::V4(ip) => context[4..8].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => context[8..24].copy_from_slice(&ip.octets()),
+        }
+        context[24..26].copy_from_slice(&to.port().to_be_bytes());
+        let (mut registers, mut at) = ([0u64; 10], 0);
+        loop {
+            let step = code[at];
+            at += 1;
+            let (to, from) = (usize::from(step.registers & 0xF), usize::from(step.registers >> 4));
+            let jump = usize::try_from(step.offset).unwrap();
+            #[allow(clippy::cast_possible_truncation)] // as the 32-bit instructions do
+            let low = registers[to] as u32;
+            match step.code {
+                LOAD_WORD => registers[to] = as_loaded(context[jump..jump + 4].try_into().unwrap()).into(),
+                MOVE => registers[to] = registers[from],
+                SET => registers[to] = step.constant.into(),
+                AND_32 => registers[to] = (low & step.constant).into(),
+                JUMP => at += jump,
+                JUMP_IF_EQUAL_32 => at += if low == step.constant { jump } else { 0 },
+                JUMP_UNLESS_EQUAL_32 => at += if low == step.constant { 0 } else { jump },
+                EXIT => return registers[0] == 1,
+                code => panic!("{code:#x} is not written by the assembler"),
+            }
+        }
+    }
+
+    fn rules() -> Rules {
+        let servers = ["127.0.0.1:4222", "192.0.2.7:6222", "198.51.100.9:4222", "[2001:db8::9]:4222", "[::1]:8222"];
+        let own = ["127.0.0.1", "192.0.2.7", "2001:db8::7", "::1"];
+        let listeners = ["0.0.0.0:7227".parse().unwrap()];
+        Rules::new(&servers.map(|s| s.parse().unwrap()), &listeners, &own.map(|s| s.parse().unwrap()))
+    }
+
+    fn allowed(to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        let hooks = if to.is_ipv4() { [Hook::Connect4, Hook::Send4] } else { [Hook::Connect6, Hook::Send6] };
+        let [connect, send] = hooks.map(|hook| run(&of(hook, &rules()), to));
+        assert_eq!(connect, send);
+        connect
+    }
+
+    #[test]
+    fn metadata_is_refused_and_its_names_are_not() {
+        for to in [
+            "169.254.169.254:80",
+            "169.254.170.2:80",
+            "168.63.129.16:80",
+            "168.63.129.16:32526",
+            "100.100.100.200:80",
+            "[fd00:ec2::254]:80",
+            "[fd20:ce::254]:80",
+            "[::ffff:169.254.169.254]:80",
+            "[64:ff9b::a9fe:a9fe]:80",
+        ] {
+            assert!(!allowed(to), "{to}");
+        }
+        for to in
+            ["169.254.169.254:53", "[fd00:ec2::254]:53", "168.63.129.17:80", "169.253.0.1:80", "[fd00:ec2::255]:80"]
+        {
+            assert!(allowed(to), "{to}");
+        }
+    }
+
+    #[test]
+    fn own_servers_are_refused_at_every_address_of_this_machine() {
+        for host in
+            ["127.0.0.1", "127.3.2.1", "0.0.0.0", "192.0.2.7", "[::1]", "[::]", "[2001:db8::7]", "[::ffff:127.0.0.1]"]
+        {
+            for port in [4222, 6222, 8222] {
+                assert!(!allowed(&format!("{host}:{port}")), "{host} {port}");
+            }
+            assert!(allowed(&format!("{host}:7227")), "{host}");
+            // The DNS server of many machines.
+            assert!(allowed(&format!("{host}:53")), "{host}");
+        }
+    }
+
+    #[test]
+    fn servers_elsewhere_are_refused_at_their_own_port() {
+        for to in ["198.51.100.9:4222", "[::ffff:198.51.100.9]:4222", "[2001:db8::9]:4222"] {
+            assert!(!allowed(to), "{to}");
+        }
+        for to in ["198.51.100.9:4223", "198.51.100.8:4222", "[2001:db8::9]:443", "[2001:db8::8]:4222"] {
+            assert!(allowed(to), "{to}");
+        }
+    }
+
+    #[test]
+    fn nobody_listens_in_a_servers_place() {
+        for hook in [Hook::Bind4, Hook::Bind6] {
+            let bind = |port: u16| run(&of(hook, &rules()), SocketAddr::from(([0, 0, 0, 0], port)));
+            assert!(!bind(4222) && !bind(8222) && !bind(7227) && bind(0) && bind(8080));
+        }
+    }
+
+    #[test]
+    fn every_instruction_is_reached_and_none_outside() {
+        let one = ["127.0.0.1:4222".parse().unwrap()];
+        for rules in [rules(), Rules::new(&[], &[], &[]), Rules::new(&one, &[], &[]), Rules::new(&[], &one, &[])] {
+            for hook in Hook::ALL {
+                let code = of(hook, &rules);
+                let (mut reached, mut ways) = (vec![false; code.len()], vec![0]);
+                while let Some(at) = ways.pop() {
+                    if std::mem::replace(&mut reached[at], true) {
+                        continue;
+                    }
+                    let jump = at + 1 + usize::try_from(code[at].offset).unwrap();
+                    match code[at].code {
+                        EXIT => {}
+                        JUMP => ways.push(jump),
+                        JUMP_IF_EQUAL_32 | JUMP_UNLESS_EQUAL_32 => ways.extend([at + 1, jump]),
+                        _ => ways.push(at + 1),
+                    }
+                }
+                assert!(reached.iter().all(|&yes| yes), "{hook:?} {rules:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Which addresses and ports are refused.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Names are asked for here also at the metadata service's address (GCP, Azure): without them nothing works.
+pub(super) const DNS: u16 = 53;
+
+/// An IPv4 network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network {
+    pub(super) address: Ipv4Addr,
+    pub(super) bits: u32,
+}
+
+const fn network(address: [u8; 4], bits: u32) -> Network {
+    let [a, b, c, d] = address;
+    Network { address: Ipv4Addr::new(a, b, c, d), bits }
+}
+
+/// Link-local, where nearly every cloud has its metadata (AWS and its containers, GCP, Azure, OpenStack, Oracle, Hetzner,
+/// DigitalOcean, Scaleway, Tencent); Azure's host; Alibaba.
+const METADATA: [Network; 3] =
+    [network([169, 254, 0, 0], 16), network([168, 63, 129, 16], 32), network([100, 100, 100, 200], 32)];
+/// AWS and its containers, GCP, Oracle, Scaleway.
+const METADATA_V6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
+
+/// Everything that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(super) metadata: Vec<Network>,
+    pub(super) metadata_v6: Vec<Ipv6Addr>,
+    /// This machine.
+    pub(super) local: Vec<Network>,
+    pub(super) local_v6: Vec<Ipv6Addr>,
+    /// Refused at this machine.
+    pub(super) local_ports: Vec<u16>,
+    /// Refused to be listened on.
+    pub(super) taken_ports: Vec<u16>,
+    /// Elsewhere.
+    pub(super) servers: Vec<SocketAddr>,
+}
+
+impl Rules {
+    /// `servers` are not to be reached, and no more than `listeners` to be replaced.
+    pub(crate) fn new(servers: &[SocketAddr], listeners: &[SocketAddr], own: &[IpAddr]) -> Self {
+        let mut rules = Rules {
+            metadata: METADATA.to_vec(),
+            metadata_v6: METADATA_V6.to_vec(),
+            local: vec![network([127, 0, 0, 0], 8), network([0, 0, 0, 0], 32)],
+            local_v6: vec![Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED],
+            local_ports: Vec::new(),
+            taken_ports: listeners.iter().map(SocketAddr::port).collect(),
+            servers: Vec::new(),
+        };
+        for address in own {
+            match address {
+                IpAddr::V4(v4) if !v4.is_loopback() => rules.local.push(network(v4.octets(), 32)),
+                IpAddr::V6(v6) if !v6.is_loopback() => rules.local_v6.push(*v6),
+                _ => {}
+            }
+        }
+        for server in servers {
+            let (ip, port) = (server.ip().to_canonical(), server.port());
+            if ip.is_loopback() || ip.is_unspecified() || own.contains(&ip) {
+                if !rules.local_ports.contains(&port) {
+                    rules.local_ports.push(port);
+                }
+            } else {
+                rules.servers.push(SocketAddr::new(ip, port));
+            }
+        }
+        rules.taken_ports.extend(&rules.local_ports);
+        rules
+    }
+}

@@ -1,0 +1,335 @@
+//! One invocation by a worker: one that waits, or a new one.
+//!
+//! The answer ends an invocation, not a process. What was printed before it is read after it, and belongs to it; then the
+//! worker waits for the next, unless something speaks against that.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flux_launcher::wire::{EndedReport, ExitStatus};
+use flux_protocol::{
+    ErrorKind, ExecutionError, FunctionSpec, Outcome, OutcomeStatus, Stream, Timestamp, Usage,
+    execution::{Start, StartKind},
+    limits, time,
+};
+use flux_worker::{Call, Fault, Load, bootstrap};
+use futures::FutureExt as _;
+use nix::libc::SIGKILL;
+
+use super::{
+    Attempt, environment,
+    outcome::{self, Ending},
+    output::Capture,
+    prepare::Ready,
+    run::{Ran, Started, Trouble, Watched, nobody_saw},
+};
+use crate::{
+    executor::Process,
+    launch::{Ended, LaunchError},
+    warm::{Exchange, FirstWords, Key, Lease, Parts, Served, Unfit, Worker},
+};
+
+/// A worker that closed its channel is ending, or is ended.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// How one invocation came to its end.
+struct Invoked {
+    watched: Watched<Exchange>,
+    ending: Option<Ending>,
+    started: Instant,
+    started_at_us: u64,
+    first: bool,
+}
+
+impl Attempt {
+    pub(super) async fn serve(&mut self, ready: &Ready) -> Ran {
+        let spec = &ready.version.spec;
+        let key = Key { function: spec.name.clone(), version: ready.version.version };
+        loop {
+            // With `keep_warm: 0` none ever waits.
+            let taken = tokio::select! {
+                biased;
+                stop = self.execution.until_stopped() => return Started::Stopped(stop.clone()).ran(),
+                taken = self.node.warm.take(&key) => taken,
+            };
+            let _claim = self.node.warm.claim(spec.resources.memory);
+            let (lease, waiting) = taken;
+            let began = Instant::now();
+            let (worker, first) = match waiting {
+                Some(worker) => (worker, None),
+                None => match self.start_worker_within(ready).await {
+                    Ok((worker, first)) => (worker, Some(first)),
+                    Err(not_started) => return not_started.ran(),
+                },
+            };
+            if let Some(ran) = self.served_by(ready, worker, first, lease, began).await {
+                return ran;
+            }
+            tracing::debug!("a worker ended just before its invocation; another one serves it");
+        }
+    }
+
+    async fn start_worker_within(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
+        let mut trouble = Trouble::default();
+        loop {
+            match self.start_worker(ready).await {
+                Err(Started::Refused(error)) => self.wait_out(error, &mut trouble).await?,
+                other => return other,
+            }
+        }
+    }
+
+    async fn start_worker(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
+        let spec = &ready.version.spec;
+        let interpreter = self.node.runtimes.read().of(spec.runtime).cloned();
+        let found = interpreter.zip(bootstrap::of(spec.runtime));
+        let Some((interpreter, bootstrap)) = found else {
+            let message = format!("this agent has no `{}`; another one may", spec.runtime);
+            return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
+        };
+        let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
+        let addresses = &self.node.addresses;
+        let request =
+            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, &bootstrap.arguments);
+        let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
+        let process = self.spawned(spawn).await?;
+        tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
+        let worker = Worker {
+            process,
+            channel: parts.channel,
+            pipes: parts.pipes,
+            served: 0,
+            cpu_us: 0,
+            version: Arc::clone(&ready.version),
+            _code: ready.code.clone(),
+        };
+        Ok((worker, FirstWords { bootstrap, load: Load::from(spec.entry()) }))
+    }
+
+    /// `None`: the worker was gone, and nothing of the invocation has reached it.
+    async fn served_by(
+        &mut self,
+        ready: &Ready,
+        mut worker: Worker,
+        first: Option<FirstWords>,
+        lease: Lease,
+        began: Instant,
+    ) -> Option<Ran> {
+        let spec = &ready.version.spec;
+        let started = Instant::now();
+        let started_at_us = match &first {
+            Some(_) => worker.process.started_at_us(),
+            None => u64::try_from(time::now().as_micros()).unwrap_or(0),
+        };
+        self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
+        let call = self.call(ready);
+        let mut capture =
+            Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), self.execution.attempt(), worker.pipes);
+        let mut ending = None;
+        let mut watched = {
+            let exchange = worker.channel.exchange(first.as_ref(), &call, &ready.payload);
+            tokio::pin!(exchange);
+            let watched = self.watch(&mut *worker.process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
+            match watched {
+                // It may have answered just before its end.
+                Watched::Ended(ended) if ending.is_none() => match exchange.now_or_never() {
+                    Some(Exchange::Served(served)) => Watched::Answered(Exchange::Served(served)),
+                    Some(Exchange::NotLoaded(fault)) => Watched::Answered(Exchange::NotLoaded(fault)),
+                    _ => Watched::Ended(ended),
+                },
+                watched => watched,
+            }
+        };
+        if let Watched::Answered(Exchange::NotSent) = watched {
+            return None;
+        }
+        if let Watched::Answered(Exchange::Closed) = watched {
+            watched = ended(&mut *worker.process).await;
+        }
+        let answered = matches!(watched, Watched::Answered(_));
+        // Whoever it left behind may hold the pipes of one that ended; one that lives holds them itself.
+        if !capture.read_rest() && !answered {
+            let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
+        }
+        worker.pipes = capture.finish().await;
+        let invoked = Invoked { watched, ending, started, started_at_us, first: first.is_some() };
+        Some(self.conclude(spec, worker, lease, invoked, began).await)
+    }
+
+    /// What is recorded of it, and what becomes of the worker.
+    async fn conclude(
+        &mut self,
+        spec: &FunctionSpec,
+        mut worker: Worker,
+        lease: Lease,
+        invoked: Invoked,
+        began: Instant,
+    ) -> Ran {
+        let Invoked { watched, ending, started, started_at_us, first } = invoked;
+        let mut start = if first { Start::COLD } else { Start::WARM };
+        let mut outcome = match watched {
+            Watched::Abandoned => return Ran::Abandoned,
+            Watched::Ended(Ended::LauncherLost) if ending.is_none() => return Ran::Lost,
+            Watched::Ended(Ended::LauncherLost) | Watched::Undying => {
+                self.of_its_end(&nobody_saw(), ending.as_ref(), spec, started_at_us, worker.cpu_us)
+            }
+            Watched::Ended(Ended::Finished(report)) => {
+                self.of_its_end(&report, ending.as_ref(), spec, started_at_us, worker.cpu_us)
+            }
+            Watched::Answered(Exchange::Served(served)) => {
+                if let Some(loaded_at) = served.loaded_at {
+                    start.init_ms = loaded_at.duration_since(began).into();
+                    lease.started(loaded_at.duration_since(began));
+                }
+                let took = served.answered_at.duration_since(served.loaded_at.unwrap_or(started));
+                let unfit = self.unfit(&mut worker, &served, spec).await;
+                let outcome = self.of_answer(served, took);
+                match unfit {
+                    None if !spec.keep_warm.is_zero() => lease.give_back(worker, took),
+                    _ => drop((worker, lease)),
+                }
+                outcome
+            }
+            Watched::Answered(Exchange::NotLoaded(fault)) => self.failed_with(not_loaded(fault)),
+            Watched::Answered(Exchange::Nonsense(problem)) => {
+                let message = format!("its worker sent what is no answer, and was ended: {problem}");
+                self.failed_with(ExecutionError::new(ErrorKind::Exit, message))
+            }
+            // Looked at before.
+            Watched::Answered(Exchange::NotSent | Exchange::Closed) => return Ran::Lost,
+        };
+        outcome.start = Some(start);
+        if start.kind == StartKind::Cold {
+            tracing::debug!(init_ms = start.init_ms.as_f64(), "served by a new worker");
+        }
+        let by_cancel = outcome.status == OutcomeStatus::Cancelled;
+        Ran::Ended { outcome: Box::new(outcome), by_cancel }
+    }
+
+    fn call(&self, ready: &Ready) -> Call {
+        let spec = &ready.version.spec;
+        Call {
+            execution_id: self.execution.id.to_string(),
+            function: spec.name.to_string(),
+            version: ready.version.version,
+            attempt: self.execution.attempt(),
+            deadline_ms: environment::earlier(spec.timeout, self.invocation.deadline, time::now())
+                .map(Timestamp::as_millis),
+            args: self.invocation.args.clone(),
+            traceparent: self.trace.child().to_string(),
+        }
+    }
+
+    /// Whether the worker is not to be used again; said where the function's author can do something about it.
+    async fn unfit(&mut self, worker: &mut Worker, served: &Served, spec: &FunctionSpec) -> Option<Unfit> {
+        worker.served += 1;
+        worker.cpu_us += served.used.cpu_us;
+        let current = self.node.functions.current(&spec.name).map(|current| current.version);
+        let unfit = if current == Some(worker.version.version) {
+            worker.unfit(served.used.threads_left, served.used.peak_bytes).await
+        } else {
+            Some(Unfit::Replaced)
+        };
+        let said = match unfit? {
+            Unfit::Threads(left) => Some(format!("{left} of its threads still ran")),
+            Unfit::Processes => Some("processes that it had started still ran".to_owned()),
+            Unfit::Memory => Some(format!("it held more than {} % of its memory", limits::WORKER_MEMORY_PERCENT)),
+            Unfit::Ends | Unfit::Invocations | Unfit::Replaced => None,
+        };
+        if let Some(said) = said.filter(|_| !spec.keep_warm.is_zero()) {
+            self.notes.push(format!("when it had answered, {said}: its worker was ended, and the next start is cold"));
+        }
+        unfit
+    }
+
+    fn of_answer(&mut self, served: Served, took: Duration) -> Outcome {
+        let usage = Usage {
+            cpu_ms: Duration::from_micros(served.used.cpu_us).into(),
+            memory_peak_mb: served.used.peak_bytes.div_ceil(limits::MIB as u64),
+        };
+        let error = match served.answer {
+            Ok(result) => {
+                self.execution.output.lock().push(Stream::Result, result);
+                None
+            }
+            Err(fault) => Some(raised(fault)),
+        };
+        let status = if error.is_some() { OutcomeStatus::Failed } else { OutcomeStatus::Success };
+        Outcome { status, error, duration_ms: took.into(), usage, ..self.printed() }
+    }
+
+    /// The process ended, and with it the invocation.
+    fn of_its_end(
+        &mut self,
+        report: &EndedReport,
+        ending: Option<&Ending>,
+        spec: &FunctionSpec,
+        started_at_us: u64,
+        cpu_us_before: u64,
+    ) -> Outcome {
+        let own = EndedReport { cpu_us: report.cpu_us.saturating_sub(cpu_us_before), ..*report };
+        let output = self.printed().output;
+        let mut outcome = outcome::of_process(&own, ending, spec, started_at_us, output, &mut self.notes);
+        if ending.is_none() && report.status == ExitStatus::Exited(0) {
+            outcome.status = OutcomeStatus::Failed;
+            outcome.error = Some(ExecutionError {
+                exit_code: Some(0),
+                ..ExecutionError::new(ErrorKind::Exit, "its process ended with code 0 before the handler returned")
+            });
+        }
+        outcome
+    }
+
+    fn failed_with(&mut self, error: ExecutionError) -> Outcome {
+        Outcome { status: OutcomeStatus::Failed, error: Some(error), ..self.printed() }
+    }
+
+    /// A success that has what was printed, and nothing else.
+    fn printed(&self) -> Outcome {
+        let output = std::mem::take(&mut *self.execution.output.lock()).finish();
+        Outcome {
+            status: OutcomeStatus::Success,
+            error: None,
+            output,
+            output_ref: None,
+            duration_ms: Duration::ZERO.into(),
+            start: None,
+            usage: Usage::default(),
+            will_retry: false,
+        }
+    }
+}
+
+/// Waits for the process of a worker that closed its channel, and ends one that lives on.
+async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
+    if let Ok(ended) = tokio::time::timeout(ENDS_WITHIN, process.wait()).await {
+        return Watched::Ended(ended);
+    }
+    process.kill(SIGKILL);
+    match tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await {
+        Ok(ended) => Watched::Ended(ended),
+        Err(_) => Watched::Undying,
+    }
+}
+
+/// An exception of the handler.
+fn raised(fault: Fault) -> ExecutionError {
+    let Fault { kind, message, stack, .. } = fault;
+    let message = if message.is_empty() { kind.clone() } else { message };
+    ExecutionError {
+        error_type: Some(kind.into()),
+        stack: Some(stack).filter(|stack| !stack.is_empty()).map(Into::into),
+        ..ExecutionError::new(ErrorKind::Exit, message)
+    }
+}
+
+/// A handler that is not there is no function; one whose module raises when it is loaded failed.
+fn not_loaded(fault: Fault) -> ExecutionError {
+    if fault.missing {
+        return ExecutionError::new(ErrorKind::InvalidFunction, fault.message);
+    }
+    let error = raised(fault);
+    ExecutionError { message: format!("its module could not be loaded: {}", error.message), ..error }
+}

@@ -1,0 +1,148 @@
+//! The agent's end of a worker's channel.
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use flux_protocol::limits;
+use flux_worker::{Call, Decoder, Fault, FrameError, FromWorker, Load, ToWorker, Used, bootstrap::Bootstrap, frame};
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+
+/// A payload up to this size goes out with its frame's head; a larger one is not copied for that.
+const JOINED: usize = 64 * limits::KIB;
+/// Room for most answers in one read.
+const READ: usize = 16 * limits::KIB;
+
+#[derive(Debug)]
+pub(crate) struct Channel {
+    stream: UnixStream,
+    decoder: Decoder,
+    out: Vec<u8>,
+}
+
+/// What a worker is told before its first invocation.
+#[derive(Debug, Clone)]
+pub(crate) struct FirstWords {
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) load: Load,
+}
+
+/// An invocation that was answered.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// When a cold worker had its handler.
+    pub(crate) loaded_at: Option<Instant>,
+    pub(crate) answered_at: Instant,
+    pub(crate) used: Used,
+    pub(crate) answer: Result<Bytes, Fault>,
+}
+
+/// What came of an invocation.
+#[derive(Debug)]
+pub(crate) enum Exchange {
+    Served(Served),
+    /// The handler could not be loaded.
+    NotLoaded(Fault),
+    /// The worker was gone: nothing of the invocation reached it.
+    NotSent,
+    /// Its end was closed before an answer came: its process ends, or has.
+    Closed,
+    /// It said what is not of the protocol.
+    Nonsense(String),
+}
+
+impl Channel {
+    /// A channel, and the worker's end of it, which reads as any file does: waiting.
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(ours)?;
+        Ok((Self { stream, decoder: Decoder::default(), out: Vec::new() }, theirs.into()))
+    }
+
+    /// Whether it is open, and the worker says nothing unasked.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let heard = recv(self.stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        self.decoder.is_empty() && heard == Err(nix::errno::Errno::EAGAIN)
+    }
+
+    /// Has one invocation served. `first` is what comes before a worker's first one.
+    pub(crate) async fn exchange(&mut self, first: Option<&FirstWords>, call: &Call, payload: &Bytes) -> Exchange {
+        if let Err(error) = self.send(first, call, payload).await {
+            tracing::debug!(%error, "an invocation was not sent whole");
+            // What is said before its end, such as why the handler cannot be loaded, is still there.
+            if first.is_none() {
+                return Exchange::NotSent;
+            }
+        }
+        let mut loaded_at = None;
+        loop {
+            let said = match self.receive().await {
+                Ok(Some(said)) => said,
+                Ok(None) => return Exchange::Closed,
+                Err(error) => return Exchange::Nonsense(error.to_string()),
+            };
+            let (used, answer) = match said {
+                FromWorker::Hello { version, .. } if version != frame::VERSION => {
+                    let ours = frame::VERSION;
+                    return Exchange::Nonsense(format!("it speaks version {version} of the protocol, and not {ours}"));
+                }
+                FromWorker::Hello { .. } => continue,
+                FromWorker::Ready => {
+                    loaded_at = Some(Instant::now());
+                    continue;
+                }
+                FromWorker::Failed(fault) => return Exchange::NotLoaded(fault),
+                FromWorker::Result(used, result) => (used, Ok(result)),
+                FromWorker::Error(used, fault) => (used, Err(fault)),
+            };
+            return Exchange::Served(Served { loaded_at, answered_at: Instant::now(), used, answer });
+        }
+    }
+
+    async fn send(&mut self, first: Option<&FirstWords>, call: &Call, payload: &Bytes) -> io::Result<()> {
+        self.out.clear();
+        if let Some(FirstWords { bootstrap, load }) = first {
+            ToWorker::Program(bootstrap.program).encode_head(&mut self.out);
+            ToWorker::Load(load).encode_head(&mut self.out);
+        }
+        ToWorker::Invoke(call, payload).encode_head(&mut self.out);
+        if payload.len() <= JOINED {
+            self.out.extend_from_slice(payload);
+            return self.stream.write_all(&self.out).await;
+        }
+        self.stream.write_all(&self.out).await?;
+        self.stream.write_all(payload).await
+    }
+
+    async fn receive(&mut self) -> Result<Option<FromWorker>, FrameError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(Some(frame));
+            }
+            let buffer = self.decoder.buffer();
+            if buffer.capacity() - buffer.len() < READ {
+                buffer.reserve(READ);
+            }
+            match self.stream.read_buf(buffer).await {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "a worker's channel ended");
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}

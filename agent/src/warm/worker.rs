@@ -1,0 +1,107 @@
+//! One worker: its process, its channel, and the pipes that it prints to.
+
+use std::{io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+
+use flux_protocol::{FunctionVersion, limits};
+use flux_worker::Used;
+use futures::FutureExt as _;
+
+use super::channel::Channel;
+use crate::{
+    code::CodeFolder,
+    execution::{Source, output_pipe},
+    executor::Process,
+};
+
+/// Dropped, it is killed with everything in its slot.
+pub(crate) struct Worker {
+    pub(crate) process: Box<dyn Process>,
+    pub(crate) channel: Channel,
+    /// stdout and stderr.
+    pub(crate) pipes: [Source; 2],
+    pub(crate) served: u64,
+    /// Of what it served, as it said.
+    pub(crate) cpu_us: u64,
+    pub(crate) version: Arc<FunctionVersion>,
+    /// Its code stays where it is for as long as it lives.
+    pub(crate) _code: CodeFolder,
+}
+
+/// What a worker's process is started with, and the agent's ends of it.
+pub(crate) struct Parts {
+    pub(crate) stdio: [OwnedFd; 3],
+    pub(crate) their_channel: OwnedFd,
+    pub(crate) channel: Channel,
+    pub(crate) pipes: [Source; 2],
+}
+
+impl Parts {
+    pub(crate) fn make() -> io::Result<Self> {
+        let stdin = std::fs::File::open("/dev/null")?.into();
+        let (stdout, read_stdout) = output_pipe()?;
+        let (stderr, read_stderr) = output_pipe()?;
+        let (channel, their_channel) = Channel::pair()?;
+        let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
+        Ok(Self { stdio: [stdin, stdout, stderr], their_channel, channel, pipes })
+    }
+}
+
+/// Why a worker is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// It has ended, or does so by itself.
+    Ends,
+    /// Threads of the invocation still do something.
+    Threads(u32),
+    /// Processes live beside it.
+    Processes,
+    Memory,
+    Invocations,
+    /// Another version is current.
+    Replaced,
+}
+
+impl Worker {
+    pub(crate) fn memory_mb(&self) -> u64 {
+        self.version.spec.resources.memory.into()
+    }
+
+    /// Whether it can take an invocation: it lives, and nothing was printed or said since its last one. What was is nobody's.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.channel.is_quiet() && self.pipes.iter().all(Source::is_silent)
+    }
+
+    /// What speaks against keeping it, now that it has answered.
+    pub(crate) async fn unfit(&mut self, threads_left: u32, peak_bytes: u64) -> Option<Unfit> {
+        if threads_left == Used::ENDS || self.process.wait().now_or_never().is_some() {
+            return Some(Unfit::Ends);
+        }
+        if threads_left > 0 {
+            return Some(Unfit::Threads(threads_left));
+        }
+        if self.served >= limits::WORKER_INVOCATIONS {
+            return Some(Unfit::Invocations);
+        }
+        let most = self.version.spec.resources.memory_bytes() / 100 * limits::WORKER_MEMORY_PERCENT;
+        // Only one that held so much once can hold it now.
+        if peak_bytes > most && resident_bytes(self.process.pid()).is_none_or(|bytes| bytes > most) {
+            return Some(Unfit::Memory);
+        }
+        if !self.process.is_alone().await {
+            return Some(Unfit::Processes);
+        }
+        None
+    }
+}
+
+/// What a process holds in memory, as the kernel says.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/statm"))).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * page_bytes())
+}
+
+fn page_bytes() -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
+}

@@ -1,0 +1,232 @@
+'use strict';
+// Serves a Flux function's invocations, one after another, on descriptor 3. See agent/worker for the frames.
+const { AsyncLocalStorage } = require('async_hooks');
+const fs = require('fs');
+const path = require('path');
+const { Socket } = require('net');
+const { createRequire } = require('module');
+const { pathToFileURL } = require('url');
+
+const PROTOCOL = 1;
+const LOAD = 2;
+const HELLO = 16;
+const READY = 17;
+const FAILED = 18;
+const RESULT = 19;
+const ERROR = 20;
+const RESULT_LIMIT = 16 * 1024 * 1024;
+const LOADING = -1;
+const NOBODY = 0;
+// In place of a number of threads: this process ends after its answer.
+const ENDS = 0xffffffff;
+
+const channel = new Socket({ fd: 3, readable: true, writable: true });
+const invocations = new AsyncLocalStorage();
+let count = 0;
+let current = LOADING;
+let began = null;
+let handler = null;
+
+function send(kind, parts, then) {
+  const length = parts.reduce((sum, part) => sum + part.length, 1);
+  const head = Buffer.allocUnsafe(5);
+  head.writeUInt32BE(length, 0);
+  head[4] = kind;
+  channel.write(Buffer.concat([head, ...parts]), then);
+}
+
+// What is printed by a timer or a promise of an earlier invocation is nobody's any more.
+function counts() {
+  const of = invocations.getStore();
+  return current !== NOBODY && (of === undefined || of === current);
+}
+
+function guardWrites() {
+  for (const stream of [process.stdout, process.stderr]) {
+    const write = stream.write;
+    stream.write = function (chunk, encoding, callback) {
+      if (counts()) return write.call(this, chunk, encoding, callback);
+      const done = typeof encoding === 'function' ? encoding : callback;
+      if (typeof done === 'function') process.nextTick(done);
+      return true;
+    };
+  }
+  const length = (data) => (typeof data === 'string' ? Buffer.byteLength(data) : (data?.byteLength ?? 0));
+  const { writeSync, write } = fs;
+  fs.writeSync = function (fd, data, ...rest) {
+    if ((fd === 1 || fd === 2) && !counts()) return length(data);
+    return writeSync.call(this, fd, data, ...rest);
+  };
+  fs.write = function (fd, data, ...rest) {
+    if ((fd !== 1 && fd !== 2) || counts()) return write.call(this, fd, data, ...rest);
+    const done = rest.at(-1);
+    if (typeof done === 'function') process.nextTick(done, null, length(data), data);
+  };
+}
+
+function fault(error) {
+  const isError = error instanceof Error || (typeof error === 'object' && error !== null && 'stack' in error);
+  const type = isError ? (error.name ?? error.constructor?.name ?? 'Error') : typeof error;
+  let message;
+  try {
+    message = isError ? String(error.message) : typeof error === 'object' ? JSON.stringify(error) : String(error);
+  } catch {
+    message = 'a value that cannot be printed';
+  }
+  const stack = isError ? String(error.stack ?? '') : '';
+  const own = stack.split('\n').filter((line) => !line.includes('flux-worker.js') && !line.includes('(node:'));
+  return { type: String(type).slice(0, 256), message: message.slice(0, 8192), stack: own.join('\n').slice(0, 32768) };
+}
+
+const json = (value) => Buffer.from(JSON.stringify(value));
+
+function used(left) {
+  const now = process.resourceUsage();
+  const cpu = began === null ? 0 : now.userCPUTime + now.systemCPUTime - began.userCPUTime - began.systemCPUTime;
+  const bytes = Buffer.allocUnsafe(20);
+  bytes.writeBigUInt64BE(BigInt(cpu), 0);
+  bytes.writeBigUInt64BE(BigInt(now.maxRSS) * 1024n, 8);
+  bytes.writeUInt32BE(left, 16);
+  return bytes;
+}
+
+// A name that is not there is the function's owner's slip, and no exception of its code.
+class Missing extends Error {}
+
+async function load(entry) {
+  const file = entry.files.find((name) => fs.statSync(name, { throwIfNoEntry: false })?.isFile());
+  if (file === undefined) {
+    throw new Missing(`the archive has no file ${entry.files.map((name) => `\`${name}\``).join(' or ')}`);
+  }
+  const full = path.resolve(file);
+  let module;
+  try {
+    module = file.endsWith('.mjs') ? await importModule(pathToFileURL(full)) : createRequire(full)(full);
+  } catch (error) {
+    if (error?.code !== 'ERR_REQUIRE_ESM') throw error;
+    module = await importModule(pathToFileURL(full));
+  }
+  const name = entry.function;
+  const found =
+    name != null
+      ? (module?.[name] ?? module?.default?.[name])
+      : typeof module === 'function'
+        ? module
+        : (module?.default ?? module?.handler);
+  if (typeof found === 'function') return found;
+  if (name == null && typeof found?.handler === 'function') return found.handler;
+  throw new Missing(
+    name != null
+      ? `\`${file}\` has no function \`${name}\`: export it as \`exports.${name}\``
+      : `\`${file}\` exports no function: \`module.exports = async (payload, context) => …\`, or \`exports.handler\``,
+  );
+}
+
+function payloadOf(body) {
+  if (body.length === 0) return null;
+  const text = body.toString();
+  try {
+    return JSON.parse(text);
+  } catch {
+    return Buffer.from(text).equals(body) ? text : body;
+  }
+}
+
+class Context {
+  constructor(call) {
+    this.executionId = call.execution_id;
+    this.function = call.function;
+    this.version = call.version;
+    this.attempt = call.attempt;
+    this.deadline = call.deadline_ms == null ? null : new Date(call.deadline_ms);
+    this.args = call.args;
+    this.traceparent = call.traceparent;
+  }
+
+  // Milliseconds until the deadline; null is without limit.
+  remainingMs() {
+    return this.deadline === null ? null : Math.max(0, this.deadline - Date.now());
+  }
+}
+
+async function invoke(body) {
+  const size = body.readUInt32BE(0);
+  const call = JSON.parse(body.toString('utf8', 4, 4 + size));
+  const number = ++count;
+  current = number;
+  began = process.resourceUsage();
+  let kind = RESULT;
+  let answer;
+  try {
+    const value = await invocations.run(number, handler, payloadOf(body.subarray(4 + size)), new Context(call));
+    try {
+      answer = Buffer.from(JSON.stringify(value) ?? 'null');
+    } catch (error) {
+      kind = ERROR;
+      answer = json({ type: error.name, message: `the handler's return value is not JSON: ${error.message}`, stack: '' });
+    }
+    if (answer.length > RESULT_LIMIT) {
+      const message = `the handler's return value has ${answer.length} bytes as JSON; at most ${RESULT_LIMIT} are taken`;
+      kind = ERROR;
+      answer = json({ type: 'ResultTooLarge', message, stack: '' });
+    }
+  } catch (error) {
+    kind = ERROR;
+    answer = json(fault(error));
+  }
+  current = NOBODY;
+  send(kind, [used(0), answer]);
+}
+
+// After this the state of the process is unknown: it says why, and ends.
+process.on('uncaughtException', (error) => {
+  const during = current;
+  current = NOBODY;
+  if (during === LOADING) send(FAILED, [json(fault(error))], () => process.exit(1));
+  else if (during !== NOBODY) send(ERROR, [used(ENDS), json(fault(error))], () => process.exit(1));
+  else process.exit(1);
+});
+
+async function begin(body) {
+  try {
+    handler = await load(JSON.parse(body.toString()));
+  } catch (error) {
+    current = NOBODY;
+    send(FAILED, [json({ ...fault(error), missing: error instanceof Missing })], () => process.exit(1));
+    return;
+  }
+  current = NOBODY;
+  send(READY, []);
+  next();
+}
+
+let buffered = [];
+let size = 0;
+let need = 4;
+
+// One frame at a time: the agent sends the next after the answer, but for the first invocation, which waits here until
+// the handler is loaded.
+function next() {
+  if (size < need) return;
+  if (buffered.length > 1) buffered = [Buffer.concat(buffered, size)];
+  const all = buffered[0];
+  need = 4 + all.readUInt32BE(0);
+  if (size < need || (all[4] !== LOAD && handler === null)) return;
+  const body = all.subarray(5, need);
+  buffered = need < size ? [all.subarray(need)] : [];
+  size -= need;
+  need = 4;
+  void (all[4] === LOAD ? begin(body) : invoke(body));
+}
+
+channel.on('data', (data) => {
+  buffered.push(data);
+  size += data.length;
+  next();
+});
+channel.on('end', () => process.exit(0));
+channel.on('error', () => process.exit(0));
+guardWrites();
+const hello = Buffer.alloc(2);
+hello.writeUInt16BE(PROTOCOL, 0);
+send(HELLO, [hello, Buffer.from(process.versions.node)]);

@@ -1,0 +1,31 @@
+//! The programs of the worker's side. They need nothing but their language's standard library, and reach the worker over its
+//! own channel: see `docs/adr/0005-warm-workers.md`.
+
+use flux_protocol::function::Runtime;
+
+/// The worker's end of the channel: the first descriptor after stdin, stdout and stderr.
+pub const CHANNEL: i32 = 3;
+
+const PYTHON: &str = include_str!("../bootstrap/python.py");
+const PYTHON_LOADER: &str = include_str!("../bootstrap/loader.py");
+const NODE: &str = include_str!("../bootstrap/node.js");
+const NODE_LOADER: &str = include_str!("../bootstrap/loader.js");
+
+/// How a runtime's workers are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// Arguments of the interpreter: a loader that reads the first frame and runs it.
+    pub arguments: [&'static str; 3],
+    /// The content of [`crate::ToWorker::Program`].
+    pub program: &'static str,
+}
+
+/// `None` for a runtime without workers.
+pub fn of(runtime: Runtime) -> Option<Bootstrap> {
+    match runtime {
+        // Isolated: neither the function's folder nor PYTHON* variables change what the bootstrap imports.
+        Runtime::Python => Some(Bootstrap { arguments: ["-I", "-c", PYTHON_LOADER], program: PYTHON }),
+        Runtime::Node => Some(Bootstrap { arguments: ["--no-warnings", "-e", NODE_LOADER], program: NODE }),
+        Runtime::Native | Runtime::Bash => None,
+    }
+}
