@@ -116,21 +116,23 @@ impl Planner {
     }
 
     /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long pulls
-    /// that are out already, beside which an eighth still takes turns. Otherwise the reserve stays free: a queue that is
-    /// rung for finds it. Where this agent cannot wait everywhere it waits where nobody may have rung: an eighth goes round.
+    /// that are out already, beside which an eighth still takes turns. Where this agent cannot wait everywhere, the reserve
+    /// stays free for what it is told of, and an eighth goes round where nobody may have told.
     fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
         let eighth = (self.total.tasks / 8).max(1);
         let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < eighth;
         let spare = self.used.tasks + self.reserve() < self.total.tasks;
-        if !self.waits_everywhere() {
+        let everywhere = self.waits_everywhere();
+        if !everywhere {
             if self.idle_credit >= eighth || !spare {
                 return None;
             }
         } else if !few_idle && !spare {
             return None;
         }
-        let may =
-            |planner: &Self, key: &Key| if planner.others_wait(key.2, now_ms) { few_idle } else { spare };
+        let may = |planner: &Self, key: &Key| {
+            (few_idle && (everywhere || spare)) || (spare && !planner.others_wait(key.2, now_ms))
+        };
         let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
@@ -204,15 +206,16 @@ impl Planner {
             let turn = if large { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
             return self.take(queue, 1, Kind::Turn, turn, drafts);
         }
-        // A quarter of the node among all hot queues, in long pulls, as long as those take no more than three.
-        let count = (self.total.tasks / 4 / self.hot.max(1)).min(self.room_beside_sibling(queue)).max(1);
-        let most = self.total.times(3).over(4);
-        let long = |count: u64| self.standing.plus(each.times(count)).fits_in(most);
-        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long(1) {
+        // In long pulls, as long as those take no more than three quarters of the node. One credit: what it brings says
+        // how much more there is.
+        let long = self.standing.plus(each).fits_in(self.total.times(3).over(4));
+        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
-            let count = count.min(each.count_in(most.minus(self.standing)).max(1)).min(each.count_in(self.room()));
-            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES_IDLE, drafts);
+            // What runs may be given up, and must not come back on a pull that was left behind.
+            let works = self.queue(queue).is_some_and(|queue| queue.running > 0);
+            let expires = if works { limits::PULL_EXPIRES_WARM } else { limits::PULL_EXPIRES_IDLE };
+            self.take(queue, 1, Kind::Standing, expires, drafts);
         }
     }
 

@@ -66,12 +66,10 @@ pub(crate) async fn publish(client: &async_nats::Client, count: usize, functions
     jetstream.set_timeout(STORED_WITHIN);
     let jetstream = &jetstream;
     futures::stream::iter(0..count)
-        .map(|n| {
-            async move {
-                let subject = format!("flux.invoke.{}", name(n % functions));
-                let stored = jetstream.publish(subject, Bytes::from_static(PAYLOAD)).await?;
-                stored.await.map(|_| ())
-            }
+        .map(|n| async move {
+            let subject = format!("flux.invoke.{}", name(n % functions));
+            let stored = jetstream.publish(subject, Bytes::from_static(PAYLOAD)).await?;
+            stored.await.map(|_| ())
         })
         .buffer_unordered(PUBLISHES_AT_ONCE)
         .try_collect::<()>()

@@ -167,9 +167,7 @@ pub fn tell(case: &CostCase) -> Result<String, std::fmt::Error> {
         }
     }
     writeln!(text, "idle: {:.3} of a core {:?}", case.idle.cores(), case.idle.0)?;
-    for (name, cold) in
-        [("call", case.cold.call), ("async", case.cold.accepted), ("published", case.cold.published)]
-    {
+    for (name, cold) in [("call", case.cold.call), ("async", case.cold.accepted), ("published", case.cold.published)] {
         writeln!(text, "first message, {name}: p50, p95, most {}", latency(cold))?;
     }
     Ok(text)

@@ -152,6 +152,21 @@ fn first_messages_in_a_row_find_a_credit() {
     }
 }
 
+/// Where agents wait everywhere nobody tells them: then the last slot is one to wait with, too.
+#[test]
+fn every_slot_is_reached_where_nobody_tells() {
+    for tasks in [1, 2, 8, 32] {
+        let mut world = World::new(budget(tasks));
+        let queue = name(Lane::Invoke, 0);
+        world.add(&queue, need(100, 128, u64::MAX), 600_000);
+        for _ in 0..tasks {
+            world.arrive(&queue, 1);
+            world.run(10_000, 100, |_| ());
+        }
+        assert_eq!(world.running_of(&queue), tasks);
+    }
+}
+
 /// What was wrong: with more hot queues than agents can wait at, each agent chose by itself where to wait, and 100 of them
 /// sent ten thousand pulls a second.
 #[test]
