@@ -35,8 +35,8 @@ pub struct LauncherConfig {
     pub max_slots: u32,
     /// The user that functions run as; `None` is `nobody`, said as a missing layer. Ignored when not root.
     pub runner: Option<Runner>,
-    /// Numbers of which each slot has one of its own; `None`: all have `runner`'s. At least one for each execution at a
-    /// time and two more. Needs a `runner`, whose group they have.
+    /// Numbers of which each slot has one of its own; `None`: all have `runner`'s. At least twice `tasks`, for workers that
+    /// wait beside executions, and two more. Needs a `runner`, whose group they have.
     pub runner_uids: Option<UidRange>,
     /// The size of each slot's private `/tmp`.
     pub tmp_bytes: u64,

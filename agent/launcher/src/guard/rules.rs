@@ -21,13 +21,14 @@ const fn network(address: [u8; 4], bits: u32) -> Network {
 /// DigitalOcean, Scaleway, Tencent); Azure's host; Alibaba.
 const METADATA: [Network; 3] =
     [network([169, 254, 0, 0], 16), network([168, 63, 129, 16], 32), network([100, 100, 100, 200], 32)];
-/// AWS and its containers, GCP, Oracle, Scaleway.
-const METADATA_V6: [Ipv6Addr; 5] = [
+/// AWS and its containers, GCP, Oracle, Scaleway, OpenStack.
+const METADATA_V6: [Ipv6Addr; 6] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
     Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
 ];
 
 /// Everything that is refused.

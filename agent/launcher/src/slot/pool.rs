@@ -92,11 +92,20 @@ impl SlotPool {
             }
         }
         self.make_room();
-        let made = self.make(SlotKey::of(request)).and_then(|mut slot| ready(&mut slot, request).map(|()| slot));
-        if made.is_err() {
-            self.shelf().total -= 1;
+        let mut slot = match self.make(SlotKey::of(request)) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.shelf().total -= 1;
+                return Err(error);
+            }
+        };
+        match ready(&mut slot, request) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                self.discard(slot);
+                Err(error)
+            }
         }
-        made
     }
 
     /// Counts one more slot, and destroys the least recently used idle one if that is one too many.

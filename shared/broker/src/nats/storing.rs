@@ -22,11 +22,15 @@ pub(super) struct Storing {
 
 #[derive(Debug, Clone, Copy)]
 struct Unacked {
-    /// When the first of them was sent.
+    /// When the first of them was sent, and when the last was given up.
     since: Instant,
+    last: Instant,
     /// The connection that they were sent on: another one may be to a server that is well.
     connects: u64,
 }
+
+/// What nobody tried since says nothing of now: the stream may have found its leader again, and nothing came for it.
+const SAYS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What of a subject stands for its stream.
 fn stream_of(subject: &str) -> &str {
@@ -39,10 +43,12 @@ impl Storing {
     pub(super) fn unanswered(&self, subject: &str, within: Duration, connects: u64, now: Instant) {
         let since = now.checked_sub(within).unwrap_or(now);
         let mut unacked = self.unacked.lock();
-        let entry = unacked.entry(stream_of(subject).to_owned()).or_insert(Unacked { since, connects });
-        if entry.connects != connects {
-            *entry = Unacked { since, connects };
+        let new = Unacked { since, last: now, connects };
+        let entry = unacked.entry(stream_of(subject).to_owned()).or_insert(new);
+        if entry.connects != connects || entry.is_old(now) {
+            *entry = new;
         }
+        entry.last = now;
         self.any.store(true, Ordering::Release);
     }
 
@@ -55,15 +61,22 @@ impl Storing {
         self.any.store(!unacked.is_empty(), Ordering::Release);
     }
 
-    /// For how long the longest of them, on this connection.
+    /// For how long the longest of them, on this connection: from the first to the last that was tried, so that one alone is
+    /// little.
     pub(super) fn nothing_for(&self, connects: u64, now: Instant) -> Option<Duration> {
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
         let mut unacked = self.unacked.lock();
-        unacked.retain(|_, one| one.connects == connects);
+        unacked.retain(|_, one| one.connects == connects && !one.is_old(now));
         self.any.store(!unacked.is_empty(), Ordering::Release);
-        unacked.values().map(|one| now.duration_since(one.since)).max()
+        unacked.values().map(|one| one.last.duration_since(one.since)).max()
+    }
+}
+
+impl Unacked {
+    fn is_old(&self, now: Instant) -> bool {
+        now.duration_since(self.last) > SAYS_WITHIN
     }
 }
 
@@ -83,6 +96,16 @@ mod tests {
         assert_eq!(storing.nothing_for(1, now + TRY), Some(2 * TRY));
         storing.answered("flux.invoke.h");
         assert_eq!(storing.nothing_for(1, now + TRY), None);
+    }
+
+    #[test]
+    fn one_that_was_given_up_does_not_grow_and_is_forgotten() {
+        let (storing, now) = (Storing::default(), Instant::now());
+        storing.unanswered("flux.dlq.f", TRY, 1, now);
+        assert_eq!(storing.nothing_for(1, now + 2 * TRY), Some(TRY));
+        assert_eq!(storing.nothing_for(1, now + SAYS_WITHIN + TRY), None);
+        storing.unanswered("flux.dlq.f", TRY, 1, now + 2 * SAYS_WITHIN);
+        assert_eq!(storing.nothing_for(1, now + 2 * SAYS_WITHIN), Some(TRY), "a new trouble");
     }
 
     #[test]
