@@ -22,9 +22,10 @@
 //! all slots are the slow one's. By share, either has half, and a queue that holds nothing is always next.
 //!
 //! Bare queues are given a credit too, or a message for them would never be heard of; but only a quarter of the
-//! slots while others are known to have work, and only half by long pulls, since a pull cannot be taken back. Where they
-//! are more than that, short pulls take turns. A queue that worked lately gets a larger share in short pulls, so
-//! that a caller who comes again finds a credit waiting.
+//! slots while others are known to have work, and only three by long pulls, since a pull cannot be taken back. Where hot
+//! queues are more than that, a gateway tells one agent of each message ([`Planner::ring`]), an eighth of the slots goes round
+//! in case nobody did, and an eighth stays free for what is told. A queue that works gets a larger share in short pulls,
+//! so that a caller who comes again finds a credit waiting.
 //!
 //! A queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a while
 //! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
