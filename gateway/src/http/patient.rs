@@ -131,6 +131,10 @@ impl<S: AsyncWrite + LastWords + Unpin> Patient<S> {
     /// Says more than hyper's bare status, where `said` is one. `None`: it is not.
     fn say_more(&mut self, cx: &mut Context<'_>, said: &[u8]) -> Option<Poll<Result<usize>>> {
         if self.instead.is_none() {
+            // The rest of a body that went out in part may look the same.
+            if !self.wire.asked.load(Ordering::Relaxed) {
+                return None;
+            }
             let words = refused_by_hyper(said).and_then(refused::of_a_head)?;
             self.instead = Some(Instead { words, of_bytes: said.len() });
         }
@@ -212,6 +216,27 @@ mod tests {
         for (bytes, status) in said {
             assert_eq!(refused_by_hyper(bytes.as_bytes()), *status, "{bytes}");
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_answers_a_head_is_said_in_other_words() {
+        use tokio::io::AsyncReadExt as _;
+        const BARE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n\r\n";
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let mut patient = Patient::new(ours, Arc::default(), Duration::from_secs(60));
+        let mut heard = vec![0; 4096];
+        patient.write_all(BARE).await.expect("the rest of a body");
+        let length = theirs.read(&mut heard).await.expect("read");
+        assert_eq!(&heard[..length], BARE);
+        theirs.write_all(b"GET / HTTP/1.1\r\n").await.expect("a head begins");
+        patient.read(&mut [0; 64]).await.expect("read");
+        patient.write_all(BARE).await.expect("refused");
+        let length = theirs.read(&mut heard).await.expect("read");
+        assert!(
+            heard[..length].windows(14).any(|window| window == b"head_too_large"),
+            "{}",
+            heard[..length].escape_ascii()
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,6 +39,19 @@ async fn a_tenth_of_the_full_size() {
         println!("{}: {few:.0} µs of CPU, {many:.0} µs among many: {:.2}", way.name(), many / few);
         assert!(many / few < COST, "{}: {few:.0} µs in the small case, {many:.0} µs in the large one", way.name());
     }
+    for cost in &large.hot_costs {
+        let Some(calls) = &cost.calls else { continue };
+        println!(
+            "over all hot functions, {}: {} of {} slow, p95 {:?}",
+            cost.way.name(),
+            calls.slow,
+            cost.count,
+            calls.p95
+        );
+        assert!(calls.refusals.is_empty(), "refused beside idle agents: {:?}", calls.refusals);
+        // Where nobody waits and nobody is told, most of them wait for their gateway to call every agent.
+        assert!(calls.slow * 4 <= cost.count, "{}: {} of {} slow", cost.way.name(), calls.slow, cost.count);
+    }
     for (name, cold) in [("call", large.cold.call), ("async", large.cold.accepted), ("published", large.cold.published)]
     {
         println!("the first message of a cold function, {name}: p50 {:?}, p95 {:?}", cold.p50, cold.p95);
