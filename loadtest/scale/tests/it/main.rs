@@ -11,7 +11,7 @@ use flux_scale::{Cost, Size, Way, large, small};
 
 /// Large against small, processor time of one invocation. The goal at full size is 1.2; what a tick of 10 ms and a busy
 /// machine do to a few seconds of work is the rest.
-const COST: f64 = 2.0;
+const COST: f64 = 3.0;
 /// A pull or a table that grows with each execution would show as hundreds of MB.
 const GROWS_AT_MOST_MB: f64 = 48.0;
 const COLD: Duration = Duration::from_secs(1);
