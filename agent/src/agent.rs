@@ -6,6 +6,7 @@ use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
 use flux_broker::Broker;
 use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
 use flux_runtime::{Tasks, settings::AgentSettings};
+use futures::FutureExt as _;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::{
     machine::Machine,
     node::{Addresses, Node},
     puller::{Event, Puller, PullerState},
-    runtimes::Runtimes,
+    runtimes::{Runtimes, Search},
     warm::WarmPool,
 };
 
@@ -94,23 +95,28 @@ impl Agent {
         let (executor, follow) = LauncherExecutor::new(launchers);
         parts.tasks.spawn_essential("launcher's capabilities", follow);
         let executor: Arc<dyn Executor> = Arc::new(executor);
-        let mut finding = Box::pin(Runtimes::find(Arc::clone(&executor)));
-        let found = tokio::time::timeout(RUNTIMES_WITHIN, &mut finding).await;
-        let late = found.is_err();
-        parts.runtimes = found.unwrap_or_default();
+        let mut finding = Search::new(Arc::clone(&executor)).next().boxed();
+        match tokio::time::timeout(RUNTIMES_WITHIN, &mut finding).await {
+            Ok((search, found)) => {
+                parts.runtimes = found;
+                finding = search.next().boxed();
+            }
+            Err(_) => tracing::warn!("the interpreters take long to answer: what needs none is run meanwhile"),
+        }
         let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
         let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
         let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
         let agent = Self::start_with(parts, executor, Arc::new(CachedCode(cache)))?;
-        if late {
-            tracing::warn!("the interpreters take long to answer: what needs none is run meanwhile");
-            let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
-            agent.node.tasks.spawn("runtimes", async move {
-                *node.runtimes.write() = finding.await;
-                // Look again at what can be run.
+        let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
+        agent.essential("runtimes", async move {
+            loop {
+                let (search, found) = finding.await;
+                *node.runtimes.write() = found;
+                // Look again at what can be run; where nobody pulls any more, nobody needs to.
                 let _ = events.send(Event::Functions(FunctionEvent::Synced)).await;
-            });
-        }
+                finding = search.next().boxed();
+            }
+        });
         Ok(agent)
     }
 

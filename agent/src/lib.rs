@@ -43,7 +43,7 @@ mod warm;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{launchers, run, servers_of, start};
+pub use run::{guard_queue, launchers, run, start};
 pub use runtimes::Runtimes;
 
 /// An error and its causes in one line, for what is recorded or reported; logs have the chain itself.

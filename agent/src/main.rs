@@ -120,7 +120,7 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     launcher.runner = runner;
     launcher.runner_uids = runner.and_then(|_| UidRange::set_aside_for(&settings.agent.runner_user));
     launcher.isolation_required = settings.agent.isolation_required;
-    launcher.servers = flux_agent::servers_of(&settings.queue.url);
+    flux_agent::guard_queue(&mut launcher, &settings.queue.url);
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();
     // What the tree found out must be what the agent uses, whatever its own HOME.

@@ -1,11 +1,6 @@
 //! From settings to a running agent: for `flux-agent`, and for `flux up`, which has a gateway beside it.
 
-use std::{
-    net::{SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::ToSocketAddrs as _, path::PathBuf, sync::Arc, time::Duration};
 
 use flux_broker::{
     Broker,
@@ -30,56 +25,52 @@ fn work_dir(settings: &AgentSettings) -> PathBuf {
     settings.work_dir.clone().unwrap_or_else(|| PathBuf::from("flux-agent"))
 }
 
-/// The addresses behind a queue's URLs, as they are known now: what functions are kept from.
-pub fn servers_of(urls: &str) -> Vec<SocketAddr> {
+/// Has a launcher keep functions from the servers of a queue, by the addresses that they have now.
+pub fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
     const NATS_PORT: u16 = 4222;
-    let mut found = Vec::new();
     for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
         let authority = url.rsplit("//").next().unwrap_or(url);
         let host = authority.rsplit('@').next().unwrap_or(authority).trim_end_matches('/');
         let with_port = if host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
             host.to_socket_addrs()
         } else {
-            (host, NATS_PORT).to_socket_addrs()
+            (host.trim_start_matches('[').trim_end_matches(']'), NATS_PORT).to_socket_addrs()
         };
         match with_port {
-            Ok(addresses) => found.extend(addresses),
-            Err(error) => {
-                tracing::warn!(host, %error, "functions are not kept from a queue server that has no address")
-            }
+            Ok(addresses) => launcher.servers.extend(addresses),
+            Err(error) => launcher.unknown_servers.push(format!("{host} ({error})")),
         }
     }
-    found
 }
 
 /// Where launchers come from: the process tree that started us, or else this program itself with our own rights.
-pub fn launchers(settings: &AgentSettings) -> Result<Source, StartError> {
-    let tasks = budget::of(settings, Machine::cores(), 0).tasks;
+pub fn launchers(settings: &Settings) -> Result<Source, StartError> {
+    let agent = &settings.agent;
+    let tasks = budget::of(agent, Machine::cores(), 0).tasks;
     match config::env(TREE_FD).and_then(|number| number.parse().ok()) {
         Some(number) => Ok(Source::Tree {
             link: TreeLink::inherited(number).map_err(StartError::Tree)?,
             wish: LauncherWish { tasks: Some(tasks), max_slots: None },
         }),
-        None => Ok(Source::Direct {
-            program: PathBuf::from("/proc/self/exe"),
-            config: LauncherConfig {
-                isolation_required: settings.isolation_required,
-                ..LauncherConfig::new(work_dir(settings).join("launcher"), tasks)
-            },
-        }),
+        None => {
+            let mut config = LauncherConfig::new(work_dir(agent).join("launcher"), tasks);
+            config.isolation_required = agent.isolation_required;
+            guard_queue(&mut config, &settings.queue.url);
+            Ok(Source::Direct { program: PathBuf::from("/proc/self/exe"), config })
+        }
     }
 }
 
 /// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
-pub async fn start(settings: &AgentSettings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
+pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
     let (pool, driver) = LauncherPool::connect(launchers(settings)?).await?;
     tasks.spawn_essential("launcher", end_with(driver, tasks.shutdown().kill_token()));
     let parts = AgentParts {
         broker,
-        work_dir: work_dir(settings),
+        work_dir: work_dir(&settings.agent),
         private_ip: config::env("FLUX_NODE_PRIVATE_IP"),
         public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
-        settings: settings.clone(),
+        settings: settings.agent.clone(),
         runtimes: Runtimes::default(),
         tasks,
     };
@@ -101,7 +92,7 @@ pub async fn run(settings: &Settings) -> Result<(), StartError> {
     let mut options = NatsOptions::new("", format!("flux-agent {id}"));
     options.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
     let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;
-    let agent = start(&settings.agent, Arc::clone(&broker), tasks.clone()).await?;
+    let agent = start(settings, Arc::clone(&broker), tasks.clone()).await?;
     let drain_timeout = Duration::from_secs(settings.agent.drain_timeout);
     let shutdown = Arc::clone(tasks.shutdown());
     // The agent keeps its own deadline, a little before the one that ends the process.
@@ -117,8 +108,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_server_of_a_queue_has_its_address() {
-        let found = servers_of("nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222");
-        assert_eq!(found, ["127.0.0.1:14222", "192.0.2.1:4222", "[::1]:6222"].map(|a| a.parse().expect("an address")));
+    fn every_server_of_a_queue_has_its_address_or_is_named() {
+        let mut config = LauncherConfig::new("/nowhere", 1);
+        let urls =
+            "nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222,nats://[::1],nats://queue.invalid";
+        guard_queue(&mut config, urls);
+        let known = ["127.0.0.1:14222", "192.0.2.1:4222", "[::1]:6222", "[::1]:4222"];
+        assert_eq!(config.servers, known.map(|address| address.parse().expect("an address")));
+        let [unknown] = &config.unknown_servers[..] else { panic!("{:?}", config.unknown_servers) };
+        assert!(unknown.starts_with("queue.invalid "), "{unknown}");
     }
 }

@@ -46,6 +46,8 @@ pub struct LauncherConfig {
     pub slots: bool,
     /// Flux's own servers, which functions must not reach; one at a loopback address is meant at all of this machine's.
     pub servers: Vec<SocketAddr>,
+    /// Those of them whose addresses are not known, and why: nobody can be kept from them.
+    pub unknown_servers: Vec<String>,
     /// What functions may connect to, but not listen in the place of: the gateway.
     pub listeners: Vec<SocketAddr>,
     /// Refuse to run functions that a missing layer does not hold in.
@@ -76,6 +78,7 @@ impl LauncherConfig {
             extra_paths: Vec::new(),
             slots: true,
             servers: Vec::new(),
+            unknown_servers: Vec::new(),
             listeners: Vec::new(),
             isolation_required: false,
             without: Vec::new(),

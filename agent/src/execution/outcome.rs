@@ -32,9 +32,9 @@ pub(super) fn of_process(
         None => error_of_exit(ended, spec, notes),
     };
     let status = match (&error, ending) {
-        (_, Some(Ending::Cancelled(_))) => OutcomeStatus::Cancelled,
-        (Some(_), _) => OutcomeStatus::Failed,
-        (None, _) => OutcomeStatus::Success,
+        (_, Some(ending)) => status_of_ending(ending),
+        (Some(_), None) => OutcomeStatus::Failed,
+        (None, None) => OutcomeStatus::Success,
     };
     Outcome {
         status,
@@ -48,6 +48,13 @@ pub(super) fn of_process(
             memory_peak_mb: ended.memory_peak_bytes.div_ceil(limits::MIB as u64),
         },
         will_retry: false,
+    }
+}
+
+pub(super) fn status_of_ending(ending: &Ending) -> OutcomeStatus {
+    match ending {
+        Ending::Cancelled(_) => OutcomeStatus::Cancelled,
+        Ending::Timeout(_) | Ending::Deadline(_) => OutcomeStatus::Failed,
     }
 }
 

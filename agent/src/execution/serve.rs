@@ -8,13 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use flux_launcher::wire::{EndedReport, ExitStatus};
 use flux_protocol::{
     ErrorKind, ExecutionError, FunctionSpec, Outcome, OutcomeStatus, Stream, Timestamp, Usage,
     execution::{Start, StartKind},
     limits, time,
 };
-use flux_worker::{Call, Fault, Load, bootstrap};
+use flux_worker::{Call, Fault, Load, Used, bootstrap};
 use futures::FutureExt as _;
 use nix::libc::SIGKILL;
 
@@ -184,13 +185,22 @@ impl Attempt {
                     lease.started(loaded_at.duration_since(began));
                 }
                 let took = served.answered_at.duration_since(served.loaded_at.unwrap_or(started));
-                let unfit = self.unfit(&mut worker, &served, spec).await;
-                let outcome = self.of_answer(served, took);
-                match unfit {
-                    None if !spec.keep_warm.is_zero() => lease.give_back(worker, took),
-                    _ => drop((worker, lease)),
+                let usage = usage_of(&served.used);
+                if let Some(ending) = &ending {
+                    end(&mut *worker.process).await;
+                    Outcome { duration_ms: took.into(), usage, ..self.ended_by(ending) }
+                } else {
+                    let unfit = self.unfit(&mut worker, &served, spec).await;
+                    match unfit {
+                        None if !spec.keep_warm.is_zero() => lease.give_back(worker, took),
+                        _ => drop((worker, lease)),
+                    }
+                    Outcome { duration_ms: took.into(), usage, ..self.of_answer(served.answer) }
                 }
-                outcome
+            }
+            Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_)) if let Some(ending) = &ending => {
+                end(&mut *worker.process).await;
+                self.ended_by(ending)
             }
             Watched::Answered(Exchange::NotLoaded(fault)) => self.failed_with(not_loaded(fault)),
             Watched::Answered(Exchange::Nonsense(problem)) => {
@@ -225,7 +235,7 @@ impl Attempt {
     /// Whether the worker is not to be used again; said where the function's author can do something about it.
     async fn unfit(&mut self, worker: &mut Worker, served: &Served, spec: &FunctionSpec) -> Option<Unfit> {
         worker.served += 1;
-        worker.cpu_us += served.used.cpu_us;
+        worker.cpu_us = worker.cpu_us.saturating_add(served.used.cpu_us);
         let current = self.node.functions.current(&spec.name).map(|current| current.version);
         let unfit = if current == Some(worker.version.version) {
             worker.unfit(served.used.threads_left, served.used.peak_bytes).await
@@ -244,12 +254,8 @@ impl Attempt {
         unfit
     }
 
-    fn of_answer(&mut self, served: Served, took: Duration) -> Outcome {
-        let usage = Usage {
-            cpu_ms: Duration::from_micros(served.used.cpu_us).into(),
-            memory_peak_mb: served.used.peak_bytes.div_ceil(limits::MIB as u64),
-        };
-        let error = match served.answer {
+    fn of_answer(&mut self, answer: Result<Bytes, Fault>) -> Outcome {
+        let error = match answer {
             Ok(result) => {
                 self.execution.output.lock().push(Stream::Result, result);
                 None
@@ -257,7 +263,14 @@ impl Attempt {
             Err(fault) => Some(raised(fault)),
         };
         let status = if error.is_some() { OutcomeStatus::Failed } else { OutcomeStatus::Success };
-        Outcome { status, error, duration_ms: took.into(), usage, ..self.printed() }
+        Outcome { status, error, ..self.printed() }
+    }
+
+    /// It was asked to end, and answered: its signal may still be on its way, or its process half shut down. What ended it
+    /// is what counts, as it is for a process that exits with 0 then.
+    fn ended_by(&mut self, ending: &Ending) -> Outcome {
+        let status = outcome::status_of_ending(ending);
+        Outcome { status, error: Some(outcome::error_of_ending(ending)), ..self.printed() }
     }
 
     /// The process ended, and with it the invocation.
@@ -307,10 +320,22 @@ async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
     if let Ok(ended) = tokio::time::timeout(ENDS_WITHIN, process.wait()).await {
         return Watched::Ended(ended);
     }
+    match end(process).await {
+        Some(ended) => Watched::Ended(ended),
+        None => Watched::Undying,
+    }
+}
+
+/// Ends a worker at once, whatever it was told before: whoever hears of its end can rely on it.
+async fn end(process: &mut dyn Process) -> Option<Ended> {
     process.kill(SIGKILL);
-    match tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await {
-        Ok(ended) => Watched::Ended(ended),
-        Err(_) => Watched::Undying,
+    tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await.ok()
+}
+
+fn usage_of(used: &Used) -> Usage {
+    Usage {
+        cpu_ms: Duration::from_micros(used.cpu_us).into(),
+        memory_peak_mb: used.peak_bytes.div_ceil(limits::MIB as u64),
     }
 }
 

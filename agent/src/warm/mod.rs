@@ -19,6 +19,8 @@
 mod channel;
 mod line;
 mod shelf;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
@@ -47,6 +49,29 @@ struct State {
     looks_at: Option<Instant>,
 }
 
+/// What there is for who needs a worker.
+enum Found {
+    /// Counted as one that serves.
+    Idle(Worker),
+    /// Nothing yet; it is worth waiting so long.
+    Busy(Duration, oneshot::Receiver<(Worker, Lease)>),
+    Nothing,
+}
+
+impl State {
+    fn find(&mut self, key: &Key) -> Found {
+        if let Some(worker) = self.shelf.take(key) {
+            self.lines.entry(key.clone()).or_default().serving += 1;
+            return Found::Idle(worker);
+        }
+        let line = self.lines.get_mut(key);
+        match line.and_then(|line| line.patience().map(|patience| (patience, line.wait()))) {
+            Some((patience, free)) => Found::Busy(patience, free),
+            None => Found::Nothing,
+        }
+    }
+}
+
 /// See the module's text.
 pub(crate) struct WarmPool {
     state: Mutex<State>,
@@ -64,29 +89,36 @@ impl WarmPool {
 
     /// A worker that waits, or comes free soon. Whoever gets none is to start one. The lease says that one serves.
     pub(crate) async fn take(self: &Arc<Self>, key: &Key) -> (Lease, Option<Worker>) {
-        if let Some(worker) = self.idle(key) {
-            return (self.lease(key), Some(worker));
-        }
-        let wait = {
-            let mut state = self.state.lock();
-            state.lines.get_mut(key).and_then(|line| line.patience().map(|patience| (patience, line.wait())))
-        };
-        match wait {
-            Some((patience, free)) => match within(patience, free).await {
-                Some((worker, lease)) => (lease, Some(worker).filter(Worker::is_quiet)),
-                None => (self.lease(key), None),
-            },
-            None => (self.lease(key), None),
+        loop {
+            // One look: a worker that comes back is on the shelf by then, or goes to who waits.
+            let found = self.state.lock().find(key);
+            match found {
+                Found::Idle(worker) => {
+                    let lease = Lease { pool: Arc::clone(self), key: key.clone() };
+                    if worker.is_quiet() {
+                        return (lease, Some(worker));
+                    }
+                    tracing::debug!(function = %key.function, "a worker ended, or printed, while it waited; it is replaced");
+                }
+                Found::Busy(patience, free) => {
+                    return match within(patience, free).await {
+                        Some((worker, lease)) => (lease, Some(worker).filter(Worker::is_quiet)),
+                        None => self.take_idle(key),
+                    };
+                }
+                Found::Nothing => return (self.lease(key), None),
+            }
         }
     }
 
-    fn idle(&self, key: &Key) -> Option<Worker> {
+    /// After having waited: what came back and went to nobody who waits.
+    fn take_idle(self: &Arc<Self>, key: &Key) -> (Lease, Option<Worker>) {
+        let lease = self.lease(key);
         loop {
-            let worker = self.state.lock().shelf.take(key)?;
-            if worker.is_quiet() {
-                return Some(worker);
+            let worker = self.state.lock().shelf.take(key);
+            if worker.as_ref().is_none_or(Worker::is_quiet) {
+                return (lease, worker);
             }
-            tracing::debug!(function = %key.function, "a worker ended, or printed, while it waited; it is replaced");
         }
     }
 

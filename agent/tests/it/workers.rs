@@ -36,6 +36,26 @@ async def later(payload, context):
     asyncio.get_running_loop().create_task(asyncio.sleep(60))
     return [payload]
 
+async def timers(payload, context):
+    loop = asyncio.get_running_loop()
+    if payload["what"] == "leave":
+        def late():
+            print("LATE", flush=True)
+            sys.stdout.buffer.write(b"LATE\n")
+            os.write(2, b"LATE\n")
+        def raises():
+            raise ValueError("LATE")
+        loop.call_later(0.02, late)
+        loop.call_later(0.02, raises)
+        read, write = os.pipe()
+        os.write(write, b"x")
+        loop.add_reader(read, late)
+        return ME
+    print("mine", end="")
+    loop.call_later(0.05, print, " and mine later")
+    await asyncio.sleep(0.1)
+    return ME
+
 def fails(payload, context):
     what = payload["what"]
     if what == "raise":
@@ -74,6 +94,20 @@ def leaves(payload, context):
         time.sleep(0.2)
     return ME
 
+def stubborn(payload, context):
+    import signal
+    class Asked(Exception):
+        pass
+    def asked(number, frame):
+        raise Asked
+    signal.signal(signal.SIGTERM, asked)
+    if payload["what"] == "sleep":
+        try:
+            time.sleep(60)
+        except Asked:
+            print("asked")
+    return ME
+
 POOL = None
 
 def pools(payload, context):
@@ -82,6 +116,35 @@ def pools(payload, context):
     POOL = POOL or ThreadPoolExecutor(2)
     assert list(POOL.map(abs, [-1, -2])) == [1, 2]
     return ME
+"#;
+
+/// Its thread ends, and its number is the next one's.
+const THREADS: &str = r#"
+import threading, time
+
+stop = threading.Event()
+early = threading.Thread(target=stop.wait, daemon=True)
+early.start()
+number = early.ident
+
+def handler(payload, context):
+    if payload["what"] == "wait":
+        time.sleep(0.2)
+        return
+    stop.set()
+    early.join()
+    for _ in range(50):
+        end = threading.Event()
+        def late():
+            while not end.wait(0.01):
+                print("LATE", flush=True)
+        thread = threading.Thread(target=late, daemon=True)
+        thread.start()
+        if thread.ident == number:
+            return True
+        end.set()
+        thread.join()
+    return False
 "#;
 
 const NODE: &str = r#"
@@ -120,6 +183,7 @@ impl Workers {
         for (name, content) in [
             ("main.py", PYTHON),
             ("main.js", NODE),
+            ("threads.py", THREADS),
             ("broken.py", "import nothing_of_this_name"),
             ("default.mjs", "export default (payload) => ({ esm: payload });"),
             ("run.sh", "echo \"bash got $(cat) and $1\""),
@@ -316,6 +380,21 @@ async fn what_an_invocation_leaves_is_ended_and_never_heard_in_the_next() {
         assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, ""));
         assert_eq!(after.output.result(), Some(before.clone()));
     }
+    // What an event loop still calls is not heard either, even where it raises; what the next one began is.
+    workers.deploy("timers", "python", "main.timers", "").await;
+    let before = workers.result("timers", &json!({ "what": "leave" })).await;
+    for _ in 0..2 {
+        let after = workers.outcome("timers", &wait).await;
+        assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Warm, "mine and mine later\n"));
+        assert_eq!(after.output.result(), Some(before.clone()));
+    }
+    // A thread with the number of one that was there at first is another one.
+    workers.deploy("threads", "python", "threads.handler", "").await;
+    let before = workers.call("threads", &json!({ "what": "start" })).await;
+    assert_eq!(before.outcome.expect("an outcome").output.result(), Some(json!(true)), "a number came again");
+    assert!(before.notes.iter().any(|note| note.contains("1 of its threads")), "{:?}", before.notes);
+    let after = workers.outcome("threads", &wait).await;
+    assert_eq!((start(&after), after.output.to_text().as_str()), (StartKind::Cold, ""));
     // Idle threads of a pool are no leftovers.
     workers.deploy("pools", "python", "main.pools", "").await;
     let first = workers.result("pools", &json!({})).await;
@@ -419,6 +498,35 @@ async fn a_killed_worker_and_a_cancelled_one_are_replaced() {
     assert_eq!(workers.0.world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
     eventually(SOON, "its worker to be gone", || std::future::ready(worker().is_none())).await;
     assert_eq!(start(&workers.outcome("f", &json!({ "what": "" })).await), StartKind::Cold);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_asked_to_end_and_answers_serves_nobody_else() {
+    let workers = Workers::new().await;
+    workers.deploy("f", "python", "main.stubborn", "timeout: 1\nstop_grace: 5").await;
+    workers.deploy("g", "python", "main.stubborn", "stop_grace: 5").await;
+    let first = workers.result("f", &json!({ "what": "" })).await;
+    let late = workers.outcome("f", &json!({ "what": "sleep" })).await;
+    let error = late.error.as_ref().expect("an error");
+    assert_eq!(
+        (late.status, error.kind, error.limit),
+        (OutcomeStatus::Failed, ErrorKind::Timeout, Some(1)),
+        "{late:?}"
+    );
+    assert_eq!((start(&late), late.output.to_text().as_str()), (StartKind::Warm, "asked\n"));
+    assert_eq!(late.output.result(), None);
+    let next = workers.outcome("f", &json!({ "what": "" })).await;
+    assert_eq!((start(&next), next.status), (StartKind::Cold, OutcomeStatus::Success), "{next:?}");
+    assert_ne!(next.output.result(), Some(first), "another worker");
+    // Cancelled.
+    workers.result("g", &json!({ "what": "" })).await;
+    let id = workers.0.world.invoke("g", json!({ "what": "sleep" }).to_string()).await;
+    workers.0.world.until_running(id).await;
+    assert!(workers.0.world.cancel(id, SOON).await.expect("an answer").cancelled);
+    let ended = workers.0.world.end_of(id).await.outcome.expect("an outcome");
+    let error = ended.error.as_ref().expect("an error");
+    assert_eq!((ended.status, error.kind), (OutcomeStatus::Cancelled, ErrorKind::Cancelled), "{ended:?}");
+    assert_eq!(start(&workers.outcome("g", &json!({ "what": "" })).await), StartKind::Cold);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 # Serves a Flux function's invocations, one after another, on descriptor 3. See agent/worker for the frames.
 #
 # It imports as little as it can: each module is a part of every cold start.
+import contextvars
 import json
 import os
 import resource
@@ -16,6 +17,10 @@ SETTLE_TRIES, SETTLE_S = 5, 0.001
 
 ME = os.getpid()
 STDOUT, STDERR = sys.stdout, sys.stderr
+# The number of the invocation in whose course something was begun; a callback of an event loop keeps it.
+INVOCATION = contextvars.ContextVar("flux invocation", default=None)
+current = 0
+write_to = os.write
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -43,7 +48,30 @@ class Channel:
     def send(self, kind, body):
         rest = (len(body) + 1).to_bytes(4, "big") + bytes((kind,)) + body
         while rest:
-            rest = rest[os.write(CHANNEL, rest) :]
+            rest = rest[write_to(CHANNEL, rest) :]
+
+
+def counts(of=None):
+    """What a callback prints that an earlier invocation left is nobody's any more."""
+    began_in = INVOCATION.get() if of is None else of.get(INVOCATION)
+    return began_in is None or began_in == current
+
+
+def guard_writes():
+    def guarded(write):
+        return lambda data: write(data) if counts() else len(data)
+
+    for stream in (STDOUT, STDERR):
+        stream.buffer.write = guarded(stream.buffer.write)
+        stream.write = guarded(stream.write)
+    os.write = lambda fd, data: write_to(fd, data) if fd not in (1, 2) or counts() else len(data)
+
+
+def guard_exceptions(loop, context):
+    """The loop says what a callback raised in nobody's context: the callback's own is asked."""
+    of = getattr(context.get("handle"), "_context", None)
+    if of is None or counts(of):
+        loop.default_exception_handler(context)
 
 
 class Context:
@@ -130,13 +158,14 @@ LOOP = None
 
 def run_to_end(coroutine):
     """An `async def` handler. One loop for all invocations, so that what belongs to a loop can be kept in globals; tasks
-    that the handler left are cancelled, as `asyncio.run` does."""
+    that the handler left are cancelled, as `asyncio.run` does. Its timers and readers stay, and are not heard."""
     global LOOP
     import asyncio
 
     if LOOP is None:
         LOOP = asyncio.new_event_loop()
         asyncio.set_event_loop(LOOP)
+        LOOP.set_exception_handler(guard_exceptions)
     try:
         return LOOP.run_until_complete(coroutine)
     finally:
@@ -147,16 +176,38 @@ def run_to_end(coroutine):
             LOOP.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
 
+def named_threads():
+    threading = sys.modules.get("threading")
+    return {thread.ident: thread for thread in threading.enumerate()} if threading else {}
+
+
+def is_still(thread, known, named):
+    """Whether a number means the thread that it meant at first: one that ended leaves its number to the next."""
+    return thread in known and known[thread] in (None, named.get(thread))
+
+
+def threads():
+    named = named_threads()
+    return {thread: named.get(thread) for thread in sys._current_frames()}
+
+
+def forget_ended(known):
+    if len(known) > 1:
+        now, named = sys._current_frames(), named_threads()
+        for thread in [thread for thread in known if thread not in now or not is_still(thread, known, named)]:
+            del known[thread]
+
+
 def threads_left(known):
     """Threads that began since the handler was loaded and do something. Idle ones of a pool do nothing."""
     frames = sys._current_frames()
     if len(frames) == 1:
         return 0
-    left = 0
+    left, named = 0, named_threads()
     for thread, frame in frames.items():
         code = frame.f_code
         idle = code.co_name == "_worker" and code.co_filename.endswith("concurrent/futures/thread.py")
-        left += thread not in known and not idle
+        left += not idle and not is_still(thread, known, named)
     return left
 
 
@@ -186,7 +237,7 @@ def leave(error):
     if code is None:
         os._exit(0)
     if not isinstance(code, int):
-        os.write(2, (str(code) + "\n").encode(errors="replace"))
+        write_to(2, (str(code) + "\n").encode(errors="replace"))
         code = 1
     os._exit(code & 0xFF)
 
@@ -194,6 +245,10 @@ def leave(error):
 def invoke(channel, handler, body, known):
     size = int.from_bytes(body[:4], "big")
     call = json.loads(body[4 : 4 + size])
+    forget_ended(known)
+    global current
+    current += 1
+    INVOCATION.set(current)
     began_ns = time.process_time_ns()
     kind = RESULT
     try:
@@ -228,7 +283,9 @@ def main():
     channel = Channel()
     os.set_inheritable(CHANNEL, False)
     for stream in (STDOUT, STDERR):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        # Text waits for nothing in between: what one callback prints is not flushed, and judged, in another's course.
+        stream.reconfigure(line_buffering=True, write_through=True, errors="backslashreplace")
+    guard_writes()
     version = "%d.%d.%d" % sys.version_info[:3]
     channel.send(HELLO, PROTOCOL.to_bytes(2, "big") + version.encode())
     _, body = channel.receive()
@@ -246,7 +303,7 @@ def main():
         flush()
         channel.send(FAILED, as_json(fault(error, 2)))
         os._exit(1)
-    known = set(sys._current_frames())
+    known = threads()
     flush()
     channel.send(READY, b"")
     while True:

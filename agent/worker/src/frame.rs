@@ -13,6 +13,9 @@ const USED: usize = 8 + 8 + 4;
 /// The largest frame of a worker: its result and what goes with it. (An error's texts, as JSON, are less.)
 const FROM_WORKER: usize = limits::RESULT + limits::KIB;
 
+/// The memory of a frame larger than this goes with the frame.
+const KEPT: usize = 64 * limits::KIB;
+
 const PROGRAM: u8 = 1;
 const LOAD: u8 = 2;
 const INVOKE: u8 = 3;
@@ -190,6 +193,10 @@ impl Decoder {
         }
         self.buffer.advance(4);
         let mut body = self.buffer.split_to(size).freeze();
+        if self.buffer.is_empty() && size > KEPT {
+            // What is left of the buffer would hold all of it, for as long as the worker waits.
+            self.buffer = BytesMut::new();
+        }
         let kind = body.get_u8();
         read(kind, body).map(Some)
     }
@@ -213,15 +220,21 @@ fn read(kind: u8, mut body: Bytes) -> Result<FromWorker, FrameError> {
             let used = Used { cpu_us: body.get_u64(), peak_bytes: body.get_u64(), threads_left: body.get_u32() };
             match kind {
                 // The text is passed on as it is, so that it must be what it claims to be.
-                RESULT => match serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-                    Ok(_) => Ok(FromWorker::Result(used, body)),
-                    Err(error) => Err(FrameError::Json { kind, problem: error.to_string() }),
-                },
+                RESULT => {
+                    is_json(&body).map_err(|problem| FrameError::Json { kind, problem })?;
+                    Ok(FromWorker::Result(used, body))
+                }
                 _ => Ok(FromWorker::Error(used, fault(kind, &body)?)),
             }
         }
         kind => Err(FrameError::Unknown(kind)),
     }
+}
+
+/// Skipping over a value does not look at what its strings are made of.
+fn is_json(body: &[u8]) -> Result<(), String> {
+    let text = std::str::from_utf8(body).map_err(|error| error.to_string())?;
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
 
 fn fault(kind: u8, body: &[u8]) -> Result<Fault, FrameError> {

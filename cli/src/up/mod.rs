@@ -184,7 +184,7 @@ fn worker(
     launcher.runner_uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
     launcher.listeners = vec![listen];
     launcher.isolation_required = file.settings.agent.isolation_required;
-    launcher.servers = flux_agent::servers_of(&file.settings.queue.url);
+    flux_agent::guard_queue(&mut launcher, &file.settings.queue.url);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
     worker.args.extend(["--listen".into(), listen.to_string().into()]);

@@ -86,7 +86,15 @@ pub(super) fn guard_network(
         }
     };
     match guard::attach(&shared, &config.servers, &config.listeners) {
-        Ok(()) => capabilities.network_guard = true,
+        Ok(()) if config.unknown_servers.is_empty() => capabilities.network_guard = true,
+        // The rest is guarded all the same.
+        Ok(()) => {
+            let which = config.unknown_servers.join(", ");
+            let reason = format!(
+                "no address was found for {which} when Flux started: functions with the machine's network reach that server"
+            );
+            capabilities.lacks(LAYER, reason);
+        }
         Err(error) => capabilities.lacks(LAYER, format!("{error}: {OPEN}")),
     }
     Some(shared)

@@ -24,7 +24,7 @@ use crate::cgroup::Cgroups;
 use crate::config::{LAUNCHER_ARGUMENT, LauncherConfig, NOBODY, Runner};
 use crate::seccomp::Filter;
 use crate::slot::{self, Makers, RootView, SlotPool};
-use crate::sys::{memory, process, socket};
+use crate::sys::{descriptor, memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use crew::Crew;
 use execution::Server;
@@ -80,6 +80,7 @@ pub fn launcher_main(config: &LauncherConfig, spawn: OwnedFd, control: OwnedFd) 
 }
 
 fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Result<()> {
+    descriptor::hold_lowest()?;
     let threads = config.tasks.max(1).saturating_add(SPARE_THREADS).min(MAX_THREADS);
     let (crew, wishes) = Crew::new(config.tasks.clamp(1, MAX_THREADS));
     let (server, filter, capabilities) = set_up(config, spawn, crew)?;

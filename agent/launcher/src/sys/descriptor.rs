@@ -1,7 +1,9 @@
 //! Where descriptors lie that are kept for long: high, so that a child can leave them behind in one step.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// Above what is open for a moment: three for each execution that is being started, and the launcher's own few.
 pub(crate) const KEPT_FROM: RawFd = 1024;
@@ -15,6 +17,19 @@ pub(crate) fn keep(fd: OwnedFd) -> OwnedFd {
     }
     // SAFETY: a fresh descriptor that nobody else owns.
     unsafe { OwnedFd::from_raw_fd(high) }
+}
+
+/// Takes what is free of the numbers that a child's stdin, stdout, stderr and channel will have, for good: whatever else is
+/// opened lies above, and is not overwritten before it is used.
+pub(crate) fn hold_lowest() -> io::Result<()> {
+    const CHANNEL: RawFd = 3;
+    loop {
+        let opened = OwnedFd::from(File::options().read(true).write(true).open("/dev/null")?);
+        if opened.as_raw_fd() > CHANNEL {
+            return Ok(());
+        }
+        let _held = opened.into_raw_fd();
+    }
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ unsafe fn run(plan: &ChildPlan<'_>) -> &'static str {
                 return "rlimit";
             }
         }
-        // The descriptors are above 4 (the launcher's own lie below), so none is overwritten before it is copied.
+        // All of these lie above what they become (`descriptor::hold_lowest`), so none is overwritten before it is copied.
         for (number, &fd) in (0..).zip(plan.stdio) {
             if libc::dup2(fd, number) < 0 {
                 return "stdio";

@@ -54,6 +54,18 @@ fn the_same_without_slots() {
     serves_and_is_seen(Launched::with(|config| config.slots = false));
 }
 
+/// Else what the launcher opens for a worker's start could be number 3, and be overwritten by its channel.
+#[test]
+fn nothing_is_opened_where_a_channel_goes() {
+    for slots in [true, false] {
+        let launcher = Launched::with(|config| config.slots = slots);
+        for number in 0..=3 {
+            let held = std::fs::read_link(format!("/proc/{}/fd/{number}", launcher.child.id()));
+            assert!(held.is_ok(), "{number} is free, slots: {slots}");
+        }
+    }
+}
+
 #[test]
 fn workers_that_wait_leave_room_for_executions() {
     let mut launcher = Launched::start();

@@ -88,11 +88,22 @@ fn what_is_no_frame_is_refused_before_it_is_waited_for() {
     assert_eq!(decoded(&from_worker(99, b"")), Err(FrameError::Unknown(99)));
     assert_eq!(decoded(&from_worker(16, b"\0")), Err(FrameError::Truncated { kind: 16 }));
     assert_eq!(decoded(&from_worker(19, &head[..19])), Err(FrameError::Truncated { kind: 19 }));
-    for not_json in [&b"{"[..], b"", b"1 2", b"\xff"] {
+    for not_json in [&b"{"[..], b"", b"1 2", b"\xff", b"\"\xff\""] {
         let frame = from_worker(19, &[&head[..], not_json].concat());
         assert!(matches!(decoded(&frame), Err(FrameError::Json { kind: 19, .. })), "{not_json:?}");
     }
     assert!(matches!(decoded(&from_worker(18, b"[]")), Err(FrameError::Json { kind: 18, .. })));
+}
+
+#[test]
+fn a_large_frames_memory_goes_with_it() {
+    let mut decoder = Decoder::default();
+    let result = format!("\"{}\"", "x".repeat(4 * limits::MIB));
+    decoder.buffer().extend_from_slice(&from_worker(19, &[&[0; 20], result.as_bytes()].concat()));
+    assert!(matches!(decoder.next_frame(), Ok(Some(FromWorker::Result(_, json))) if json.len() == result.len()));
+    assert!(decoder.is_empty());
+    decoder.buffer().reserve(limits::KIB);
+    assert!(decoder.buffer().capacity() <= 64 * limits::KIB, "{} bytes are held", decoder.buffer().capacity());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, Command, Stdio};
 
+use flux_launcher::wire::Network;
 use flux_launcher::{LauncherConfig, Layer};
 
 use super::{Arena, PYTHON};
@@ -58,6 +59,27 @@ fn has_guard(arena: &Arena) -> bool {
         assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must have cgroup BPF");
     }
     there
+}
+
+#[test]
+fn a_server_without_an_address_is_not_said_to_be_guarded() {
+    if !root_or_skip() {
+        return;
+    }
+    let Some(arena) = Arena::with(guarded) else { return };
+    if !has_guard(&arena) {
+        return;
+    }
+    let unknown = |config: &mut LauncherConfig| {
+        guarded(config);
+        config.unknown_servers = vec!["queue.invalid".to_owned()];
+        config.isolation_required = true;
+    };
+    let capabilities = Arena::with(unknown).unwrap().launcher.capabilities.clone();
+    assert!(!capabilities.network_guard && capabilities.refuses.contains(&Network::Host), "{capabilities:?}");
+    let said = |missing: &&flux_launcher::Missing| missing.layer == "network guard";
+    let missing = capabilities.missing.iter().find(said).expect("it is missing");
+    assert!(missing.reason.contains("queue.invalid"), "{}", missing.reason);
 }
 
 const METADATA: [&str; 12] = [
