@@ -9,7 +9,7 @@ use crate::{FluxCommand, FluxProcess, NatsServer};
 /// A directory that the user `flux` can enter and write to, where the tests are root.
 pub fn passable_dir(prefix: &str) -> TempDir {
     let dir = tempfile::Builder::new().prefix(prefix).tempdir().expect("a directory");
-    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).expect("its mode");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("its mode");
     dir
 }
 
