@@ -9,6 +9,7 @@ mod command;
 mod crew;
 mod execution;
 mod layers;
+mod look;
 mod others;
 mod plain;
 mod registry;
@@ -28,6 +29,7 @@ use crate::sys::{descriptor, memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use crew::Crew;
 use execution::Server;
+use look::Looker;
 use plain::Plain;
 use registry::Registry;
 
@@ -35,8 +37,6 @@ use registry::Registry;
 const THREAD_STACK_BYTES: usize = 128 << 10;
 /// Threads above the budget, so that the next execution need not wait for the last one's slot to be reset.
 const SPARE_THREADS: u32 = 2;
-/// Without slots, how often orphans are looked for while nobody says anything.
-const STRAYS_EVERY_S: u32 = 1;
 /// Why a layer is missing that somebody left out.
 const SWITCHED_OFF: &str = "switched off by configuration";
 /// How many threads the launcher makes at the most, whatever it is asked for.
@@ -99,7 +99,8 @@ fn serve(config: &LauncherConfig, spawn: OwnedFd, control: &OwnedFd) -> io::Resu
     let hello = ControlReply::Hello(Box::new(capabilities));
     socket::send(control.as_fd(), &hello.encode(), &[])?;
     memory::forget_start_up();
-    listen(&server, control)?;
+    let looker = Looker::start(&server, control, at_once(config).min(MAX_THREADS))?;
+    listen(&server, control, &looker)?;
     server.end();
     Ok(())
 }
@@ -131,20 +132,12 @@ fn at_once(config: &LauncherConfig) -> u32 {
 }
 
 /// Handles control packets until the other end is closed.
-fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
-    let registry = &server.registry;
-    if server.slots.is_none() {
-        socket::set_receive_timeout(control.as_fd(), STRAYS_EVERY_S)?;
-    }
+fn listen(server: &Server, control: &OwnedFd, looker: &Looker) -> io::Result<()> {
     let mut buffer = vec![0; MAX_REPLY];
     loop {
         let packet = match socket::recv(control.as_fd(), &mut buffer) {
             Ok(packet) if packet.len > 0 => packet,
             Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                server.plain.end_strays(registry);
-                continue;
-            }
             Err(error) => {
                 if error.raw_os_error() != Some(libc::ECONNRESET) {
                     eprintln!("flux launcher: control socket: {error}; ending");
@@ -153,16 +146,13 @@ fn listen(server: &Server, control: &OwnedFd) -> io::Result<()> {
             }
         };
         match buffer.get(..packet.len).map(Control::decode) {
-            Some(Ok(Control::Kill { id, signal })) => registry.signal(id, signal),
+            Some(Ok(Control::Kill { id, signal })) => server.registry.signal(id, signal),
             Some(Ok(Control::Ping { nonce })) => {
                 let pong = ControlReply::Pong { nonce }.encode();
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
             }
-            Some(Ok(Control::IsAlone { id, nonce })) => {
-                let alone = ControlReply::Alone { nonce, alone: server.is_alone(id) }.encode();
-                let _ = socket::try_send(control.as_fd(), &alone, &[]);
-            }
+            Some(Ok(Control::IsAlone { id, nonce })) => looker.is_alone(id, nonce, control),
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}
         }

@@ -3,8 +3,8 @@
 //! No PID namespace ends a function's processes here. Two things stand in for it. The launcher is a *subreaper*: an
 //! orphan becomes its child, wherever it moved itself. And each process inherits `FLUX_LAUNCHER=<work dir>#<launcher>.<id>` in
 //! its environment, which says whose it is, also to the next launcher of the same work directory, after a kill -9.
-//! A function that clears the environment of a daemon it leaves escapes the latter until no execution runs; the
-//! capabilities say that the PID namespace is missing.
+//! A function that clears the environment of a daemon it leaves escapes the latter until no execution runs that is older
+//! than the daemon; the capabilities say that the PID namespace is missing.
 
 use std::fs;
 use std::io;
@@ -140,14 +140,25 @@ impl Plain {
         }
     }
 
-    /// Whether execution `id` has processes beside `main`, or orphans of nobody live, who may be its own.
+    /// Whether execution `id` has processes beside `main`, or orphans of nobody live that may be its own: those that are not
+    /// older than it.
     pub(crate) fn has_others(&self, id: u64, main: i32, registry: &Registry) -> bool {
         let prefix = self.marker_prefix();
+        let since = read_stat(main).map_or(0, |stat| stat.began);
         processes().iter().filter(|process| !process.zombie && process.pid != main).any(|process| {
-            let owner = marker_of(process).and_then(|m| owner_id(&m, &prefix));
-            let orphan = process.parent == self.own_pid && !registry.has_pid(process.pid);
-            owner == Some(id) || (owner.is_none() && orphan)
+            match marker_of(process).and_then(|m| owner_id(&m, &prefix)) {
+                Some(owner) => owner == id,
+                None => process.began >= since && self.is_orphan(process, registry),
+            }
         })
+    }
+
+    /// Whether it is nobody's child any more; one that is just being started is not listed, but will be.
+    fn is_orphan(&self, process: &ProcessEntry, registry: &Registry) -> bool {
+        process.parent == self.own_pid && !registry.has_pid(process.pid) && {
+            let _started = self.starting.write().unwrap_or_else(PoisonError::into_inner);
+            !registry.has_pid(process.pid)
+        }
     }
 
     /// Kills the processes of execution `ended` and orphans of nobody; `true` if it found any alive.
@@ -165,14 +176,14 @@ impl Plain {
             let owner = marker_of(&process).and_then(|m| owner_id(&m, &prefix));
             let stray = match owner {
                 Some(id) => id == ended || (orphan && !registry.is_running(id)),
-                None => orphan && registry.is_empty(),
+                None => orphan && !may_be_of_one(&process, registry),
             };
             if stray && !registry.has_pid(process.pid) {
                 // A process that is being started right now has the marker of a request that is not listed yet.
                 let _reaping = self.starting.write().unwrap_or_else(PoisonError::into_inner);
                 let still_stray = match owner {
                     Some(id) => id == ended || !registry.is_running(id),
-                    None => registry.is_empty(),
+                    None => !may_be_of_one(&process, registry),
                 };
                 if still_stray && !registry.has_pid(process.pid) {
                     found |= process::kill(process.pid, libc::SIGKILL).is_ok();
@@ -241,6 +252,11 @@ fn kill_marked(prefix: &[u8]) {
     }
 }
 
+/// Whether something runs that is not younger than `process`, and so may have made it.
+fn may_be_of_one(process: &ProcessEntry, registry: &Registry) -> bool {
+    registry.pids().into_iter().any(|pid| read_stat(pid).is_none_or(|stat| stat.began <= process.began))
+}
+
 fn owner_id(marker: &[u8], prefix: &[u8]) -> Option<u64> {
     std::str::from_utf8(marker.strip_prefix(prefix)?).ok()?.parse().ok()
 }
@@ -249,6 +265,8 @@ pub(super) struct ProcessEntry {
     pub(super) pid: i32,
     parent: i32,
     pub(super) zombie: bool,
+    /// In ticks of the kernel since the machine's start.
+    began: u64,
 }
 
 /// Every process that `/proc` shows.
@@ -260,20 +278,34 @@ pub(super) fn processes() -> Vec<ProcessEntry> {
         .flatten()
         .filter_map(|entry| std::str::from_utf8(entry.file_name().as_bytes()).ok()?.parse().ok())
         .filter_map(|pid: i32| {
-            let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-            let (state, parent) = parse_stat(&stat)?;
-            Some(ProcessEntry { pid, parent, zombie: state == b'Z' })
+            let Stat { state, parent, began } = read_stat(pid)?;
+            Some(ProcessEntry { pid, parent, zombie: state == b'Z', began })
         })
         .collect()
 }
 
-/// State and parent of a `/proc/<pid>/stat` line, whose second field may hold spaces and brackets.
-fn parse_stat(stat: &[u8]) -> Option<(u8, i32)> {
+/// What is used of a `/proc/<pid>/stat` line.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: u8,
+    parent: i32,
+    began: u64,
+}
+
+fn read_stat(pid: i32) -> Option<Stat> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The second field may hold spaces and brackets.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    /// Fields between the parent and the start.
+    const BETWEEN: usize = 17;
     let close = stat.iter().rposition(|&b| b == b')')?;
     let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
     let mut fields = rest.split_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
-    Some((state, fields.next()?.parse().ok()?))
+    let parent = fields.next()?.parse().ok()?;
+    Some(Stat { state, parent, began: fields.nth(BETWEEN)?.parse().ok()? })
 }
 
 /// The marker in a process's first environment, as `FLUX_LAUNCHER=…`.
@@ -300,7 +332,8 @@ mod tests {
 
     #[test]
     fn a_stat_line_with_brackets_in_its_name_parses() {
-        assert_eq!(parse_stat(b"7 (a) b) S 42 7 7"), Some((b'S', 42)));
+        let line = b"7 (a) b) S 42 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9001 226271232";
+        assert_eq!(parse_stat(line), Some(Stat { state: b'S', parent: 42, began: 9001 }));
         assert_eq!(parse_stat(b"7 (x"), None);
     }
 

@@ -83,6 +83,11 @@ impl Registry {
         self.table().active.values().any(|a| a.pid == pid)
     }
 
+    /// The main processes of all that run.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        self.table().active.values().map(|active| active.pid).collect()
+    }
+
     pub(crate) fn is_running(&self, id: u64) -> bool {
         self.table().active.contains_key(&id)
     }

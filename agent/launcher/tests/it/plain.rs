@@ -1,6 +1,7 @@
 //! Without root: no slots, and yet nothing is left.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -42,6 +43,28 @@ fn the_same_holds_for_an_ordinary_user() {
 
 fn plain() -> Launched {
     Launched::with(|config| config.slots = false)
+}
+
+/// It has no mark, and as an ordinary user's it is in no cgroup.
+#[test]
+fn what_hides_whose_it_is_spoils_nothing_for_younger_workers_and_ends_with_the_older_ones() {
+    const WORKER: &str = "exec </dev/null; read -r line <&3; exit 3";
+    let mut launcher = plain();
+    let (old, channel, _) = launcher.start_worker(WORKER);
+    launcher.run_sh("env -i setsid sh -c 'sleep 60017 </dev/null >/dev/null 2>&1 &'");
+    let began = std::time::Instant::now();
+    wait_until("the kernel's clock to go on", || began.elapsed().as_millis() > 50);
+    let (young, _open, _) = launcher.start_worker(WORKER);
+    assert!(launcher.is_alone(young), "it is older than this one");
+    let left = || !processes_with("sleep 60017").is_empty();
+    assert!(!left() || !launcher.is_alone(old), "it may be this one's");
+    (&channel).write_all(b"exit\n").unwrap();
+    assert_eq!(launcher.ended(old).status, ExitStatus::Exited(3));
+    // By the clock: not only when nobody asks anything.
+    wait_until("nothing to be left", || {
+        assert!(launcher.is_alone(young));
+        !left()
+    });
 }
 
 #[test]
