@@ -50,6 +50,10 @@ struct State {
 }
 
 /// What there is for who needs a worker.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for a moment, and a box would be an allocation for each warm call"
+)]
 enum Found {
     /// Counted as one that serves.
     Idle(Worker),
