@@ -6,7 +6,8 @@ use flux_broker::{Signal, Subscription};
 use flux_protocol::{
     ExecutionId, OutputLog,
     agent::{CancelReply, CancelRequest, ControlReply, ControlRequest},
-    limits, subject,
+    limits,
+    subject::{self, QueueName},
 };
 use futures::StreamExt as _;
 use serde::Serialize;
@@ -41,6 +42,14 @@ pub(crate) async fn answer(node: Arc<Node>, events: mpsc::Sender<Event>) {
         let asked = serde_json::from_slice(&request.body);
         // In the order in which they were asked for; answers need no order.
         match &asked {
+            Ok(ControlRequest::Ring { queue }) => {
+                // Of another pool's queue, or of what this release does not know as one, there is nothing to pull here.
+                let queue = QueueName::from_key(queue).filter(|queue| queue.pool == node.pool);
+                if let Some(queue) = queue {
+                    drop(events.send(Event::Ring(queue)).await);
+                }
+                continue;
+            }
             Ok(ControlRequest::Drain) => drop(events.send(Event::Drain).await),
             Ok(ControlRequest::Undrain) => drop(events.send(Event::Undrain).await),
             _ => {}
@@ -79,7 +88,9 @@ fn newest(mut log: OutputLog, most: usize) -> OutputLog {
 fn control(node: &Node, asked: ControlRequest) -> ControlReply {
     let agent_id = node.id.clone();
     match asked {
-        ControlRequest::Ping | ControlRequest::Drain | ControlRequest::Undrain => ControlReply::Ok { agent_id },
+        ControlRequest::Ping | ControlRequest::Drain | ControlRequest::Undrain | ControlRequest::Ring { .. } => {
+            ControlReply::Ok { agent_id }
+        }
         ControlRequest::Tail { execution_id } => match node.held.get(execution_id) {
             Some(execution) => {
                 ControlReply::Tail { attempt: execution.attempt(), output: newest(execution.output_so_far(), TAIL) }

@@ -1,5 +1,5 @@
-//! Which queues are hot: what there is to pull on. A queue that is put again although it is hot is a ring: somebody
-//! knows that work waits there.
+//! Which queues are hot: what there is to pull on. A queue that is put again although it is hot is a ring for every agent:
+//! somebody knows that work waits there. Of a queue that gets hot a gateway tells one agent by name.
 
 use std::collections::HashSet;
 
@@ -43,9 +43,9 @@ struct Seen {
 impl Seen {
     fn put(&mut self, queue: Option<QueueName>) -> Vec<Event> {
         let Some(queue) = queue else { return Vec::new() };
-        self.hot.insert(queue.clone());
+        let is_new = self.hot.insert(queue.clone());
         self.since_synced.insert(queue.clone());
-        vec![Event::Hot(queue)]
+        vec![Event::Hot { queue, waits: !is_new }]
     }
 
     fn deleted(&mut self, queue: Option<QueueName>) -> Vec<Event> {
@@ -80,7 +80,7 @@ mod tests {
         let mut seen = Seen::default();
         assert!(named("call.other.f").is_none(), "another pool's");
         for key in ["call.default.f", "invoke.default.f", "invoke.default.g"] {
-            assert!(matches!(seen.put(named(key))[..], [Event::Hot(_)]));
+            assert!(matches!(seen.put(named(key))[..], [Event::Hot { waits: false, .. }]));
         }
         assert!(seen.synced().is_empty());
         seen.deleted(named("invoke.default.g"));
@@ -88,5 +88,11 @@ mod tests {
         seen.put(named("invoke.default.f"));
         let gone = seen.synced();
         assert!(matches!(&gone[..], [Event::Cold(queue)] if queue.key() == "call.default.f"), "{gone:?}");
+    }
+    #[test]
+    fn work_is_known_to_wait_where_it_is_said_again() {
+        let mut seen = Seen::default();
+        assert!(matches!(seen.put(named("invoke.default.g"))[..], [Event::Hot { waits: false, .. }]));
+        assert!(matches!(seen.put(named("invoke.default.g"))[..], [Event::Hot { waits: true, .. }]));
     }
 }

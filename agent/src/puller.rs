@@ -35,7 +35,13 @@ const AFTER_MISSING: Duration = Duration::from_secs(1);
 /// What others tell the puller.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Hot(QueueName),
+    /// `waits`: somebody knows that work waits there.
+    Hot {
+        queue: QueueName,
+        waits: bool,
+    },
+    /// This agent is told, by name, that work waits there.
+    Ring(QueueName),
     Cold(QueueName),
     Functions(FunctionEvent),
     /// Take nothing new; what is under way is given back.
@@ -178,10 +184,11 @@ impl Puller {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Hot(queue) => {
+            Event::Hot { queue, waits } => {
                 let need = self.need(&queue.function);
-                self.planner.heat(&queue, need);
+                self.planner.heat(&queue, need, waits);
             }
+            Event::Ring(queue) => self.planner.ring(&queue),
             Event::Cold(queue) => self.planner.cool(&queue),
             Event::Functions(FunctionEvent::Changed(function)) => self.refresh(&function),
             Event::Functions(FunctionEvent::Synced) => self.refresh_all(),

@@ -81,13 +81,13 @@ fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
                 Some(_) => format!("build it first: make -C {}", dir.display()),
                 None => "write it, or correct `handler`".to_owned(),
             };
+            let looked_for = match files.as_slice() {
+                [file] if *file == spec.handler => String::new(),
+                files => format!(": there is no {}", files.join(" or ")),
+            };
+            let configuration = dir.join(CONFIGURATION);
             return Err(CliError::problem(
-                format!(
-                    "the handler `{}` of {} is not there: there is no {}",
-                    spec.handler,
-                    dir.join(CONFIGURATION).display(),
-                    files.join(" or ")
-                ),
+                format!("the handler `{}` of {} is not there{looked_for}", spec.handler, configuration.display()),
                 remedy,
             ));
         }

@@ -41,6 +41,7 @@ mod fleet;
 mod function_cache;
 mod functions;
 mod gate;
+mod homes;
 mod hot;
 mod idempotency;
 mod in_flight;

@@ -6,6 +6,7 @@
 //! and what a test started is gone when its handle is dropped, also when the test panics. The output of a process
 //! is printed only then.
 
+mod apart;
 mod api;
 mod archive;
 mod disk;
@@ -19,6 +20,7 @@ mod seed;
 mod up;
 mod wait;
 
+pub use apart::{passable_dir, start_gateway};
 pub use api::{Api, Reply};
 pub use archive::{File, archive};
 pub use disk::Disk;

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use flux_protocol::limits;
+use flux_protocol::{agent::waits_everywhere, limits};
 
 use super::{
     Amount, BARE_CLAIM_AFTER_MS, CLAIM_AFTER_MS, CONTENDED_MS, Claim, Credit, FIRST_CLAIM_MS, Grant, Key, Kind,
-    LAST_CLAIM_MS, LOOKED_AT, NO_STANDING_MS, PAUSE_PER_CLAIM, Place, Planner, QueueId, amount::WHOLE, is_warm,
+    LAST_CLAIM_MS, LOOKED_AT, NO_STANDING_MS, PAUSE_PER_CLAIM, Place, Planner, QueueId, amount::WHOLE,
 };
 
 /// The turn of an idle queue that takes more than a quarter of the node keeps known work from it: it is long enough
@@ -31,9 +31,7 @@ impl Planner {
             let mut drafts = Vec::new();
             self.grant_by_share(now_ms, &mut drafts);
             for queue in touched.drain(..) {
-                if !self.others_wait(queue, now_ms) {
-                    self.top_up(queue, now_ms, &mut drafts);
-                }
+                self.top_up(queue, now_ms, &mut drafts);
             }
             grants.extend(drafts.into_iter().filter_map(|draft| self.grant(draft)));
         }
@@ -97,7 +95,9 @@ impl Planner {
                     if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
                         self.note_waiting(busy.2, now_ms);
                     }
-                    self.take(busy.2, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
+                    let rung = self.queue(busy.2).is_some_and(|queue| queue.rung);
+                    let expires = if rung { limits::PULL_EXPIRES_RUNG } else { limits::PULL_EXPIRES_CONTENDED };
+                    self.take(busy.2, 1, Kind::Work, expires, drafts);
                 }
                 (None, Some(bare)) => self.grant_bare(bare.2, now_ms, drafts),
                 // Where a claim began just now there is nobody else to serve either.
@@ -115,15 +115,31 @@ impl Planner {
         self.function(queue.function)?.need.map(|need| need.each)
     }
 
-    /// The first bare queue that fits. A queue that is rung for finds the reserve free. While others wait no more than a quarter of the slots idles, but for the long
-    /// pulls that are out already, beside which an eighth still takes turns.
+    /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long pulls
+    /// that are out already, beside which an eighth still takes turns. Where this agent cannot wait everywhere, the reserve
+    /// stays free for what it is told of, and an eighth goes round where nobody may have told.
     fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
-        let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < (self.total.tasks / 8).max(1);
+        let eighth = (self.total.tasks / 8).max(1);
+        let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < eighth;
         let spare = self.used.tasks + self.reserve() < self.total.tasks;
-        let may = |planner: &Self, key: &Key| few_idle || (spare && !planner.others_wait(key.2, now_ms));
+        let everywhere = self.waits_everywhere();
+        if !everywhere {
+            if self.idle_credit >= eighth || !spare {
+                return None;
+            }
+        } else if !few_idle && !spare {
+            return None;
+        }
+        let may = |planner: &Self, key: &Key| {
+            (few_idle && (everywhere || spare)) || (spare && !planner.others_wait(key.2, now_ms))
+        };
         let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
+    }
+
+    fn waits_everywhere(&self) -> bool {
+        waits_everywhere(self.total.tasks, self.hot)
     }
 
     /// The first busy queue that fits.
@@ -185,33 +201,29 @@ impl Planner {
     /// A first credit for a queue that has none.
     fn grant_bare(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(each) = self.each(queue) else { return };
-        let warm = self.queue(queue).is_some_and(|q| is_warm(q.last_work_ms, now_ms));
         if self.others_wait(queue, now_ms) {
             let large = each.dominant_share(self.total) > WHOLE / 4;
             let turn = if large { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
             return self.take(queue, 1, Kind::Turn, turn, drafts);
         }
-        if warm {
-            let count = self.share_of(queue).max(1);
-            return self.take_warm(queue, count, each, drafts);
-        }
-        // A quarter of the node among all hot queues, in long pulls, as long as those take no more than half.
-        let count = (self.total.tasks / 4 / self.hot.max(1)).min(self.room_beside_sibling(queue)).max(1);
-        let half = self.total.over(2);
-        let long = |count: u64| self.standing.plus(each.times(count)).fits_in(half);
-        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long(1) {
+        // In long pulls, as long as those take no more than three quarters of the node. One credit: what it brings says
+        // how much more there is.
+        let long = self.standing.plus(each).fits_in(self.total.times(3).over(4));
+        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
-            let count = count.min(each.count_in(half.minus(self.standing)).max(1)).min(each.count_in(self.room()));
-            self.take(queue, count.max(1), Kind::Standing, limits::PULL_EXPIRES_IDLE, drafts);
+            // What runs may be given up, and must not come back on a pull that was left behind.
+            let works = self.queue(queue).is_some_and(|queue| queue.running > 0);
+            let expires = if works { limits::PULL_EXPIRES_WARM } else { limits::PULL_EXPIRES_IDLE };
+            self.take(queue, 1, Kind::Standing, expires, drafts);
         }
     }
 
-    /// More for a queue that worked lately and has used up half of its share, when nobody is known to wait.
+    /// More for a queue that works and has used up half of its share, when nobody is known to wait.
     fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(state) = self.queue(queue) else { return };
         let covered = state.covered_until_ms.is_some();
-        if !state.hot || covered || !is_warm(state.last_work_ms, now_ms) || state.outstanding == 0 {
+        if !state.hot || covered || !state.is_warm(now_ms) || self.others_wait(queue, now_ms) {
             return;
         }
         let outstanding = state.outstanding;

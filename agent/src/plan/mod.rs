@@ -22,9 +22,10 @@
 //! all slots are the slow one's. By share, either has half, and a queue that holds nothing is always next.
 //!
 //! Bare queues are given a credit too, or a message for them would never be heard of; but only a quarter of the
-//! slots while others are known to have work, and only half by long pulls, since a pull cannot be taken back. Where they
-//! are more than that, short pulls take turns. A queue that worked lately gets a larger share in short pulls, so
-//! that a caller who comes again finds a credit waiting.
+//! slots while others are known to have work, and only three by long pulls, since a pull cannot be taken back. Where hot
+//! queues are more than that, a gateway tells one agent of each message ([`Planner::ring`]), an eighth of the slots goes round
+//! in case nobody did, and an eighth stays free for what is told. A queue that works gets a larger share in short pulls,
+//! so that a caller who comes again finds a credit waiting.
 //!
 //! A queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a while
 //! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
@@ -43,7 +44,7 @@ mod order;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     time::Duration,
 };
@@ -52,8 +53,9 @@ use flux_protocol::{FunctionName, Lane, subject::QueueName};
 
 pub(crate) use amount::Amount;
 
-/// A queue that worked within this time is expected to work again.
-const WARM_MS: u64 = 5_000;
+/// A queue whose last two deliveries are no further apart, and no longer ago, is expected to have work again before a pull on
+/// it is over.
+const WARM_MS: u64 = 250;
 /// For this long after a queue was known to wait, no more than a quarter of the slots stands idle.
 const CONTENDED_MS: u64 = 1_000;
 /// A busy queue that was passed over for this long claims what gets free; a bare one, which may have no work at all,
@@ -67,10 +69,13 @@ const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;
 /// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
 const NO_STANDING_MS: u64 = 60_000;
-/// A queue that others cover is left to them for this long and a little more, not the same for each queue: about as long
-/// as their pulls last, since where there are more hot queues than credit those who cover it go on to others.
+/// A queue that others cover is left to them for this long and a little more, not the same for each queue. Twice as long after
+/// each time that they still do, up to a minute: with many agents most would ask in vain most of the time.
 const COVERED_MS: u64 = 2_000;
 const COVERED_SPREAD_MS: u64 = 4_000;
+const COVERED_DOUBLINGS: u32 = 5;
+/// Rings remembered for queues that are not known yet.
+const EARLY_RINGS: usize = 64;
 /// Queues looked at for one that fits; those that were passed over claim in turn.
 const LOOKED_AT: usize = 64;
 
@@ -170,13 +175,21 @@ struct Queue {
     running: u64,
     /// What waits at the broker by the last that was heard; [`RUNG`] after a ring.
     backlog: u64,
+    /// The backlog is known from a ring alone.
+    rung: bool,
+    /// Rung for while a pull was out, which may be filled by what came before.
+    rung_again: bool,
     last_work_ms: Option<u64>,
+    /// Between the last two deliveries.
+    work_gap_ms: u64,
     active: bool,
     /// The tick of its last grant: smaller is longer ago.
     served: u64,
     passed_over_since: Option<u64>,
     /// Others wait there; until then nothing is pulled that is not known to be there.
     covered_until_ms: Option<u64>,
+    /// How many times it was in a row.
+    covered_times: u32,
     place: Place,
 }
 
@@ -247,6 +260,8 @@ pub(crate) struct Planner {
     paused: bool,
     /// Queues with an event since the last plan.
     touched: Vec<usize>,
+    /// Rings that came before word that their queue is hot.
+    early: VecDeque<QueueName>,
 }
 
 impl Planner {
@@ -278,6 +293,7 @@ impl Planner {
             no_standing_before_ms: 0,
             paused: false,
             touched: Vec::new(),
+            early: VecDeque::new(),
         }
     }
 
@@ -301,19 +317,47 @@ impl Planner {
         self.paused
     }
 
-    /// The queue can be pulled; said of a queue that is hot already, it is a ring: work waits there.
-    pub(crate) fn heat(&mut self, name: &QueueName, need: Option<Need>) {
-        if let Some(&index) = self.by_name.get(name) {
-            self.uncover(index);
-            if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
-                if !queue.hot {
-                    self.hot += 1;
+    /// Work waits at the queue, as somebody who tells this agent alone knows.
+    pub(crate) fn ring(&mut self, name: &QueueName) {
+        match self.by_name.get(name) {
+            Some(&index) if self.queue(index).is_some_and(|queue| queue.hot) => self.ring_known(index),
+            _ => {
+                // Word that it is hot is on its way.
+                if self.early.len() >= EARLY_RINGS {
+                    self.early.pop_front();
                 }
-                queue.hot = true;
-                queue.backlog = if queue.outstanding > 0 { queue.backlog } else { RUNG };
+                self.early.push_back(name.clone());
             }
-            self.set_active(index);
-            self.place(index);
+        }
+    }
+
+    fn ring_known(&mut self, index: usize) {
+        self.uncover(index);
+        if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
+            queue.covered_times = 0;
+            queue.ring();
+        }
+        self.set_active(index);
+        self.place(index);
+    }
+
+    /// The queue can be pulled, and `waits`: there is work, as somebody knows.
+    pub(crate) fn heat(&mut self, name: &QueueName, need: Option<Need>, waits: bool) {
+        let early = self.early.iter().position(|rung| rung == name);
+        let waits = early.and_then(|at| self.early.remove(at)).is_some() || waits;
+        if let Some(&index) = self.by_name.get(name) {
+            if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut)
+                && !queue.hot
+            {
+                queue.hot = true;
+                self.hot += 1;
+            }
+            if waits {
+                self.ring_known(index);
+            } else {
+                self.uncover(index);
+                self.place(index);
+            }
             return;
         }
         let function = self.function_of(name, need);
@@ -323,12 +367,16 @@ impl Planner {
             hot: true,
             outstanding: 0,
             running: 0,
-            backlog: RUNG,
+            backlog: if waits { RUNG } else { 0 },
+            rung: waits,
+            rung_again: false,
             last_work_ms: None,
+            work_gap_ms: u64::MAX,
             active: false,
             served: self.first_served(name),
             passed_over_since: None,
             covered_until_ms: None,
+            covered_times: 0,
             place: Place::Nowhere,
         };
         let index = insert(&mut self.queues, &mut self.free_queues, queue);
@@ -337,7 +385,9 @@ impl Planner {
             function.lanes[lane_index(name.lane)] = Some(index);
         }
         self.hot += 1;
-        self.set_active(index);
+        if waits {
+            self.set_active(index);
+        }
         self.place(index);
     }
 
@@ -355,6 +405,7 @@ impl Planner {
         {
             queue.hot = false;
             queue.backlog = 0;
+            (queue.rung, queue.rung_again) = (false, false);
             self.hot -= 1;
         }
         self.uncover(index);
@@ -392,12 +443,18 @@ impl Planner {
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
             queue.outstanding -= 1;
             queue.running += 1;
+            queue.work_gap_ms = queue.last_work_ms.map_or(u64::MAX, |last| now_ms.saturating_sub(last));
             queue.last_work_ms = Some(now_ms);
+            queue.covered_times = 0;
             match pending {
                 Some(pending) => queue.backlog = pending,
                 // An engine that does not say: a pull that gets filled had more behind it, as far as we know.
                 None if credit.left == 0 => queue.backlog = UNKNOWN,
                 None => {}
+            }
+            queue.rung = false;
+            if std::mem::take(&mut queue.rung_again) && queue.backlog == 0 {
+                (queue.backlog, queue.rung) = (RUNG, true);
             }
         }
         self.uncover(index);
@@ -417,8 +474,12 @@ impl Planner {
             queue.outstanding -= credit.left;
             if credit.left > 0 && how != PullEnd::Failed {
                 queue.backlog = 0;
+                queue.rung_again = false;
             }
-            cooled_down = queue.backlog == 0 && !is_warm(queue.last_work_ms, now_ms);
+            if how == PullEnd::Expired {
+                queue.covered_times = 0;
+            }
+            cooled_down = queue.backlog == 0 && !queue.is_warm(now_ms);
         }
         self.release_function(index, credit.left);
         match how {
@@ -520,7 +581,8 @@ impl Planner {
         self.uncover(index);
         let spread_ms = index as u64 * 997 % COVERED_SPREAD_MS;
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut).filter(|queue| queue.hot) {
-            let until_ms = now_ms + COVERED_MS + spread_ms;
+            let until_ms = now_ms + (COVERED_MS << queue.covered_times) + spread_ms;
+            queue.covered_times = (queue.covered_times + 1).min(COVERED_DOUBLINGS);
             queue.covered_until_ms = Some(until_ms);
             self.covered.insert((until_ms, index));
         }
@@ -565,8 +627,19 @@ impl Planner {
     }
 }
 
-fn is_warm(last_work_ms: Option<u64>, now_ms: u64) -> bool {
-    last_work_ms.is_some_and(|at| now_ms.saturating_sub(at) < WARM_MS)
+impl Queue {
+    /// There is work: more than a pull that is out may bring.
+    fn ring(&mut self) {
+        if self.outstanding > 0 {
+            self.rung_again = true;
+        } else if self.backlog == 0 {
+            (self.backlog, self.rung) = (RUNG, true);
+        }
+    }
+
+    fn is_warm(&self, now_ms: u64) -> bool {
+        self.work_gap_ms <= WARM_MS && self.last_work_ms.is_some_and(|at| now_ms.saturating_sub(at) <= WARM_MS)
+    }
 }
 
 const fn lane_index(lane: Lane) -> usize {

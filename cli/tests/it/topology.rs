@@ -2,34 +2,16 @@
 
 use std::{path::Path, time::Duration};
 
-use flux_testkit::{Api, File, FluxCommand, FluxProcess, NatsServer, assert_no_processes_left, eventually, free_port};
+use flux_testkit::{
+    Api, File, FluxCommand, FluxProcess, NatsServer, assert_no_processes_left, eventually, free_port, passable_dir,
+    start_gateway,
+};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const KEY: &str = "topology";
 const ENDS: Duration = Duration::from_secs(40);
 /// The promise is 3 s; the rest is for a machine that does other things.
 const AGAIN_WITHIN: Duration = Duration::from_secs(15);
-
-/// A directory that the user `flux` can enter, where the tests are root.
-fn passable() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("flux-apart-").tempdir().expect("a directory");
-    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("its mode");
-    dir
-}
-
-fn gateway(nats: &NatsServer, dir: &Path, listen: &str) -> FluxProcess {
-    let config = dir.join("gateway.yaml");
-    let text = format!(
-        "queue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
-         gateway: {{ listen: \"{listen}\", api_key: {KEY} }}\n",
-        nats.url(),
-        dir.join("flux.db").display(),
-        dir.join("artifacts"),
-    );
-    std::fs::write(&config, text).expect("a file");
-    FluxCommand::new("flux-gateway").arg("--config").arg(&config).spawn()
-}
 
 fn agent(nats: &NatsServer, dir: &Path, id: &str) -> FluxProcess {
     FluxCommand::new("flux-agent")
@@ -53,9 +35,9 @@ async fn nap(api: &Api, seconds: &str) {
 #[tokio::test]
 async fn a_killed_agent_s_executions_run_again_on_the_other() {
     let nats = NatsServer::start().await;
-    let dir = passable();
+    let dir = passable_dir("flux-apart-");
     let listen = format!("127.0.0.1:{}", free_port());
-    let _gateway = gateway(&nats, dir.path(), &listen);
+    let _gateway = start_gateway(&nats, dir.path(), &listen, KEY);
     let api = Api::new(format!("http://{listen}"), KEY);
     api.ready(ENDS).await;
     let mut first = agent(&nats, dir.path(), "first");
@@ -96,9 +78,9 @@ async fn a_killed_agent_s_executions_run_again_on_the_other() {
 #[tokio::test]
 async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them() {
     let nats = NatsServer::start().await;
-    let dir = passable();
+    let dir = passable_dir("flux-apart-");
     let listen = format!("127.0.0.1:{}", free_port());
-    let mut first = gateway(&nats, dir.path(), &listen);
+    let mut first = start_gateway(&nats, dir.path(), &listen, KEY);
     let api = Api::new(format!("http://{listen}"), KEY);
     api.ready(ENDS).await;
     let _agent = agent(&nats, dir.path(), "only");
@@ -110,7 +92,7 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
     }
     let begun = std::time::Instant::now();
     first.kill9();
-    let _next = gateway(&nats, dir.path(), &listen);
+    let _next = start_gateway(&nats, dir.path(), &listen, KEY);
     api.ready(ENDS).await;
     println!("gateway: the next one was ready after {:?}", begun.elapsed());
     eventually(AGAIN_WITHIN, "a call to succeed", || async { api.execute("nap", &Value::Null).await.status == 200 })
@@ -126,7 +108,7 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
 async fn a_remote_agent_joins_a_flux_up() {
     let queue = format!("127.0.0.1:{}", free_port());
     let up = flux_testkit::FluxUp::start_with(&["--queue-listen", &queue]).await;
-    let dir = passable();
+    let dir = passable_dir("flux-apart-");
     let mut remote = FluxCommand::new("flux-agent")
         .args(["--queue-url", &format!("nats://{queue}"), "--id", "remote"])
         .arg("--work-dir")

@@ -128,6 +128,17 @@ pub(super) fn tier_of(spec: &FunctionSpec) -> &'static str {
     }
 }
 
+/// Whether an idle agent could run one.
+pub(super) fn can_run(spec: &FunctionSpec, capabilities: &Capabilities, total: Budget) -> bool {
+    isolates(spec, capabilities) && capabilities.gives(spec.runtime) && slots(total, spec) > 0
+}
+
+/// Whether it has the tier, and gives the network.
+fn isolates(spec: &FunctionSpec, capabilities: &Capabilities) -> bool {
+    let (tier, tiers) = (tier_of(spec), &capabilities.tiers);
+    (tiers.is_empty() || tiers.iter().any(|has| has == tier)) && !capabilities.refuses.contains(&spec.network)
+}
+
 /// What most distributions call the package of a runtime.
 fn package_of(runtime: Runtime) -> &'static str {
     match runtime {
@@ -150,7 +161,6 @@ pub(super) fn slots(budget: Budget, spec: &FunctionSpec) -> u64 {
 
 /// Reads every agent of the fleet for one function.
 pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item = AgentRoom<'a>>) -> Summary {
-    let tier = tier_of(spec);
     let most = spec.max_concurrency.map_or(u64::MAX, u64::from);
     let mut sum = Summary::default();
     for agent in agents.into_iter().filter(|agent| *agent.pool == spec.pool) {
@@ -168,11 +178,7 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
             continue;
         }
         sum.online += 1;
-        let tiers = &agent.capabilities.tiers;
-        if !tiers.is_empty() && !tiers.iter().any(|has| has == tier) {
-            continue;
-        }
-        if agent.capabilities.refuses.contains(&spec.network) {
+        if !isolates(spec, agent.capabilities) {
             continue;
         }
         sum.with_tier += 1;

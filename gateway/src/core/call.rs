@@ -37,8 +37,10 @@ use super::{
 use crate::refusal::Refusal;
 use driver::{Driver, End, Timers};
 
-/// A call that is neither over nor said to run after this was not taken by those that wait at its queue: agents say
-/// what they run after [`limits::RUNNING_STATUS_AFTER`].
+/// A call that is not over after this may not have been taken: one agent is told of it.
+const TELL_AGENT_AFTER: Duration = Duration::from_millis(5);
+/// A call that is neither over nor said to run after this was taken neither by those that wait at its queue nor by those that
+/// were told: agents say what they run after [`limits::RUNNING_STATUS_AFTER`].
 const CALL_AGENTS_AFTER: Duration = limits::RUNNING_STATUS_AFTER.saturating_add(Duration::from_millis(50));
 /// A call still waiting after this gets a record.
 const RECORD_AFTER: Duration = Duration::from_millis(250);
@@ -166,6 +168,7 @@ impl Inner {
             publish_backoff: Duration::from_millis(20),
             timers: Timers {
                 deadline: began + allowed,
+                tell_agent: Some(began + TELL_AGENT_AFTER),
                 call_agents: Some(began + CALL_AGENTS_AFTER),
                 pickup,
                 record: (pickup.is_none() || keyed).then(|| began + RECORD_AFTER),
@@ -176,6 +179,8 @@ impl Inner {
                 Admission::Probe(shortage) => Some(shortage),
                 _ => None,
             },
+            told: 0,
+            called_again: false,
             recorded: false,
         };
         let mut guard = Guard(Some(Box::new(driver)));

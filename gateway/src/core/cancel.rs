@@ -30,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An attempt that fails while it is being cancelled is followed by the next, which is then cancelled.
 const ATTEMPTS_CHASED: usize = 3;
-/// A cancel that an agent confirmed is answered once the record says so too, or after this.
+/// The record of what ended by itself, so that a next attempt can be told.
 const RECORDED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the agents said to a cancel.
@@ -112,24 +112,23 @@ impl Gateway {
                 ));
             }
         }
-        // The first end that was recorded is the one, and it may be of before this. Where nobody holds it, only the record
-        // tells that it did not end by itself just before.
-        let within = if answer == CancelAnswer::NobodyHolds { PATIENCE } else { RECORDED_WITHIN };
+        // The first end that was recorded is the one, and it may be of before this. And what an agent says and nobody has
+        // written down goes with the agent: its message would start it again.
+        let within = if answer == CancelAnswer::EndedItself { RECORDED_WITHIN } else { PATIENCE };
         match inner.settled(id, record.attempt, within).await {
             Some(record) if !record.is_terminal() => Ok(None),
             Some(record) if record.outcome.as_ref().is_none_or(|end| end.status != OutcomeStatus::Cancelled) => {
                 Err(already_terminal(&record))
             }
             None if answer == CancelAnswer::EndedItself => Ok(None),
-            None if answer == CancelAnswer::NobodyHolds => Err(Refusal::new(
+            None => Err(Refusal::new(
                 ErrorCode::DeadlineExceeded,
                 format!(
-                    "`{id}` runs nowhere and will not, but its end was not recorded within {} s; GET /executions/{id} tells whether it ended before it was cancelled",
+                    "`{id}` runs nowhere now, but its end was not recorded within {} s; GET /executions/{id} tells once it is",
                     PATIENCE.as_secs()
                 ),
             )),
-            // Or said, and not recorded yet.
-            Some(_) | None => Ok(Some(())),
+            Some(_) => Ok(Some(())),
         }
     }
 }

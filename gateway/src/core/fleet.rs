@@ -3,13 +3,18 @@
 //! Heartbeats come twice: as signals, at once, and as last values of the agents' table, which tells a gateway that
 //! starts late what is there. Liveness goes by when *this* process heard a beat, never by the agent's clock.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use flux_broker::{Broker, Change, Table};
 use flux_protocol::{
-    AgentId, FunctionName, FunctionSpec, Timestamp,
+    AgentId, FunctionName, FunctionSpec, PoolName, Timestamp,
     agent::{AgentStatus, Heartbeat},
-    limits, subject,
+    limits,
+    subject::{self, QueueName},
     time::now,
 };
 use flux_runtime::Tasks;
@@ -21,7 +26,8 @@ use tokio::{
 
 use super::{
     AgentView,
-    admission::{AgentRoom, Summary, summarize},
+    admission::{AgentRoom, Summary, can_run, summarize},
+    homes::Homes,
 };
 
 /// An offline agent is listed this long, so that a person can see what went.
@@ -49,10 +55,17 @@ impl Known {
 struct View {
     agents: BTreeMap<AgentId, Known>,
     generation: u64,
-    /// Executions that the agents that are online run at once: kept, since each message that is stored asks for it.
-    tasks: u64,
+    /// Where agents are online: kept, since each message that is stored may ask for it.
+    pools: HashMap<PoolName, Pool>,
     /// The agents' table was read once: from then on "no agents" means it.
     synced: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    homes: Homes,
+    /// Executions that the largest of its agents runs at once.
+    most_tasks: u64,
 }
 
 /// A handle on the view. Clones share it.
@@ -124,9 +137,30 @@ impl Fleet {
             .collect()
     }
 
-    /// Executions that all agents together run at once.
-    pub(super) fn tasks(&self) -> u64 {
-        self.view.borrow().tasks
+    /// Executions that the largest agent of a pool runs at once.
+    pub(super) fn most_tasks(&self, pool: &PoolName) -> u64 {
+        self.view.borrow().pools.get(pool).map_or(0, |pool| pool.most_tasks)
+    }
+
+    /// The agent to be told that work waits at a queue: the one with room that comes at `rank` (from 0) among those it
+    /// belongs to, or the last one before. Where none has room as far as is known, one that works: it comes when it can.
+    pub(super) fn home(&self, queue: &QueueName, rank: usize, spec: Option<&FunctionSpec>) -> Option<AgentId> {
+        let view = self.view.borrow();
+        let pool = view.pools.get(&queue.pool)?;
+        let mut busy = None;
+        let with_room = pool.homes.of_queue(queue).filter(|id| {
+            let Some(known) = view.agents.get(*id).filter(|known| !known.offline) else { return false };
+            let beat = &known.heartbeat;
+            if !spec.is_none_or(|spec| can_run(spec, &beat.capabilities, beat.total)) {
+                return false;
+            }
+            let has_room = beat.status == AgentStatus::Online && beat.free.tasks > 0;
+            if !has_room && beat.status == AgentStatus::Busy {
+                busy.get_or_insert(*id);
+            }
+            has_room
+        });
+        with_room.take(rank + 1).last().or(busy).cloned()
     }
 
     /// Agents that were heard of lately.
@@ -233,11 +267,16 @@ impl View {
             heartbeat: Arc::new(beat),
         };
         let id = known.heartbeat.agent_id.clone();
-        if self.agents.insert(id.clone(), known).is_none() {
+        let place = |known: &Known| (known.heartbeat.pool.clone(), known.heartbeat.total.tasks, known.offline);
+        let now = place(&known);
+        let before = self.agents.insert(id.clone(), known);
+        if before.is_none() {
             tracing::info!(agent_id = %id, "an agent joined");
         }
         self.generation += 1;
-        self.count_tasks();
+        if before.is_none_or(|before| place(&before) != now) {
+            self.lay_out();
+        }
     }
 
     /// Its entry went. An agent that drained and left took it away; otherwise it expired, or the queue lost its
@@ -248,7 +287,7 @@ impl View {
         if drained {
             self.agents.remove(&id);
             self.generation += 1;
-            self.count_tasks();
+            self.lay_out();
             tracing::info!(agent_id = %id, "an agent left");
         }
     }
@@ -270,13 +309,21 @@ impl View {
         }
         if changed {
             self.generation += 1;
-            self.count_tasks();
+            self.lay_out();
         }
         changed
     }
 
-    fn count_tasks(&mut self) {
-        let online = self.agents.values().filter(|known| !known.offline);
-        self.tasks = online.map(|known| u64::from(known.heartbeat.total.tasks)).sum();
+    /// Who is there has changed, or how much one of them runs.
+    fn lay_out(&mut self) {
+        let mut pools: HashMap<&PoolName, Vec<(&AgentId, u32)>> = HashMap::new();
+        for (id, known) in self.agents.iter().filter(|(_, known)| !known.offline) {
+            pools.entry(&known.heartbeat.pool).or_default().push((id, known.heartbeat.total.tasks));
+        }
+        let laid_out = pools.into_iter().map(|(pool, agents)| {
+            let most_tasks = agents.iter().map(|(_, tasks)| u64::from(*tasks)).max().unwrap_or(0);
+            (pool.clone(), Pool { homes: Homes::of(agents), most_tasks })
+        });
+        self.pools = laid_out.collect();
     }
 }

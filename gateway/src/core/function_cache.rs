@@ -140,6 +140,12 @@ impl FunctionCache {
         Ok(Some(found))
     }
 
+    /// The current version if it is remembered.
+    pub(super) fn known(&self, name: &FunctionName) -> Option<Arc<Runnable>> {
+        let names = self.names.read();
+        names.young.get(name).or_else(|| names.old.get(name)).cloned()
+    }
+
     /// As [`Self::current`]; unknown is a refusal that names the nearest known function.
     pub(super) async fn require(&self, name: &FunctionName) -> Result<Arc<Runnable>, Refusal> {
         match self.current(name).await? {

@@ -145,6 +145,7 @@ impl Inner {
         if let Err(error) = self.hot.heat(queue).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot make a queue hot; the reconciler will");
         }
+        self.hot.tell_if_needed(queue, 0, self.functions.known(&queue.function));
     }
 
     fn heat_when_due(self: &Arc<Self>, queue: QueueName, delay: Duration) {
@@ -177,6 +178,7 @@ impl Inner {
             return Err(BrokerError::unavailable("put a version where agents find it", refusal));
         }
         let stored = self.publish_patiently(&queue, message_of(&next)).await?;
+        self.hot.tell_if_needed(&queue, 0, self.functions.known(&queue.function));
         metrics::counter!("flux_republished_total", "lane" => "invoke").increment(1);
         tracing::warn!(
             execution_id = %record.execution_id,

@@ -41,6 +41,8 @@ const SWEPT: usize = 20_000;
 const PAGE: usize = 64;
 /// Round trips to the broker at once.
 const AT_ONCE: usize = 64;
+/// Agents of a queue that are told of its messages in turn, a look each.
+const RANKS: usize = 3;
 /// Fewer statuses than this in the log are a steady flow, of which each is recorded within a moment.
 const STEADY_BACKLOG: u64 = 256;
 /// With a steady flow, how long nothing was heard of what is judged.
@@ -120,6 +122,8 @@ struct Reconciler {
     settled: bool,
     /// Queues were looked at since the connection came.
     woken: bool,
+    /// At the queues, so far.
+    looks: usize,
 }
 
 /// What is the same for all executions of a round.
@@ -194,11 +198,15 @@ impl Reconciler {
 
     async fn look_after_queues(&mut self, inner: &Arc<Inner>, round: &Round) {
         let last = &self.last;
+        self.looks = self.looks.wrapping_add(1);
+        let rank = self.looks % RANKS;
         futures::stream::iter(&round.depths)
             .for_each_concurrent(AT_ONCE, |(queue, messages)| async move {
                 if !inner.hot.touch(queue) {
                     return inner.answer_ring(queue).await;
                 }
+                // What was given back by silence, or told to an agent that went, is told to another each time.
+                inner.hot.tell_if_needed(queue, rank, inner.functions.known(&queue.function));
                 // It looks hot and does not move: perhaps it only looks it.
                 let before = last.get(queue).copied();
                 let stuck = before == Some(*messages);

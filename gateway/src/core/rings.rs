@@ -36,11 +36,11 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 impl Inner {
-    /// Whether the queue is hot; then agents are at most rung for.
+    /// Whether the queue is hot; then at most an agent is told.
     fn is_no_news(&self, queue: &QueueName) -> bool {
         let hot = self.hot.touch(queue);
         if hot {
-            self.hot.ring(queue);
+            self.hot.tell_if_needed(queue, 0, self.functions.known(&queue.function));
         }
         hot
     }
@@ -48,8 +48,10 @@ impl Inner {
     /// Makes the queue hot, or takes what lies in it where no such function exists.
     pub(super) async fn answer_ring(&self, queue: &QueueName) {
         match self.functions.current(&queue.function).await {
-            Ok(Some(_)) => {
-                if let Err(error) = self.hot.heat(queue).await {
+            Ok(Some(function)) => {
+                let heated = self.hot.heat(queue).await;
+                self.hot.tell_if_needed(queue, 0, Some(function));
+                if let Err(error) = heated {
                     tracing::debug!(
                         queue = %queue.key(),
                         error = &error as &dyn std::error::Error,

@@ -229,7 +229,7 @@ mod tests {
         let length = theirs.read(&mut heard).await.expect("read");
         assert_eq!(&heard[..length], BARE);
         theirs.write_all(b"GET / HTTP/1.1\r\n").await.expect("a head begins");
-        patient.read(&mut [0; 64]).await.expect("read");
+        patient.read_exact(&mut [0; 16]).await.expect("read");
         patient.write_all(BARE).await.expect("refused");
         let length = theirs.read(&mut heard).await.expect("read");
         assert!(

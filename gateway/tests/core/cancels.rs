@@ -70,9 +70,20 @@ async fn what_runs_is_ended_also_where_the_queue_forgot_that_it_delivered_it() {
     agent.until("it runs", |agent| agent.running().len() == 1).await;
     world.broker.forget_deliveries();
     assert_eq!(gateway.execution(id).await.unwrap().phase, Phase::Queued);
-    gateway.cancel(id).await.unwrap();
+    let ends = async {
+        agent.until("it does not run", |agent| agent.running().is_empty()).await;
+        let stopped = Instant::now();
+        eventually("a while to pass", || async { stopped.elapsed() > Duration::from_secs(2) }).await;
+        store.set_records_nothing(false);
+    };
+    let (cancelled, ()) = tokio::join!(gateway.cancel(id), ends);
+    cancelled.unwrap();
+    assert_eq!(
+        gateway.execution(id).await.unwrap().status_text(),
+        "cancelled",
+        "a word that is not recorded can be lost"
+    );
     assert!(agent.running().is_empty(), "its processes are gone when the cancel is answered");
-    store.set_records_nothing(false);
     assert_eq!(ended(&world, id).await.outcome.unwrap().status, OutcomeStatus::Cancelled);
 }
 
@@ -101,6 +112,8 @@ async fn an_agent_that_does_not_answer_is_waited_for_before_a_cancel_is_confirme
     let back = async {
         other.until("the other one was asked", |other| other.refuses(id)).await;
         holder.set_deaf(false);
+        holder.until("it does not run", |holder| holder.running().is_empty()).await;
+        store.set_records_nothing(false);
     };
     let (cancelled, ()) = tokio::join!(gateway.cancel(id), back);
     cancelled.unwrap();

@@ -90,6 +90,7 @@ struct Inner {
 struct State {
     running: HashMap<ExecutionId, Held>,
     pulling: HashSet<QueueName>,
+    holds_off: bool,
     taken: Vec<(ExecutionId, u32)>,
     /// With their reasons.
     remembered_cancels: HashMap<ExecutionId, String>,
@@ -203,6 +204,12 @@ impl FakeAgent {
         self.inner.state.lock().running.keys().copied().collect()
     }
 
+    /// Whether it has room, says so, and pulls nothing.
+    #[allow(dead_code)] // of the core tests
+    pub(crate) fn hold_off(&self, holds_off: bool) {
+        self.inner.state.lock().holds_off = holds_off;
+    }
+
     /// Waits until something about what it runs is so.
     pub(crate) async fn until(&self, what: &str, is: impl Fn(&Self) -> bool) {
         let wait = async {
@@ -277,8 +284,11 @@ impl FakeAgent {
         let agent = self.clone();
         self.spawn(async move {
             loop {
-                let full = agent.inner.state.lock().running.len() >= agent.inner.total.tasks as usize;
-                if full {
+                let rests = {
+                    let state = agent.inner.state.lock();
+                    state.holds_off || state.running.len() >= agent.inner.total.tasks as usize
+                };
+                if rests {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     continue;
                 }

@@ -65,6 +65,9 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
         }
     }
     if !step.hasty {
+        if step.fault == Fault::DiskFull {
+            stores(topology).await;
+        }
         recovered(topology, fault, history).await;
         tokio::time::sleep(Duration::from_millis(step.calm_ms)).await;
     }
@@ -77,6 +80,23 @@ async fn recovered<T: Topology>(topology: &T, fault: u64, history: &History) {
         eventually(RECOVERS_WITHIN, "a call to succeed", || async { probe(&api).await }).await;
     }
     history.note(Event::Recovered { fault });
+}
+
+/// Waits until the queue stores what it is sent: a call needs none of its disk, and what is only in memory until then would go
+/// with the next fault.
+async fn stores<T: Topology>(topology: &T) {
+    for api in topology.apis() {
+        eventually(RECOVERS_WITHIN, "an invocation to be accepted", || async {
+            let path = format!("/execute/{}/async", function::PROBE);
+            let request = api.request(Method::POST, &path).json(&json!({})).timeout(PROBE * 3);
+            Api::try_send(request).await.is_ok_and(|reply| reply.status == 202)
+        })
+        .await;
+        eventually(RECOVERS_WITHIN, "the queue to store everything again", || async {
+            Api::try_send(api.request(Method::GET, "/ready")).await.is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+    }
 }
 
 pub(crate) async fn probe(api: &Api) -> bool {

@@ -17,10 +17,10 @@ use crate::{function, plan::Victim, strike::Topology};
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// Idle connections of the harness, a file that is just being written.
 const DESCRIPTORS_SPARE: usize = 48;
-/// A launcher keeps up to twice as many slots as tasks may run at once (`LauncherConfig::max_slots`), and before the load it
+/// A launcher keeps up to three times as many slots as tasks may run at once (`LauncherConfig::max_slots`), and before the load it
 /// has almost none. Of each it holds, as counted in `/proc/<launcher>/fd` with 1, 4, 8 and 16 of them: its holder's pidfd and
 /// socket; `tasks` of the three hierarchies of cgroup v1; what the memory one tells of its peak and its OOM kills (v2 has fewer).
-const SLOTS_OF_A_TASK: usize = 2;
+const SLOTS_OF_A_TASK: usize = 3;
 const DESCRIPTORS_OF_A_SLOT: usize = 2 + 3 + 2;
 /// How files begin that are written beside their place, and are renamed or removed then.
 const TEMPORARY: [&str; 5] = [".put-", ".unpack-", ".gone-", ".tmp", ".new"];

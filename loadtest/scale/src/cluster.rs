@@ -1,12 +1,11 @@
 //! The processes of a run, apart from each other so that each can be measured.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use flux_protocol::{agent::ControlRequest, subject};
-use flux_testkit::{Api, FluxCommand, FluxProcess, NatsServer, eventually, eventually_some, free_port};
+use flux_testkit::{
+    Api, FluxCommand, FluxProcess, NatsServer, eventually, eventually_some, free_port, passable_dir, start_gateway,
+};
 use tempfile::TempDir;
 
 use crate::{meter::Measured, simulated::STARTS, size::Size};
@@ -32,10 +31,9 @@ impl Cluster {
     /// A queue, a gateway and simulated agents, which `program` is.
     pub(crate) async fn start(size: &Size, program: &Path) -> Self {
         let nats = NatsServer::start().await;
-        let dir = passable();
+        let dir = passable_dir("flux-scale-");
         let listen = format!("127.0.0.1:{}", free_port());
-        let gateway =
-            FluxCommand::new("flux-gateway").arg("--config").arg(configuration(&nats, dir.path(), &listen)).spawn();
+        let gateway = start_gateway(&nats, dir.path(), &listen, KEY);
         let api = Api::new(format!("http://{listen}"), KEY);
         api.ready(STARTED_WITHIN).await;
         let simulated = FluxCommand::of_program(program)
@@ -145,24 +143,4 @@ impl Ended {
     pub fn all(self) -> u64 {
         self.successes + self.others
     }
-}
-
-/// A directory that the user `flux` can enter, where this runs as root.
-fn passable() -> TempDir {
-    let dir = tempfile::Builder::new().prefix("flux-scale-").tempdir().expect("a directory");
-    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("its mode");
-    dir
-}
-
-fn configuration(nats: &NatsServer, dir: &Path, listen: &str) -> PathBuf {
-    let path = dir.join("gateway.yaml");
-    let text = format!(
-        "queue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
-         gateway: {{ listen: \"{listen}\", api_key: {KEY} }}\n",
-        nats.url(),
-        dir.join("flux.db").display(),
-        dir.join("artifacts"),
-    );
-    std::fs::write(&path, text).expect("a file");
-    path
 }

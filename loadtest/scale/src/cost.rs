@@ -13,6 +13,9 @@ use crate::{
 
 const IDLE: Duration = Duration::from_secs(5);
 const CALLS_AT_ONCE: usize = 8;
+/// Nobody waited at the queue: a call that finds an agent there takes a millisecond or two. Between it and the 100 ms after
+/// which a gateway calls every agent is room for a busy machine.
+pub const SLOW: Duration = Duration::from_millis(75);
 const ENDED_WITHIN: Duration = Duration::from_secs(120);
 
 /// How executions are asked for.
@@ -49,12 +52,26 @@ pub struct Cost {
     pub took: Duration,
     /// Processor time of each process.
     pub spent: Vec<(&'static str, Duration)>,
-    /// Of a sync call.
-    pub p50: Option<Duration>,
-    pub p95: Option<Duration>,
+    /// Of sync calls.
+    pub calls: Option<Called>,
+}
+
+/// How sync calls went.
+#[derive(Debug, Clone)]
+pub struct Called {
+    pub p50: Duration,
+    pub p95: Duration,
+    /// Those that took longer than [`SLOW`].
+    pub slow: usize,
+    pub refusals: Vec<String>,
 }
 
 impl Cost {
+    /// Executions that came of it.
+    pub fn ended(&self) -> usize {
+        self.count - self.calls.as_ref().map_or(0, |calls| calls.refusals.len())
+    }
+
     /// Microseconds of all processes, for each invocation.
     pub fn cpu_us(&self) -> f64 {
         per(self.spent.iter().map(|(_, spent)| *spent).sum(), self.count)
@@ -93,7 +110,8 @@ pub(crate) async fn idle(cluster: &Cluster) -> Idle {
 pub(crate) async fn measure(cluster: &Cluster, size: &Size, functions: usize) -> Vec<Cost> {
     let mut ended = cluster.ended().await.all() + 2 * functions as u64;
     // Everything that is done once is done before.
-    load::call(&cluster.api, functions, functions, 1).await;
+    let refused = load::call(&cluster.api, functions, functions, 1).await.refusals;
+    assert!(refused.is_empty(), "{refused:?}");
     load::publish(&cluster.client, functions, functions).await;
     load::until_ended(cluster, ended, ENDED_WITHIN).await;
     let mut costs = Vec::new();
@@ -103,8 +121,9 @@ pub(crate) async fn measure(cluster: &Cluster, size: &Size, functions: usize) ->
             Way::Call | Way::Accept => size.calls,
             Way::Publish => size.publishes,
         };
-        ended += count as u64;
-        costs.push(measure_way(cluster, way, count, functions, ended).await);
+        let cost = measure_way(cluster, way, count, functions, ended).await;
+        ended += cost.ended() as u64;
+        costs.push(cost);
     }
     costs
 }
@@ -113,22 +132,27 @@ async fn measure_way(cluster: &Cluster, way: Way, count: usize, functions: usize
     let processes = cluster.measured();
     let before = Spent::now(&processes);
     let began = Instant::now();
-    let mut latencies = match way {
-        Way::CallAlone => load::call(&cluster.api, count, functions, 1).await,
-        Way::Call => load::call(&cluster.api, count, functions, CALLS_AT_ONCE).await,
+    let calls = match way {
+        Way::CallAlone => Some(load::call(&cluster.api, count, functions, 1).await),
+        Way::Call => Some(load::call(&cluster.api, count, functions, CALLS_AT_ONCE).await),
         Way::Accept => {
             load::accept(&cluster.api, count, functions, CALLS_AT_ONCE).await;
-            Vec::new()
+            None
         }
         Way::Publish => {
             load::publish(&cluster.client, count, functions).await;
-            Vec::new()
+            None
         }
     };
-    load::until_ended(cluster, ended, ENDED_WITHIN).await;
-    let spent = Spent::now(&processes).since(&before);
-    let is_call = !latencies.is_empty();
-    let p50 = is_call.then(|| percentile(&mut latencies, 0.5));
-    let p95 = is_call.then(|| percentile(&mut latencies, 0.95));
-    Cost { way, count, took: began.elapsed(), spent, p50, p95 }
+    let calls = calls.map(|mut calls| Called {
+        p50: percentile(&mut calls.latencies, 0.5),
+        p95: percentile(&mut calls.latencies, 0.95),
+        slow: calls.latencies.iter().filter(|latency| **latency > SLOW).count(),
+        refusals: calls.refusals,
+    });
+    let mut cost = Cost { way, count, took: Duration::ZERO, spent: Vec::new(), calls };
+    load::until_ended(cluster, ended + cost.ended() as u64, ENDED_WITHIN).await;
+    cost.spent = Spent::now(&processes).since(&before);
+    cost.took = began.elapsed();
+    cost
 }

@@ -30,9 +30,9 @@ mod run;
 pub mod simulated;
 mod size;
 
-pub use cost::{Cost, Way};
+pub use cost::{Called, Cost, SLOW, Way};
 pub use queued::Drained;
-pub use run::{Figures, LargeCase, SmallCase, large, small};
+pub use run::{CostCase, Figures, LargeCase, SmallCase, costs, large, small};
 pub use size::Size;
 
-pub use report::write as write_report;
+pub use report::{tell, write as write_report};

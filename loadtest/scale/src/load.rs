@@ -12,23 +12,39 @@ use crate::{cluster::Cluster, registry::name};
 
 /// Publishes whose acks are awaited at once.
 const PUBLISHES_AT_ONCE: usize = 1_000;
+/// So many are in flight that the last of them waits for all others.
+const STORED_WITHIN: Duration = Duration::from_secs(60);
 const PAYLOAD: &[u8] = br#"{"n":1}"#;
 
-/// Calls `count` times, over so many functions in turn; how long each took.
-pub(crate) async fn call(api: &Api, count: usize, functions: usize, at_once: usize) -> Vec<Duration> {
+/// Sync calls that were made.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    /// How long each took that was answered.
+    pub(crate) latencies: Vec<Duration>,
+    /// What was said to the others.
+    pub(crate) refusals: Vec<String>,
+}
+
+/// Calls `count` times, over so many functions in turn.
+pub(crate) async fn call(api: &Api, count: usize, functions: usize, at_once: usize) -> Calls {
     let payload = json!({ "n": 1 });
-    futures::stream::iter(0..count)
-        .map(|n| {
-            let payload = &payload;
-            async move {
-                let began = Instant::now();
-                api.execute(&name(n % functions), payload).await.expect(200);
-                began.elapsed()
-            }
-        })
-        .buffer_unordered(at_once)
-        .collect()
-        .await
+    let made = futures::stream::iter(0..count).map(|n| {
+        let payload = &payload;
+        async move {
+            let began = Instant::now();
+            let reply = api.execute(&name(n % functions), payload).await;
+            if reply.status == 200 { Ok(began.elapsed()) } else { Err(reply.text()) }
+        }
+    });
+    let mut calls = Calls::default();
+    let mut made = made.buffer_unordered(at_once);
+    while let Some(call) = made.next().await {
+        match call {
+            Ok(latency) => calls.latencies.push(latency),
+            Err(refusal) => calls.refusals.push(refusal),
+        }
+    }
+    calls
 }
 
 /// Accepted over HTTP, not waited for.
@@ -46,15 +62,14 @@ pub(crate) async fn accept(api: &Api, count: usize, functions: usize, at_once: u
 
 /// Published to the queue, each stored when this returns.
 pub(crate) async fn publish(client: &async_nats::Client, count: usize, functions: usize) {
-    let jetstream = async_nats::jetstream::new(client.clone());
+    let mut jetstream = async_nats::jetstream::new(client.clone());
+    jetstream.set_timeout(STORED_WITHIN);
+    let jetstream = &jetstream;
     futures::stream::iter(0..count)
-        .map(|n| {
-            let jetstream = &jetstream;
-            async move {
-                let subject = format!("flux.invoke.{}", name(n % functions));
-                let stored = jetstream.publish(subject, Bytes::from_static(PAYLOAD)).await?;
-                stored.await.map(|_| ())
-            }
+        .map(|n| async move {
+            let subject = format!("flux.invoke.{}", name(n % functions));
+            let stored = jetstream.publish(subject, Bytes::from_static(PAYLOAD)).await?;
+            stored.await.map(|_| ())
         })
         .buffer_unordered(PUBLISHES_AT_ONCE)
         .try_collect::<()>()

@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     /// Measure the small case and the large one, and write what was found
     Run(Run),
+    /// Measure only what invocations cost, and print it
+    Costs(Costs),
     /// Simulated agents, until killed
     Agents(simulated::Args),
 }
@@ -37,11 +39,23 @@ struct Run {
     invocations: Option<usize>,
 }
 
+#[derive(clap::Args)]
+struct Costs {
+    #[arg(long, default_value_t = 100)]
+    agents: usize,
+    /// Functions that get work in turn, after ten of them did
+    #[arg(long, default_value_t = 500)]
+    hot: usize,
+    #[arg(long, default_value_t = 1_000)]
+    calls: usize,
+}
+
 fn main() -> anyhow::Result<()> {
     flux_runtime::install_tls_provider();
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     match Cli::parse().command {
         Command::Run(args) => runtime.block_on(run(&args)),
+        Command::Costs(args) => runtime.block_on(costs(&args)),
         Command::Agents(args) => runtime.block_on(simulated::run(args)),
     }
 }
@@ -57,4 +71,19 @@ async fn run(args: &Run) -> anyhow::Result<()> {
     let figures =
         Figures { small: flux_scale::small(small, &program).await, large: flux_scale::large(size, &program).await };
     flux_scale::write_report(&figures, &args.out, &args.csv)
+}
+
+#[allow(clippy::print_stdout, reason = "what this command is for")]
+async fn costs(args: &Costs) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("the path of this program is unknown")?;
+    let size = Size {
+        agents: args.agents,
+        hot: args.hot,
+        calls: args.calls,
+        publishes: args.calls * 5,
+        cold: 20,
+        ..Size::full()
+    };
+    print!("{}", flux_scale::tell(&flux_scale::costs(size, &program).await)?);
+    Ok(())
 }

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use crate::{
     chart,
     cold::Latency,
-    cost::{Cost, Way},
-    run::Figures,
+    cost::{Called, Cost, SLOW, Way},
+    run::{CostCase, Figures},
 };
 
 /// Writes all three.
@@ -50,17 +50,23 @@ fn markdown(figures: &Figures) -> Result<String, std::fmt::Error> {
             many / few,
             hot / few
         )?;
-        if let (Some(few), Some(many), Some(hot)) = (a.p50, b.p50, c.p50) {
-            writeln!(
-                text,
-                "| {}, p50 | {} | {} | {:.2} | {} | {:.2} |",
-                way.name(),
-                ms(few),
-                ms(many),
-                ratio(many, few),
-                ms(hot),
-                ratio(hot, few)
-            )?;
+        if let (Some(few), Some(many), Some(hot)) = (a.calls, b.calls, c.calls) {
+            for (rank, of) in [("p50", (|calls| calls.p50) as fn(&Called) -> Duration), ("p95", |calls| calls.p95)] {
+                let (few, many, hot) = (of(&few), of(&many), of(&hot));
+                writeln!(
+                    text,
+                    "| {}, {rank} | {} | {} | {:.2} | {} | {:.2} |",
+                    way.name(),
+                    ms(few),
+                    ms(many),
+                    ratio(many, few),
+                    ms(hot),
+                    ratio(hot, few)
+                )?;
+            }
+            let late = |calls: &Called| format!("{}, {}", calls.slow, calls.refusals.len());
+            let (few, many, hot) = (late(&few), late(&many), late(&hot));
+            writeln!(text, "| of {}: over {} ms, refused | {few} | {many} | | {hot} | |", a.count, SLOW.as_millis())?;
         }
     }
     writeln!(text, "\nBy process, CPU µs for each invocation (small → large → large over all hot functions):\n")?;
@@ -139,6 +145,30 @@ fn markdown(figures: &Figures) -> Result<String, std::fmt::Error> {
     for name in &drained.memory.names {
         let at = |sample| drained.memory.at(sample, name);
         writeln!(text, "| {name} | {:.1} | {:.1} | {:.1} |", at(0), at(drained.first_sample), at(drained.last_sample))?;
+    }
+    Ok(text)
+}
+
+/// The same of a single case, as lines for a terminal.
+pub fn tell(case: &CostCase) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    for (which, costs) in [("few in turn", &case.costs), ("all in turn", &case.hot_costs)] {
+        for cost in costs {
+            write!(text, "{which}, {}: CPU {:.0} µs", cost.way.name(), cost.cpu_us())?;
+            for (process, _) in &cost.spent {
+                write!(text, ", {process} {:.0}", cost.cpu_us_of(process))?;
+            }
+            if let Some(calls) = &cost.calls {
+                write!(text, "; p50 {}, p95 {}", ms(calls.p50), ms(calls.p95))?;
+                write!(text, ", {} of {} slow, {} refused", calls.slow, cost.count, calls.refusals.len())?;
+                calls.refusals.first().map_or(Ok(()), |said| write!(text, ": {said}"))?;
+            }
+            writeln!(text)?;
+        }
+    }
+    writeln!(text, "idle: {:.3} of a core {:?}", case.idle.cores(), case.idle.0)?;
+    for (name, cold) in [("call", case.cold.call), ("async", case.cold.accepted), ("published", case.cold.published)] {
+        writeln!(text, "first message, {name}: p50, p95, most {}", latency(cold))?;
     }
     Ok(text)
 }

@@ -39,6 +39,16 @@ pub struct LargeCase {
     pub drained: Drained,
 }
 
+/// What [`costs`] measured.
+#[derive(Debug, Clone)]
+pub struct CostCase {
+    pub costs: Vec<Cost>,
+    /// With all hot functions in turn, where they are more.
+    pub hot_costs: Vec<Cost>,
+    pub idle: Idle,
+    pub cold: Cold,
+}
+
 /// Both.
 #[derive(Debug, Clone)]
 pub struct Figures {
@@ -78,6 +88,17 @@ pub async fn large(size: Size, program: &Path) -> LargeCase {
     let sampler = Sampler::start(cluster.measured());
     let drained = queued::run(&cluster, &size, size.agents + 1, &sampler).await;
     LargeCase { size, registering, registered_memory, idle, costs, hot_costs, cold, unknown, drained }
+}
+
+/// A part of a case, in a minute or two: what invocations cost, the first message of cold functions, and no queue.
+pub async fn costs(size: Size, program: &Path) -> CostCase {
+    let cluster = Cluster::start(&size, program).await;
+    registry::register(&cluster.api, 0..size.hot + 3 * size.cold).await;
+    let busy = cost::measure(&cluster, &size, size.busy).await;
+    let hot = if size.hot > size.busy { cost::measure(&cluster, &size, size.hot).await } else { Vec::new() };
+    let idle = cost::idle(&cluster).await;
+    let cold = cold::measure(&cluster, size.hot, size.cold).await;
+    CostCase { costs: busy, hot_costs: hot, idle, cold }
 }
 
 fn memory(processes: &[Measured]) -> Vec<(&'static str, u64)> {

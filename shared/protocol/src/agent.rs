@@ -112,6 +112,12 @@ pub struct Heartbeat {
     pub cached_digests: u32,
 }
 
+/// Whether an agent that runs `tasks` executions at once waits at each of so many hot queues: three quarters of its
+/// slots may be lent to idle ones. Where they are more, it waits to be told ([`ControlRequest::Ring`]).
+pub const fn waits_everywhere(tasks: u64, hot: u64) -> bool {
+    hot.saturating_mul(4) <= tasks.saturating_mul(3)
+}
+
 /// A request on `flux.control.<agent>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
@@ -119,6 +125,10 @@ pub enum ControlRequest {
     Ping,
     Drain,
     Undrain,
+    /// Work waits at this queue, a key of the hot table: pull there, if you can. Not answered.
+    Ring {
+        queue: String,
+    },
     /// What has this execution printed so far?
     Tail {
         execution_id: ExecutionId,

@@ -95,13 +95,15 @@ pub const PUBLISH_IN_FLIGHT: usize = 20_000;
 pub const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// Pulls that wait at one queue; further agents are told so and leave it to those. The server looks at each of them
 /// with each message, so that an invocation must not cost more the more agents there are.
-pub const PULLS_WAITING: u32 = 16;
+pub const PULLS_WAITING: u32 = 8;
 /// A pull on an idle queue. Longer ones need the server's heartbeats, which cost as much as renewing this, and for which
 /// it is silent where [`PULLS_WAITING`] wait already.
 pub const PULL_EXPIRES_IDLE: Duration = Duration::from_secs(6);
 /// A pull on a queue that worked lately, in an agent that has much room. Less than [`ACK_WAIT`]: what an agent gave up as it
 /// went must not come back on a pull that it left behind.
 pub const PULL_EXPIRES_WARM: Duration = Duration::from_secs(1);
+/// A pull for what somebody said is there: it comes at once, or another agent had it.
+pub const PULL_EXPIRES_RUNG: Duration = Duration::from_millis(100);
 /// Pulls while functions compete for slots end sooner, so that their credit can move.
 pub const PULL_EXPIRES_CONTENDED: Duration = Duration::from_millis(250);
 

@@ -8,13 +8,13 @@ use flux_protocol::{
     AgentId, ErrorCode, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Invocation, Lane, Outcome,
     OutcomeStatus, Payload, Phase, StatusMessage, Timestamp, limits, subject, time::now,
 };
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::Instant;
 
 use super::{
     super::{
         Called, Inner,
-        admission::{Shortage, not_picked_up, refusal},
+        admission::{Admission, Shortage, decide, not_picked_up, refusal},
         cancel::cancelled,
         function_cache::Runnable,
         in_flight::{CallEvent, Place},
@@ -22,7 +22,7 @@ use super::{
         publish_again::queued_record,
         verdict::{Holders, Verdict},
     },
-    ACK_LATE, LOOK_EVERY, PUBLISH_PATIENCE, may_be_stored, message_of,
+    ACK_LATE, LOOK_EVERY, PUBLISH_PATIENCE, TELL_AGENT_AFTER, may_be_stored, message_of,
 };
 use crate::refusal::Refusal;
 
@@ -39,6 +39,8 @@ pub(super) enum End {
 
 pub(super) struct Timers {
     pub(super) deadline: Instant,
+    /// When to tell one agent by name.
+    pub(super) tell_agent: Option<Instant>,
     /// When to call every agent, not only those that wait at its queue.
     pub(super) call_agents: Option<Instant>,
     /// When to look whether an agent picked it up.
@@ -51,7 +53,7 @@ pub(super) struct Timers {
 
 impl Timers {
     fn next(&self) -> Instant {
-        [Some(self.deadline), self.call_agents, self.pickup, self.record, Some(self.look)]
+        [Some(self.deadline), self.tell_agent, self.call_agents, self.pickup, self.record, Some(self.look)]
             .into_iter()
             .flatten()
             .min()
@@ -78,6 +80,10 @@ pub(super) struct Driver {
     pub(super) publish_backoff: Duration,
     pub(super) timers: Timers,
     pub(super) probed: Option<Shortage>,
+    /// Agents that were told of it.
+    pub(super) told: usize,
+    /// Nobody took it in its grace although there was room, and all agents were called once more.
+    pub(super) called_again: bool,
     pub(super) recorded: bool,
 }
 
@@ -103,7 +109,18 @@ impl Driver {
         {
             return self.refused(error.into()).await;
         }
+        let tell = self.inner.hot.waits_to_be_told(&queue.pool);
         self.publish(Duration::ZERO);
+        if tell {
+            // Once it was sent, so that the agent finds it.
+            if let Some(stored) = self.publishing.as_mut().and_then(|publishing| publishing.now_or_never()) {
+                self.publishing = None;
+                if let Some(end) = self.on_published(stored).await {
+                    return end;
+                }
+            }
+            self.tell_agent();
+        }
         loop {
             let next = self.timers.next();
             let end = tokio::select! {
@@ -172,6 +189,7 @@ impl Driver {
         };
         match self.holders.judge(self.id, &reply) {
             Verdict::Running => {
+                self.timers.tell_agent = None;
                 self.timers.call_agents = None;
                 self.timers.pickup = None;
                 self.was_picked_up();
@@ -228,6 +246,9 @@ impl Driver {
         if at >= self.timers.deadline {
             return Some(End::Abandoned(self.too_late()));
         }
+        if self.timers.tell_agent.is_some_and(|due| at >= due) {
+            self.tell_agent();
+        }
         if self.timers.call_agents.take_if(|due| at >= *due).is_some() {
             self.inner.hot.call_agents(self.function.queue(Lane::Call));
         }
@@ -248,6 +269,13 @@ impl Driver {
             return self.look().await;
         }
         None
+    }
+
+    /// Tells one agent that the call waits. It may have no credit to spare, or be gone: some milliseconds later another.
+    fn tell_agent(&mut self) {
+        self.inner.hot.tell_one(self.function.queue(Lane::Call), self.told, Some(Arc::clone(&self.function)));
+        self.told += 1;
+        self.timers.tell_agent = (self.told == 1).then(|| Instant::now() + TELL_AGENT_AFTER);
     }
 
     fn too_late(&self) -> Refusal {
@@ -282,6 +310,14 @@ impl Driver {
         let spec = self.function.spec();
         let fleet = self.function.summary(&inner.fleet);
         let mine = self.place.others(spec);
+        if self.probed.is_none() && !self.called_again && decide(spec, &fleet, &mine) == Admission::Admit {
+            // There is room, by heartbeats: agents that were busy with much else get the same time again, by the end of which
+            // each has said anew what it has.
+            self.called_again = true;
+            inner.hot.call_agents(queue);
+            self.timers.pickup = Some(Instant::now() + limits::PICKUP_GRACE);
+            return None;
+        }
         // A probe that was not picked up within its grace is what heartbeats said it would be.
         let shortage = self.probed.or_else(|| not_picked_up(spec, &fleet, &mine))?;
         if !inner.broker.capabilities().take_back {

@@ -11,7 +11,7 @@ use flux_scale::{Cost, Size, Way, large, small};
 
 /// Large against small, processor time of one invocation. The goal at full size is 1.2; what a tick of 10 ms and a busy
 /// machine do to a few seconds of work is the rest.
-const COST: f64 = 2.0;
+const COST: f64 = 3.0;
 /// A pull or a table that grows with each execution would show as hundreds of MB.
 const GROWS_AT_MOST_MB: f64 = 48.0;
 const COLD: Duration = Duration::from_secs(1);
@@ -38,6 +38,19 @@ async fn a_tenth_of_the_full_size() {
         let (few, many) = (cost_of(&small.costs, way), cost_of(&large.costs, way));
         println!("{}: {few:.0} µs of CPU, {many:.0} µs among many: {:.2}", way.name(), many / few);
         assert!(many / few < COST, "{}: {few:.0} µs in the small case, {many:.0} µs in the large one", way.name());
+    }
+    for cost in &large.hot_costs {
+        let Some(calls) = &cost.calls else { continue };
+        println!(
+            "over all hot functions, {}: {} of {} slow, p95 {:?}",
+            cost.way.name(),
+            calls.slow,
+            cost.count,
+            calls.p95
+        );
+        assert!(calls.refusals.is_empty(), "refused beside idle agents: {:?}", calls.refusals);
+        // Where nobody waits and nobody is told, most of them wait for their gateway to call every agent.
+        assert!(calls.slow * 4 <= cost.count, "{}: {} of {} slow", cost.way.name(), calls.slow, cost.count);
     }
     for (name, cold) in [("call", large.cold.call), ("async", large.cold.accepted), ("published", large.cold.published)]
     {

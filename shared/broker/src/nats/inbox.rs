@@ -6,7 +6,8 @@
 //!
 //! *Late deliveries.* What lay on its way while this process, its machine or its connection stood still may be another's
 //! by the time that it is read. How old a delivery can be is known from what came before it on the same connection: it was
-//! sent after the pull was asked for, and after an echo that was read before it had been sent.
+//! sent after an echo that was read before it had been sent, and after the pull that it answers was asked for. Of the latter
+//! nothing follows while there may be older pulls at the server, which ended here without its word.
 
 use std::{
     collections::HashMap,
@@ -39,6 +40,9 @@ const SILENCE: Duration = Duration::from_secs(7);
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// While invocations are pulled. Well below the ack wait, so that what is in time is not taken for late.
 const ECHO_EVERY: Duration = Duration::from_millis(400);
+
+/// A connection that stood still for longer is given up, and with it all that is on its way.
+const STALLED_AT_MOST: Duration = Duration::from_secs(15);
 
 /// What a pull hears.
 #[derive(Debug)]
@@ -97,6 +101,8 @@ pub(super) struct Inbox {
     started: Instant,
     /// When the newest echo that was read had been sent, in milliseconds since then.
     echoed_ms: AtomicU64,
+    /// Pulls that ended here may be open at the server until then, in the same milliseconds.
+    untold_ms: AtomicU64,
 }
 
 impl Inbox {
@@ -111,6 +117,7 @@ impl Inbox {
             late: AtomicU64::new(0),
             started: Instant::now(),
             echoed_ms: AtomicU64::new(0),
+            untold_ms: AtomicU64::new(0),
         };
         (Arc::new(inbox), to_give_back)
     }
@@ -175,14 +182,19 @@ impl Inbox {
                         self.end_pulls(Ledger::all_ended);
                     }
                 }
-                now = sweep.tick() => self.end_pulls(|ledger| ledger.overdue(now, SILENCE)),
+                now = sweep.tick() => {
+                    if self.end_pulls(|ledger| ledger.overdue(now, SILENCE)) {
+                        self.ended_untold(Instant::now());
+                    }
+                }
                 () = closed.cancelled() => break,
             }
         }
         self.end_pulls(Ledger::all_ended);
     }
 
-    fn end_pulls(&self, which: impl Fn(&mut Ledger<Events>) -> Vec<Events>) {
+    /// Whether there were any.
+    fn end_pulls(&self, which: impl Fn(&mut Ledger<Events>) -> Vec<Events>) -> bool {
         let mut ended = Vec::new();
         let mut routes = self.routes.lock();
         routes.pulls.retain(|_, ledger| {
@@ -190,7 +202,28 @@ impl Inbox {
             !ledger.is_empty()
         });
         drop(routes);
+        let any = !ended.is_empty();
         tell(ended, &End::Lost);
+        any
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A pull ended here, and may be open at the server until then.
+    fn ended_untold(&self, until: Instant) {
+        self.untold_ms.fetch_max(self.ms(until), Ordering::Relaxed);
+    }
+
+    /// How long a delivery that is read now can have been on its way.
+    fn age_at_most(&self, now: Instant, asked_at: Option<Instant>) -> Duration {
+        let (echoed_ms, untold_ms) = (self.echoed_ms.load(Ordering::Relaxed), self.untold_ms.load(Ordering::Relaxed));
+        let older_are_open = untold_ms > echoed_ms
+            && now < self.started + Duration::from_millis(untold_ms).saturating_add(STALLED_AT_MOST);
+        let echoed_at = self.started + Duration::from_millis(echoed_ms);
+        let since = asked_at.filter(|_| !older_are_open).map_or(echoed_at, |asked_at| asked_at.max(echoed_at));
+        now.duration_since(since)
     }
 
     fn route(&self, message: Message) {
@@ -220,8 +253,7 @@ impl Inbox {
         let Some(ack) = message.reply.as_deref().and_then(AckSubject::parse) else { return Some(message) };
         let (now, mut routes) = (Instant::now(), self.routes.lock());
         let mut ledger = routes.pulls.get_mut(ack.consumer);
-        let asked_at = ledger.as_ref().and_then(|ledger| ledger.asked_at()).unwrap_or(self.started);
-        let echoed_at = self.started + Duration::from_millis(self.echoed_ms.load(Ordering::Relaxed));
+        let age = self.age_at_most(now, ledger.as_ref().and_then(|ledger| ledger.asked_at()));
         let info = Info {
             delivered: ack.delivered,
             stream_sequence: ack.stream_sequence,
@@ -229,7 +261,6 @@ impl Inbox {
             stored_ns: ack.stored_ns,
             pending: ack.pending,
         };
-        let age = now.duration_since(asked_at.max(echoed_at));
         let late = age >= limits::ACK_WAIT && is_of_a_queue(ack.consumer);
         let place = ledger.as_mut().map_or(Place::Nobody, |ledger| ledger.delivered(now));
         let events = match place {
@@ -291,8 +322,7 @@ impl Inbox {
         if !self.routes.lock().pulls.keys().any(|consumer| is_of_a_queue(consumer)) {
             return None;
         }
-        let sent_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Some(format!("{}.E.{sent_ms:x}", self.prefix))
+        Some(format!("{}.E.{:x}", self.prefix, self.ms(Instant::now())))
     }
 
     /// A message that nobody waits for any more goes to another agent at once.
@@ -387,7 +417,9 @@ impl Drop for OpenPull {
         }
         let mut routes = self.inbox.routes.lock();
         if let Some(ledger) = routes.pulls.get_mut(&self.consumer) {
-            ledger.abandoned(self.token);
+            if let Some(until) = ledger.abandoned(self.token) {
+                self.inbox.ended_untold(until);
+            }
             if ledger.is_empty() {
                 routes.pulls.remove(&self.consumer);
             }

@@ -105,9 +105,10 @@ impl<T: Clone> Ledger<T> {
         self.take_where(|slot| slot.open == 0)
     }
 
-    /// Its reader has gone. What the server still sends for it fills others or comes too late.
-    pub(super) fn abandoned(&mut self, token: u64) {
-        self.slots.retain(|slot| slot.token != token);
+    /// Its reader has gone. What the server still sends for it fills others or comes too late: until when.
+    pub(super) fn abandoned(&mut self, token: u64) -> Option<Instant> {
+        let at = self.slots.iter().position(|slot| slot.token == token)?;
+        self.slots.remove(at).map(|slot| slot.until)
     }
 
     /// The consumer is gone, or the connection is.

@@ -586,8 +586,34 @@ async fn a_delivery_that_was_on_its_way_for_longer_than_the_ack_wait_is_left_to_
     stalled.send_replace(false);
     let late = tokio::time::timeout(limits::ACK_WAIT * 2, pull.next()).await;
     assert!(!matches!(late, Ok(Some(Ok(_)))), "{late:?}");
+    drop(pull);
     second.ack.ack().await.expect("acked");
     near.publish(&queue, message("third")).await.expect("stored");
     let third = next(&far, &queue).await;
     assert_eq!((third.position.sequence, third.redeliveries), (second.position.sequence + 1, 0));
+}
+
+/// The same where its pull was given up meanwhile, and another one is open when it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_delivery_of_a_pull_that_was_given_up_is_not_taken_for_that_of_the_next() {
+    let engine = Nats::start().await;
+    let (port, stalled) = stallable(engine.server.port(), &engine.tasks).await;
+    let options = NatsOptions::new(format!("nats://127.0.0.1:{port}"), "far");
+    let far = NatsBroker::connect(options, engine.tasks.clone()).await.expect("connected");
+    let near = engine.gateway().await;
+    let queue = queue(Lane::Invoke);
+    near.heat(&queue).await.expect("hot");
+    let mut pull = far.pull(&queue, 1, Duration::from_secs(1)).await.expect("pulled");
+    // It is at the server, and an answer would be in time.
+    far.ping().await.expect("a round trip");
+    stalled.send_replace(true);
+    near.publish(&queue, message("first")).await.expect("stored");
+    let first = next(&near, &queue).await;
+    assert_eq!(first.redeliveries, 1, "it was the other's first");
+    assert!(pull.next().await.is_none_or(|ended| ended.is_err()), "nothing comes while it is stalled");
+    let mut pull = far.pull(&queue, 1, Duration::from_secs(1)).await.expect("pulled");
+    stalled.send_replace(false);
+    let late = tokio::time::timeout(limits::ACK_WAIT * 2, pull.next()).await;
+    assert!(!matches!(late, Ok(Some(Ok(_)))), "{late:?}");
+    first.ack.ack().await.expect("acked");
 }

@@ -247,6 +247,10 @@ fn control() {
     holds(&ControlRequest::Ping, r#"{"op":"ping"}"#);
     holds(&ControlRequest::Drain, r#"{"op":"drain"}"#);
     holds(&ControlRequest::Undrain, r#"{"op":"undrain"}"#);
+    holds(
+        &ControlRequest::Ring { queue: "call.default.hello".to_owned() },
+        r#"{"op":"ring","queue":"call.default.hello"}"#,
+    );
     let exc = "exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6";
     holds(&ControlRequest::Tail { execution_id: id() }, &format!(r#"{{"op":"tail","execution_id":"{exc}"}}"#));
     holds(

@@ -1,0 +1,62 @@
+//! Whom a gateway tells of a call that nobody takes.
+
+use std::time::Duration;
+
+use flux_broker::{Change, Signals as _, Table, Tables as _};
+use flux_protocol::{agent::ControlRequest, limits, subject};
+use futures::StreamExt as _;
+use tokio::time::timeout;
+
+use crate::{
+    fake_agent::Act,
+    world::{World, deploy, knows, name, payload},
+};
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_told_by_name_of_a_call_that_it_does_not_take() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    let agent = world.agent("a", |_| Act::Succeed("done".to_owned())).await;
+    agent.hold_off(true);
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let mut told = world.broker.listen(&subject::control(agent.id())).await.unwrap();
+    let function = name("f");
+    let listening = async {
+        let signal = timeout(WITHIN, told.next()).await.expect("told").expect("a signal");
+        assert!(signal.reply_to.is_none(), "nobody waits for an answer");
+        agent.hold_off(false);
+        serde_json::from_slice::<ControlRequest>(&signal.body).unwrap()
+    };
+    let (called, request) = tokio::join!(gateway.call(&function, payload("")), listening);
+    assert_eq!(request, ControlRequest::Ring { queue: "call.default.f".to_owned() });
+    called.expect("taken once it was told");
+}
+
+/// Was refused after one grace as if there were no room, beside an agent that had all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_not_refused_while_an_agent_says_that_it_has_room() {
+    let world = World::new().await;
+    let gateway = world.gateway().await;
+    let agent = world.agent("a", |_| Act::Succeed("done".to_owned())).await;
+    agent.hold_off(true);
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let mut hot = world.broker.watch(Table::Hot, false).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let function = name("f");
+    let late = async {
+        // Made hot; rung for after 100 ms; and once more after the grace.
+        let mut puts = 0;
+        while puts < 3 {
+            let change = timeout(WITHIN, hot.next()).await.expect("all agents are called again").expect("the table");
+            puts += usize::from(matches!(change, Ok(Change::Put(_))));
+        }
+        assert!(began.elapsed() >= limits::PICKUP_GRACE, "{:?}", began.elapsed());
+        agent.hold_off(false);
+    };
+    let (called, ()) = tokio::join!(gateway.call(&function, payload("")), late);
+    called.expect("an agent with room had it in the end");
+}

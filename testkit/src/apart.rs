@@ -1,0 +1,28 @@
+//! A gateway as a process of its own, on a queue and in a directory that are the test's.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use tempfile::TempDir;
+
+use crate::{FluxCommand, FluxProcess, NatsServer};
+
+/// A directory that the user `flux` can enter and write to, where the tests are root.
+pub fn passable_dir(prefix: &str) -> TempDir {
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir().expect("a directory");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("its mode");
+    dir
+}
+
+/// `flux-gateway` with its store, archives and configuration in `dir`; not ready yet.
+pub fn start_gateway(nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
+    let config = dir.join("gateway.yaml");
+    let text = format!(
+        "queue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
+         gateway: {{ listen: \"{listen}\", api_key: {key} }}\n",
+        nats.url(),
+        dir.join("flux.db").display(),
+        dir.join("artifacts"),
+    );
+    std::fs::write(&config, text).expect("a file");
+    FluxCommand::new("flux-gateway").arg("--config").arg(&config).spawn()
+}
