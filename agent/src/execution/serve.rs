@@ -138,12 +138,16 @@ impl Attempt {
                 Watched::Ended(ended) if ending.is_none() => match exchange.now_or_never() {
                     Some(Exchange::Served(served)) => Watched::Answered(Exchange::Served(served)),
                     Some(Exchange::NotLoaded(fault)) => Watched::Answered(Exchange::NotLoaded(fault)),
+                    Some(Exchange::NotSent) => Watched::Answered(Exchange::NotSent),
                     _ => Watched::Ended(ended),
                 },
                 watched => watched,
             }
         };
-        if let Watched::Answered(Exchange::NotSent) = watched {
+        let ended_unheard = || {
+            first.is_none() && ending.is_none() && matches!(watched, Watched::Ended(_)) && worker.channel.is_unread()
+        };
+        if matches!(watched, Watched::Answered(Exchange::NotSent)) || ended_unheard() {
             return None;
         }
         if let Watched::Answered(Exchange::Closed) = watched {
@@ -244,6 +248,9 @@ impl Attempt {
             Some(Unfit::Replaced)
         };
         let said = match unfit? {
+            Unfit::Spoiled => {
+                Some("a callback that an earlier call began had failed, or had asked the process to exit".to_owned())
+            }
             Unfit::Threads(left) => Some(format!("{left} of its threads still ran")),
             Unfit::Processes => Some("processes that it had started still ran".to_owned()),
             Unfit::Memory => Some(format!("it held more than {} % of its memory", limits::WORKER_MEMORY_PERCENT)),

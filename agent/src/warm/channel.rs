@@ -53,12 +53,25 @@ pub(crate) enum Exchange {
     Served(Served),
     /// The handler could not be loaded.
     NotLoaded(Fault),
-    /// The worker was gone: nothing of the invocation reached it.
+    /// The worker was gone, or went before it had read all of it: it began nothing.
     NotSent,
     /// Its end was closed before an answer came: its process ends, or has.
     Closed,
     /// It said what is not of the protocol.
     Nonsense(String),
+}
+
+/// Why nothing more is to be heard.
+enum Unheard {
+    /// The worker's end was closed before it had read all that it was told.
+    Unread,
+    Nonsense(FrameError),
+}
+
+impl From<FrameError> for Unheard {
+    fn from(error: FrameError) -> Self {
+        Self::Nonsense(error)
+    }
 }
 
 impl Channel {
@@ -77,6 +90,13 @@ impl Channel {
         self.decoder.is_empty() && heard == Err(nix::errno::Errno::EAGAIN)
     }
 
+    /// Whether the worker is gone and had not read all that it was told. The kernel says so, once.
+    pub(crate) fn is_unread(&self) -> bool {
+        let mut byte = [0];
+        let heard = recv(self.stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        heard == Err(nix::errno::Errno::ECONNRESET)
+    }
+
     /// Has one invocation served. `first` is what comes before a worker's first one.
     pub(crate) async fn exchange(&mut self, first: Option<&FirstWords>, call: &Call, payload: &Bytes) -> Exchange {
         if let Err(error) = self.send(first, call, payload).await {
@@ -91,7 +111,9 @@ impl Channel {
             let said = match self.receive().await {
                 Ok(Some(said)) => said,
                 Ok(None) => return Exchange::Closed,
-                Err(error) => return Exchange::Nonsense(error.to_string()),
+                Err(Unheard::Unread) if first.is_none() => return Exchange::NotSent,
+                Err(Unheard::Unread) => return Exchange::Closed,
+                Err(Unheard::Nonsense(error)) => return Exchange::Nonsense(error.to_string()),
             };
             let (used, answer) = match said {
                 FromWorker::Hello { version, .. } if version != frame::VERSION => {
@@ -126,7 +148,7 @@ impl Channel {
         self.stream.write_all(payload).await
     }
 
-    async fn receive(&mut self) -> Result<Option<FromWorker>, FrameError> {
+    async fn receive(&mut self) -> Result<Option<FromWorker>, Unheard> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
@@ -138,6 +160,7 @@ impl Channel {
             match self.stream.read_buf(buffer).await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(Unheard::Unread),
                 Err(error) => {
                     tracing::debug!(%error, "a worker's channel ended");
                     return Ok(None);

@@ -51,6 +51,8 @@ impl Parts {
 pub(crate) enum Unfit {
     /// It has ended, or does so by itself.
     Ends,
+    /// What an earlier invocation began failed.
+    Spoiled,
     /// Threads of the invocation still do something.
     Threads(u32),
     /// Processes live beside it.
@@ -75,6 +77,9 @@ impl Worker {
     pub(crate) async fn unfit(&mut self, threads_left: u32, peak_bytes: u64) -> Option<Unfit> {
         if threads_left == Used::ENDS || self.process.wait().now_or_never().is_some() {
             return Some(Unfit::Ends);
+        }
+        if threads_left == Used::SPOILED {
+            return Some(Unfit::Spoiled);
         }
         if threads_left > 0 {
             return Some(Unfit::Threads(threads_left));

@@ -1,12 +1,13 @@
-//! What Node's own ways make of a worker: streams that write later.
+//! What Node's own ways make of a worker: streams that write later, callbacks that fail later.
 
-use flux_protocol::Stream;
+use flux_protocol::{OutcomeStatus, Stream, execution::StartKind};
 use serde_json::json;
 
-use crate::workers::Workers;
+use crate::workers::{Workers, start};
 
 const NODE: &str = r#"
 const fs = require('fs');
+const me = require('crypto').randomUUID();
 exports.prints = async ({ bytes, how, end }) => {
   for (const [stream, fd] of [[process.stdout, 1], [process.stderr, 2]]) {
     if (how === 'at once') stream.write('z'.repeat(bytes));
@@ -18,7 +19,17 @@ exports.prints = async ({ bytes, how, end }) => {
   if (end === 'throw') throw new RangeError('after it');
   if (end === 'exit') process.exit(3);
   if (end === 'uncaught') { setImmediate(() => { throw new TypeError('nobody caught it'); }); await new Promise(() => {}); }
-  return null;
+  return me;
+};
+exports.late = async ({ what }) => {
+  const late = (then) => setTimeout(then, 30);
+  if (what === 'throw') late(() => { throw new Error('LATE'); });
+  if (what === 'reject') late(() => { Promise.reject(new Error('LATE')); });
+  if (what === 'exit') late(() => process.exit(0));
+  if (what === 'emit') late(() => new (require('events'))().emit('error', new Error('LATE')));
+  if (what === 'own') { late(() => { throw new TypeError('OWN'); }); await new Promise(() => {}); }
+  if (what === 'wait') await new Promise((done) => setTimeout(done, 200));
+  return me;
 };
 "#;
 
@@ -32,7 +43,7 @@ async fn workers() -> Workers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_node_prints_before_it_answers_is_kept_to_its_end() {
     let workers = workers().await;
-    workers.deploy("f", "node", "own.prints", "max_concurrency: 1").await;
+    workers.deploy("f", "node", "own.prints", "").await;
     for (bytes, how) in
         [(1_000_000, "at once"), (5_000_000, "at once"), (500_000, "lines"), (1_000_000, "sync"), (1_000_000, "corked")]
     {
@@ -63,4 +74,48 @@ async fn kept(workers: &Workers, bytes: usize, how: &str, end: &str) {
     for stream in [Stream::Stdout, Stream::Stderr] {
         assert_eq!(output.bytes_of(stream).len(), bytes, "{stream:?} of {bytes} {how} {end}");
     }
+}
+
+/// In the course of the next call, which has nothing to do with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_later_is_not_the_next_calls_failure() {
+    let workers = workers().await;
+    workers.deploy("f", "node", "own.late", "").await;
+    for what in ["throw", "reject", "exit", "emit"] {
+        let first = workers.outcome("f", &json!({ "what": what })).await;
+        let reply = workers.call("f", &json!({ "what": "wait" })).await;
+        let next = reply.outcome.expect("an outcome");
+        assert_eq!(next.status, OutcomeStatus::Success, "{what}: {:?}", next.error);
+        assert_eq!((start(&next), next.output.to_text().as_str()), (StartKind::Warm, ""), "{what}");
+        assert_eq!(next.output.result(), first.output.result(), "{what}");
+        assert!(reply.notes.iter().any(|note| note.contains("an earlier call began had failed")), "{:?}", reply.notes);
+        let after = workers.call("f", &json!({ "what": "wait" })).await;
+        assert!(after.notes.is_empty(), "{what}: {:?}", after.notes);
+        let after = after.outcome.expect("an outcome");
+        assert_eq!((start(&after), after.status), (StartKind::Cold, OutcomeStatus::Success), "{what}");
+    }
+    let own = workers.outcome("f", &json!({ "what": "own" })).await;
+    assert_eq!(own.error.expect("an error").error_type.as_deref(), Some("TypeError"));
+}
+
+/// The kernel knows: what was sent lies unread in a socket that is closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_its_worker_had_not_read_is_begun_by_another() {
+    let workers = workers().await;
+    workers.deploy("f", "node", "own.late", "").await;
+    let first = workers.outcome("f", &json!({ "what": "" })).await;
+    let worker = flux_testkit::descendants(std::process::id().cast_signed())
+        .into_iter()
+        .find(|process| process.command.contains("readUInt32BE"))
+        .expect("it waits");
+    let pid = nix::unistd::Pid::from_raw(worker.pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    let id = workers.0.world.invoke("f", json!({ "what": "" }).to_string()).await;
+    workers.0.world.until_running(id).await;
+    worker.kill9();
+    let said = workers.0.world.end_of(id).await;
+    assert_eq!(said.attempt, 1, "no attempt failed: {said:?}");
+    let ended = said.outcome.expect("an outcome");
+    assert_eq!((ended.status, start(&ended)), (OutcomeStatus::Success, StartKind::Cold), "{ended:?}");
+    assert_ne!(ended.output.result(), first.output.result());
 }

@@ -19,6 +19,8 @@ const LOADING = -1;
 const NOBODY = 0;
 // In place of a number of threads: this process ends after its answer.
 const ENDS = 0xffffffff;
+// The same: what an earlier invocation began failed meanwhile, and this process is not to be used again.
+const SPOILED = 0xfffffffe;
 
 const channel = new Socket({ fd: 3, readable: true, writable: true });
 const invocations = new AsyncLocalStorage();
@@ -26,6 +28,7 @@ let count = 0;
 let current = LOADING;
 let began = null;
 let dropped = 0;
+let spoiled = false;
 let handler = null;
 
 function send(kind, parts, then) {
@@ -40,6 +43,22 @@ function send(kind, parts, then) {
 function counts() {
   const of = invocations.getStore();
   return current !== NOBODY && (of === undefined || of === current);
+}
+
+// Whether this is the course of an earlier invocation, while another one is served.
+function isBelated() {
+  const of = invocations.getStore();
+  return current > NOBODY && of !== undefined && of !== current;
+}
+
+// It ends the process when the invocation that is served is through, and what called it at once.
+function guardExit() {
+  const { exit } = process;
+  process.exit = function (...code) {
+    if (!isBelated()) return exit.apply(this, code);
+    spoiled = true;
+    throw new Error('process.exit() by what an earlier invocation began');
+  };
 }
 
 const length = (data) => (typeof data === 'string' ? Buffer.byteLength(data) : (data?.byteLength ?? 0));
@@ -205,7 +224,7 @@ async function invoke(body) {
   // Something that nobody caught has answered meanwhile.
   if (current !== number) return;
   current = NOBODY;
-  send(kind, [used(0), answer]);
+  send(kind, [used(spoiled ? SPOILED : 0), answer]);
 }
 
 async function sayAndEnd(kind, parts) {
@@ -213,8 +232,13 @@ async function sayAndEnd(kind, parts) {
   send(kind, parts, () => process.exit(1));
 }
 
-// After this the state of the process is unknown: it says why, and ends.
+// After this the state of the process is unknown: it says why, and ends. An invocation that is not to blame is served to
+// its end first.
 process.on('uncaughtException', (error) => {
+  if (isBelated()) {
+    spoiled = true;
+    return;
+  }
   const during = current;
   current = NOBODY;
   if (during === LOADING) void sayAndEnd(FAILED, [json(fault(error))]);
@@ -262,6 +286,7 @@ channel.on('data', (data) => {
 channel.on('end', () => process.exit(0));
 channel.on('error', () => process.exit(0));
 guardWrites();
+guardExit();
 const hello = Buffer.alloc(2);
 hello.writeUInt16BE(PROTOCOL, 0);
 send(HELLO, [hello, Buffer.from(process.versions.node)]);

@@ -119,7 +119,7 @@ pub struct Used {
     pub cpu_us: u64,
     /// The worker's greatest memory so far.
     pub peak_bytes: u64,
-    /// Threads that the invocation began and that still do something; or [`Used::ENDS`].
+    /// Threads that the invocation began and that still do something; or [`Used::ENDS`], or [`Used::SPOILED`].
     pub threads_left: u32,
     /// What callbacks of earlier invocations printed meanwhile, and nobody sees.
     pub dropped_bytes: u64,
@@ -128,6 +128,8 @@ pub struct Used {
 impl Used {
     /// In `threads_left`: the worker ends by itself after this answer.
     pub const ENDS: u32 = u32::MAX;
+    /// In `threads_left`: what an earlier invocation began failed meanwhile, and nobody knows the worker's state.
+    pub const SPOILED: u32 = u32::MAX - 1;
 }
 
 /// An exception, or what kept a handler from being loaded.
