@@ -1,4 +1,4 @@
-//! What Node's own ways make of a worker: streams that write later, callbacks that fail later.
+//! What Node's own ways make of a worker: streams that write later, callbacks that fail later, threads.
 
 use flux_protocol::{OutcomeStatus, Stream, execution::StartKind};
 use serde_json::json;
@@ -21,14 +21,36 @@ exports.prints = async ({ bytes, how, end }) => {
   if (end === 'uncaught') { setImmediate(() => { throw new TypeError('nobody caught it'); }); await new Promise(() => {}); }
   return me;
 };
+let calls = 0;
 exports.late = async ({ what }) => {
-  const late = (then) => setTimeout(then, 30);
+  const mine = ++calls;
+  const late = (then) => {
+    const looks = setInterval(() => {
+      if (calls === mine) return;
+      clearInterval(looks);
+      then();
+    }, 1);
+  };
   if (what === 'throw') late(() => { throw new Error('LATE'); });
   if (what === 'reject') late(() => { Promise.reject(new Error('LATE')); });
   if (what === 'exit') late(() => process.exit(0));
   if (what === 'emit') late(() => new (require('events'))().emit('error', new Error('LATE')));
-  if (what === 'own') { late(() => { throw new TypeError('OWN'); }); await new Promise(() => {}); }
+  if (what === 'own') { setImmediate(() => { throw new TypeError('OWN'); }); await new Promise(() => {}); }
   if (what === 'wait') await new Promise((done) => setTimeout(done, 200));
+  return me;
+};
+const { Worker } = require('worker_threads');
+const idle = new Worker('require("worker_threads").parentPort.on("message", () => {})', { eval: true });
+exports.threads = async ({ what }) => {
+  const run = (code) => new Worker(code, { eval: true });
+  const noise = 'setInterval(() => require("fs").writeSync(1, "LATE\\n"), 5)';
+  if (what === 'left') await new Promise((done) => run(noise).once('online', done));
+  if (what === 'left at once') run(noise);
+  if (what === 'unref') run(noise).unref();
+  if (what === 'ends') await new Promise((done) => run('require("worker_threads").parentPort.postMessage(1)').once('message', done));
+  if (what === 'prints') await new Promise((done) => run('console.log("mine")').once('exit', done));
+  if (what === 'stopped') await run(noise).terminate();
+  if (what === 'wait') await new Promise((done) => setTimeout(done, 100));
   return me;
 };
 "#;
@@ -44,19 +66,18 @@ async fn workers() -> Workers {
 async fn what_node_prints_before_it_answers_is_kept_to_its_end() {
     let workers = workers().await;
     workers.deploy("f", "node", "own.prints", "").await;
-    for (bytes, how) in
-        [(1_000_000, "at once"), (5_000_000, "at once"), (500_000, "lines"), (1_000_000, "sync"), (1_000_000, "corked")]
-    {
-        for end in ["return", "throw", "exit", "uncaught"] {
-            if (how, end) == ("corked", "exit") {
-                // As in any process: nothing has written it.
-                continue;
-            }
+    // What is corked, or waits for a pipe that does not block, is lost at an exit, as in any process.
+    for (bytes, how, ends) in [
+        (1_000_000, "at once", &["return", "throw", "uncaught", "exit"][..]),
+        (5_000_000, "at once", &["return", "throw"]),
+        (500_000, "lines", &["return", "throw", "uncaught", "exit"]),
+        (1_000_000, "sync", &["return", "exit"]),
+        (1_000_000, "corked", &["return", "throw", "uncaught"]),
+        (5_000_000, "not blocking", &["return", "throw"]),
+    ] {
+        for end in ends {
             kept(&workers, bytes, how, end).await;
         }
-    }
-    for end in ["return", "throw", "uncaught"] {
-        kept(&workers, 5_000_000, "not blocking", end).await;
     }
 }
 
@@ -118,4 +139,31 @@ async fn a_call_that_its_worker_had_not_read_is_begun_by_another() {
     let ended = said.outcome.expect("an outcome");
     assert_eq!((ended.status, start(&ended)), (OutcomeStatus::Success, StartKind::Cold), "{ended:?}");
     assert_ne!(ended.output.result(), first.output.result());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_that_a_call_leaves_end_the_worker() {
+    let workers = workers().await;
+    workers.deploy("f", "node", "own.threads", "").await;
+    for what in ["left", "left at once", "unref"] {
+        let first = workers.call("f", &json!({ "what": what })).await;
+        assert!(
+            first.notes.iter().any(|note| note.contains("1 of its threads still ran")),
+            "{what}: {:?}",
+            first.notes
+        );
+        let next = workers.call("f", &json!({ "what": "wait" })).await;
+        assert!(next.notes.is_empty(), "{what}: {:?}", next.notes);
+        let next = next.outcome.expect("an outcome");
+        assert_eq!((start(&next), next.output.to_text().as_str()), (StartKind::Cold, ""), "{what}");
+    }
+    // Neither the module's own thread nor one that is over.
+    for (what, printed) in [("ends", ""), ("prints", "mine\n"), ("wait", "")] {
+        let reply = workers.call("f", &json!({ "what": what })).await;
+        assert!(reply.notes.is_empty(), "{what}: {:?}", reply.notes);
+        let outcome = reply.outcome.expect("an outcome");
+        assert_eq!((start(&outcome), outcome.output.to_text().as_str()), (StartKind::Warm, printed), "{what}");
+    }
+    workers.call("f", &json!({ "what": "stopped" })).await;
+    assert_eq!(start(&workers.outcome("f", &json!({ "what": "wait" })).await), StartKind::Warm);
 }

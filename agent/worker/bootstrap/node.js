@@ -15,6 +15,8 @@ const FAILED = 18;
 const RESULT = 19;
 const ERROR = 20;
 const RESULT_LIMIT = 16 * 1024 * 1024;
+// How long a thread that is about to end is waited for before it counts as left.
+const SETTLE_MS = 100;
 const LOADING = -1;
 const NOBODY = 0;
 // In place of a number of threads: this process ends after its answer.
@@ -106,6 +108,22 @@ function guardWrites() {
 // A child that shares them may have made the pipes non-blocking, and then what is printed waits here.
 async function flush() {
   for (const one of flushes) await one();
+}
+
+// Threads that invocations began and that live. What the module began when it was loaded is its own.
+const threads = new Set();
+process.on('worker', (worker) => {
+  if (invocations.getStore() === undefined) return;
+  threads.add(worker);
+  worker.once('exit', () => threads.delete(worker));
+});
+
+async function settle() {
+  // Of a thread that was begun just now the process hears in its next tick.
+  await new Promise((done) => process.nextTick(done));
+  if (threads.size === 0) return;
+  const ends = [...threads].map((worker) => new Promise((done) => worker.once('exit', done)));
+  await Promise.race([Promise.all(ends), new Promise((done) => setTimeout(done, SETTLE_MS))]);
 }
 
 function fault(error) {
@@ -220,11 +238,12 @@ async function invoke(body) {
     kind = ERROR;
     answer = json(fault(error));
   }
+  await settle();
   await flush();
   // Something that nobody caught has answered meanwhile.
   if (current !== number) return;
   current = NOBODY;
-  send(kind, [used(spoiled ? SPOILED : 0), answer]);
+  send(kind, [used(spoiled ? SPOILED : threads.size), answer]);
 }
 
 async function sayAndEnd(kind, parts) {
