@@ -170,10 +170,10 @@ exports.leaves = async ({ what }) => {
 };
 "#;
 
-struct Workers(Real);
+pub(crate) struct Workers(pub(crate) Real);
 
 impl Workers {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(World::settings(), |_| {}).await
     }
 
@@ -193,7 +193,7 @@ impl Workers {
         Self(real)
     }
 
-    async fn deploy(&self, name: &str, runtime: &str, handler: &str, more: &str) {
+    pub(crate) async fn deploy(&self, name: &str, runtime: &str, handler: &str, more: &str) {
         self.deploy_version(name, runtime, handler, more, 1).await;
     }
 
@@ -203,11 +203,11 @@ impl Workers {
         self.0.world.deploy_version(&yaml, version).await;
     }
 
-    async fn call(&self, name: &str, payload: &Value) -> StatusMessage {
+    pub(crate) async fn call(&self, name: &str, payload: &Value) -> StatusMessage {
         self.0.world.call(name, payload.to_string()).await
     }
 
-    async fn outcome(&self, name: &str, payload: &Value) -> Outcome {
+    pub(crate) async fn outcome(&self, name: &str, payload: &Value) -> Outcome {
         self.call(name, payload).await.outcome.expect("an outcome")
     }
 
@@ -217,13 +217,21 @@ impl Workers {
         outcome.output.result().expect("a result")
     }
 
+    /// Also of one that is too large for a message.
+    pub(crate) async fn whole_output(&self, outcome: &Outcome) -> flux_protocol::OutputLog {
+        let Some(blob) = &outcome.output_ref else { return outcome.output.clone() };
+        let bucket = flux_protocol::subject::BLOB_BUCKET;
+        let stored = self.0.world.broker.get_blob(bucket, &blob.key, limits::OUTPUT).await.expect("read");
+        flux_protocol::OutputLog::decode(stored.expect("there")).expect("an output")
+    }
+
     async fn error(&self, name: &str, what: &str) -> (ExecutionError, Outcome) {
         let outcome = self.outcome(name, &json!({ "what": what })).await;
         (outcome.error.clone().expect("an error"), outcome)
     }
 }
 
-fn start(outcome: &Outcome) -> StartKind {
+pub(crate) fn start(outcome: &Outcome) -> StartKind {
     outcome.start.expect("it started").kind
 }
 
@@ -280,11 +288,8 @@ async fn other_forms_of_handlers() {
     let large = "x".repeat(3 << 20);
     let said = workers.0.world.call("esm", json!(large).to_string()).await.outcome.expect("an outcome");
     assert_eq!(said.status, OutcomeStatus::Success, "{:?}", said.error);
-    let blob = said.output_ref.expect("too large for a message");
-    let bucket = flux_protocol::subject::BLOB_BUCKET;
-    let stored = workers.0.world.broker.get_blob(bucket, &blob.key, limits::OUTPUT).await.expect("read");
-    let log = flux_protocol::OutputLog::decode(stored.expect("there")).expect("an output");
-    assert_eq!(log.result(), Some(json!({ "esm": large })));
+    assert!(said.output_ref.is_some(), "too large for a message");
+    assert_eq!(workers.whole_output(&said).await.result(), Some(json!({ "esm": large })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,9 +48,18 @@ function drop(data) {
   dropped += length(data);
 }
 
+const flushes = [];
+
+// A write ends when the pipe has it all: an answer, or an end, that overtakes what was printed before it would lose that.
 function guardWrites() {
   for (const stream of [process.stdout, process.stderr]) {
+    stream._handle?.setBlocking?.(true);
     const write = stream.write;
+    flushes.push(() => {
+      while (stream.writableCorked > 0) stream.uncork();
+      if (stream.writableLength === 0 || stream.destroyed || stream.writableEnded) return undefined;
+      return new Promise((done) => write.call(stream, '', done));
+    });
     stream.write = function (chunk, encoding, callback) {
       if (counts()) return write.call(this, chunk, encoding, callback);
       drop(chunk);
@@ -73,6 +82,11 @@ function guardWrites() {
     const done = rest.at(-1);
     if (typeof done === 'function') process.nextTick(done, null, length(data), data);
   };
+}
+
+// A child that shares them may have made the pipes non-blocking, and then what is printed waits here.
+async function flush() {
+  for (const one of flushes) await one();
 }
 
 function fault(error) {
@@ -187,16 +201,24 @@ async function invoke(body) {
     kind = ERROR;
     answer = json(fault(error));
   }
+  await flush();
+  // Something that nobody caught has answered meanwhile.
+  if (current !== number) return;
   current = NOBODY;
   send(kind, [used(0), answer]);
+}
+
+async function sayAndEnd(kind, parts) {
+  await flush();
+  send(kind, parts, () => process.exit(1));
 }
 
 // After this the state of the process is unknown: it says why, and ends.
 process.on('uncaughtException', (error) => {
   const during = current;
   current = NOBODY;
-  if (during === LOADING) send(FAILED, [json(fault(error))], () => process.exit(1));
-  else if (during !== NOBODY) send(ERROR, [used(ENDS), json(fault(error))], () => process.exit(1));
+  if (during === LOADING) void sayAndEnd(FAILED, [json(fault(error))]);
+  else if (during !== NOBODY) void sayAndEnd(ERROR, [used(ENDS), json(fault(error))]);
   else process.exit(1);
 });
 
@@ -205,7 +227,7 @@ async function begin(body) {
     handler = await load(JSON.parse(body.toString()));
   } catch (error) {
     current = NOBODY;
-    send(FAILED, [json({ ...fault(error), missing: error instanceof Missing })], () => process.exit(1));
+    void sayAndEnd(FAILED, [json({ ...fault(error), missing: error instanceof Missing })]);
     return;
   }
   current = NOBODY;
