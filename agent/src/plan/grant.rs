@@ -89,7 +89,10 @@ impl Planner {
                 None => (self.first_busy(now_ms), self.first_bare(now_ms)),
             };
             match (busy, bare) {
-                (Some(busy), Some(bare)) if bare < busy => self.grant_bare(bare.2, now_ms, drafts),
+                // What waits and found no room goes before the turns of idle queues, which may be the whole node's.
+                (Some(busy), Some(bare)) if bare < busy && !self.was_passed_over(busy.2) => {
+                    self.grant_bare(bare.2, now_ms, drafts);
+                }
                 (Some(busy), _) => {
                     // What this credit is enough for waits no longer.
                     if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
@@ -104,6 +107,10 @@ impl Planner {
                 (None, None) => return,
             }
         }
+    }
+
+    fn was_passed_over(&self, queue: usize) -> bool {
+        self.queue(queue).is_some_and(|queue| queue.passed_over_since.is_some())
     }
 
     fn fits(&self, queue: usize, count: u64) -> bool {

@@ -425,6 +425,32 @@ fn a_ring_is_served_before_turns() {
 }
 
 #[test]
+fn functions_that_each_take_the_whole_node_wait_for_one_turn_at_the_most() {
+    let total = Amount { tasks: 32, cpu_millicores: 8_000, memory_mb: 16_000 };
+    let mut world = World::new(total);
+    let calls = [0, 1].map(|function| name(Lane::Call, function));
+    for function in [0, 1] {
+        for lane in [Lane::Call, Lane::Invoke] {
+            world.add(&name(lane, function), need(8_000, 128, u64::MAX), 5);
+        }
+    }
+    world.run(3_000, 5, |_| ());
+    world.longest_wait_ms = 0;
+    for n in 0..40 {
+        let called = &calls[n % 2];
+        let known = world.needs[&called.function];
+        world.arrive(called, 1);
+        // As a gateway tells it, a few milliseconds after the call.
+        world.planner.heat(called, Some(known), true);
+        world.run(500, 5, |_| ());
+    }
+    // The turn of an idle queue, and no second one of another.
+    let turn_ms = u64::try_from(flux_protocol::limits::PULL_EXPIRES_CONTENDED.as_millis()).expect("short");
+    assert!(world.longest_wait_ms <= turn_ms + 10, "{} ms", world.longest_wait_ms);
+    assert_eq!(world.delivered.values().sum::<u64>(), 40);
+}
+
+#[test]
 fn more_hot_queues_than_slots_take_turns() {
     let mut world = World::new(budget(8));
     for function in 0..40 {

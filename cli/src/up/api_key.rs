@@ -33,13 +33,15 @@ pub(super) fn resolve(given: Option<String>, data: &DataDir) -> Result<Key, CliE
 }
 
 /// Lets the user's own `flux` commands find the key of this address. One that was given is only corrected where an
-/// older one is remembered.
-pub(super) fn remember(key: &Key, authority: &str) -> Result<(), CliError> {
+/// older one is remembered. Returns what to say where there is no place for it: Flux runs without.
+pub(super) fn remember(key: &Key, authority: &str) -> Option<String> {
     let known = keys::read(authority);
     if known.as_deref() == Some(&key.text) || (known.is_none() && !key.made) {
-        return Ok(());
+        return None;
     }
-    keys::write(authority, &key.text)
-        .map(|_| ())
-        .map_err(|source| CliError::local("the API key cannot be remembered for the command line", source))
+    let error = keys::write(authority, &key.text).err()?;
+    let place = keys::path(authority).map(|path| path.display().to_string()).unwrap_or_default();
+    Some(format!(
+        "the API key cannot be written to {place} ({error}): give `flux` commands --key, or set XDG_CONFIG_HOME"
+    ))
 }

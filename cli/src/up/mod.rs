@@ -92,12 +92,14 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     let key = api_key::resolve(settings.gateway.api_key.take(), &data)?;
     if queue.is_public() {
         out.note(format!(
-            "the queue listens on {}: whoever reaches it can run and read everything. It has no TLS in this release, so \
-             keep it on a private network",
+            "the queue listens on {}: whoever reaches it can run and read everything. It has neither passwords nor TLS in \
+             this release, so keep it on a private network",
             queue.listen
         ));
     }
-    api_key::remember(&key, &listen.to_string())?;
+    if let Some(note) = api_key::remember(&key, &listen.to_string()) {
+        out.note(note);
+    }
     let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
     let nats_config = nats_server::configure(&data, &queue, file.settings.queue.durability)?;

@@ -5,7 +5,7 @@
 //! | rule | what must hold |
 //! |---|---|
 //! | [`Rule::Lost`] | what was accepted (202, or the queue's ack of a direct publish) has a terminal record in the end, and every record there is is terminal. A direct publish that a wipe of the queue took before anyone recorded it may be gone; so may the record of a call that was answered in the moment of a fault: its caller has the outcome |
-//! | [`Rule::SecondOutcome`] | once a record or an answer told an outcome, every later one tells the same. A call's answer may differ from the record in its attempt (never in its version) only where a fault fell between; and the record may be `agent_lost` where the only agent and the queue died within 250 ms of the answer |
+//! | [`Rule::SecondOutcome`] | once a record or an answer told an outcome, every later one tells the same. A call's answer may differ from the record in its attempt (never in its version) only where a fault fell between; and the record may be `agent_lost` where the only agent died within 250 ms of the answer and the queue before it could deliver the call again (3 s) |
 //! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another |
 //! | [`Rule::StartedAfterCancel`] | nothing starts after its cancel was confirmed, and the record of a confirmed cancel says `cancelled` |
 //! | [`Rule::VersionsMixed`] | all attempts, answers and the record of one execution are of one version |

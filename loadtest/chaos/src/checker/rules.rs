@@ -125,12 +125,12 @@ fn is_lost(record: &Seen) -> bool {
     (record.status.as_str(), record.error.as_deref()) == ("failed", Some("agent_lost"))
 }
 
-/// The one agent died in the moment of the answer, and with it all that knew of the call and its outcome: the queue that held
-/// the call in its memory.
+/// The one agent died in the moment of the answer, before it could say the outcome, and the queue that held the call in its
+/// memory died before it delivered it again: nobody is left who knows.
 fn record_died(stories: &Stories, answered_us: u64) -> bool {
-    let (from_us, to_us) = (answered_us.saturating_sub(SEEN_WITHIN_US), answered_us + SEEN_WITHIN_US);
-    let died = |target| stories.killed_within(from_us, to_us, &["root", target]);
-    stories.agents == 1 && died("worker") && died("nats-server")
+    let from_us = answered_us.saturating_sub(SEEN_WITHIN_US);
+    let died = |target, within_us| stories.killed_within(from_us, answered_us + within_us, &["root", target]);
+    stories.agents == 1 && died("worker", SEEN_WITHIN_US) && died("nats-server", DEATH_NOTICED_US)
 }
 
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {

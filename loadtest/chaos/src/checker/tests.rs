@@ -223,11 +223,14 @@ fn an_answered_call_is_lost_only_with_all_that_knew_of_it() {
     };
     holds(&lost(1, &[(SECOND + 49, "root")]));
     holds(&lost(1, &[(SECOND + 60, "worker"), (SECOND + 70, "nats-server")]));
+    holds(&lost(1, &[(SECOND + 60, "worker"), (2 * SECOND, "nats-server")]));
     for (agents, kills) in [
         (1, vec![]),
         (1, vec![(SECOND + 60, "worker")]),
         (1, vec![(SECOND + 60, "nats-server")]),
         (1, vec![(9 * SECOND, "root")]),
+        (1, vec![(SECOND + 60, "worker"), (9 * SECOND, "nats-server")]),
+        (1, vec![(2 * SECOND, "worker"), (2 * SECOND, "nats-server")]),
         (3, vec![(SECOND + 49, "root")]),
     ] {
         refused(&lost(agents, &kills), Rule::SecondOutcome);
