@@ -133,18 +133,23 @@ def handler(payload, context):
         return
     stop.set()
     early.join()
+    # The next thread's stack is the one that was freed last: the others are held until it is the early one's.
+    others = []
     for _ in range(50):
         end = threading.Event()
-        def late():
+        def late(end=end):
             while not end.wait(0.01):
                 print("LATE", flush=True)
         thread = threading.Thread(target=late, daemon=True)
         thread.start()
         if thread.ident == number:
-            return True
-        end.set()
-        thread.join()
-    return False
+            break
+        others.append((end, thread))
+    for other, _ in others:
+        other.set()
+    for _, other in others:
+        other.join()
+    return thread.ident == number
 "#;
 
 const NODE: &str = r#"
