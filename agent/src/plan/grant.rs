@@ -216,7 +216,7 @@ impl Planner {
         // In long pulls, as long as those take no more than three quarters of the node. One credit: what it brings says
         // how much more there is.
         let long = self.standing.plus(each).fits_in(self.total.times(3).over(4));
-        if self.shares_with_sibling(queue) || now_ms < self.no_standing_before_ms || !long {
+        if self.takes_the_last(queue) || now_ms < self.no_standing_before_ms || !long {
             self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
         } else {
             // What runs may be given up, and must not come back on a pull that was left behind.
@@ -287,9 +287,11 @@ impl Planner {
         room - u64::from(self.sibling_wants(index)).min(room)
     }
 
-    /// One more credit here would leave nothing of `max_concurrency` for the function's other lane.
-    fn shares_with_sibling(&self, index: usize) -> bool {
-        self.sibling_wants(index) && self.room_beside_sibling(index) == 0
+    /// One more credit here leaves nothing of `max_concurrency` for the function's other lane, which may get work before a
+    /// long pull is over: a call would be refused, and an invocation wait for seconds.
+    fn takes_the_last(&self, index: usize) -> bool {
+        let Some(function) = self.function_index(index).and_then(|f| self.function(f)) else { return false };
+        function.need.is_some_and(|need| need.max_concurrency <= function.in_use + 1)
     }
 
     fn take(&mut self, index: usize, count: u64, kind: Kind, expires: Duration, drafts: &mut Vec<Draft>) {

@@ -521,6 +521,19 @@ fn two_lanes_share_a_concurrency_of_one() {
 }
 
 #[test]
+fn a_lane_that_gets_hot_later_does_not_wait_for_a_long_pull_of_the_other() {
+    let mut world = World::new(budget(8));
+    let (call, invoke) = (name(Lane::Call, 0), name(Lane::Invoke, 0));
+    world.add(&call, need(100, 128, 1), 20);
+    world.arrive(&call, 1);
+    world.run(3_000, 5, |_| ());
+    world.add(&invoke, need(100, 128, 1), 20);
+    world.arrive(&invoke, 1);
+    world.run(400, 5, |_| ());
+    assert_eq!(world.delivered.get(&invoke), Some(&1));
+}
+
+#[test]
 fn a_cold_queue_is_left_alone_and_forgotten() {
     let mut world = World::new(budget(8));
     let queue = name(Lane::Call, 0);
