@@ -38,6 +38,7 @@
 //! **Cost.** An event costs O(log hot queues), whatever is queued and however many functions exist.
 
 mod amount;
+mod credit;
 mod grant;
 mod order;
 #[cfg(test)]
@@ -46,12 +47,13 @@ mod tests;
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    time::Duration,
 };
 
 use flux_protocol::{FunctionName, Lane, subject::QueueName};
 
 pub(crate) use amount::Amount;
+use credit::Kind;
+pub(crate) use credit::{Credit, Grant, Need, PullEnd, QueueId, Recost, Slot};
 
 /// A queue whose last two deliveries are no further apart, and no longer ago, is expected to have work again before a pull on
 /// it is over.
@@ -88,83 +90,6 @@ const RUNG: u64 = 1;
 
 /// Ticks begin here: what was never served has smaller ones, by which each agent has an order of its own.
 const FIRST_TICK: u64 = 1 << 16;
-
-/// What one function needs, by its current version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Need {
-    pub(crate) each: Amount,
-    /// Executions at once on this agent.
-    pub(crate) max_concurrency: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct QueueId(usize);
-
-/// Room that an outstanding pull holds.
-#[derive(Debug)]
-pub(crate) struct Credit {
-    pub(crate) queue: QueueId,
-    pub(crate) left: u64,
-    each: Amount,
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// For work that is known, or expected within moments.
-    Work,
-    /// On a queue that is not known to have any, in a short pull.
-    Turn,
-    /// The same in a long pull.
-    Standing,
-}
-
-/// A pull to be sent.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    pub(crate) credit: Credit,
-    pub(crate) name: QueueName,
-    pub(crate) expires: Duration,
-}
-
-impl Grant {
-    pub(crate) fn batch(&self) -> u64 {
-        self.credit.left
-    }
-}
-
-/// Room that a running execution holds.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    queue: QueueId,
-    cost: Amount,
-}
-
-/// The execution runs a version that needs another amount than the current one.
-#[derive(Debug)]
-pub(crate) struct Recost {
-    from: Amount,
-    to: Amount,
-}
-
-impl Slot {
-    /// `None` when nothing changes. The planner is to be told by [`Planner::recosted`].
-    pub(crate) fn recost(&mut self, to: Amount) -> Option<Recost> {
-        let from = std::mem::replace(&mut self.cost, to);
-        (from != to).then_some(Recost { from, to })
-    }
-}
-
-/// How a pull ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PullEnd {
-    /// By itself: filled, or nothing more came within its time.
-    Expired,
-    /// The broker or the connection ended it: this says nothing about the queue.
-    Failed,
-    /// At once: as many pulls as may wait there, so nothing does that they will not have.
-    Covered,
-}
 
 #[derive(Debug)]
 struct Queue {
