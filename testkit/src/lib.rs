@@ -10,6 +10,7 @@ mod apart;
 mod api;
 mod archive;
 mod disk;
+pub mod firecracker;
 mod locate;
 mod log;
 mod nats;

@@ -55,6 +55,11 @@ pub const ERROR_STACK: usize = 32 * KIB;
 pub const WORKER_INVOCATIONS: u64 = 100_000;
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
+/// Snapshots of microVMs that an agent's machine keeps, each as large as its guest's memory.
+pub const MICROVM_SNAPSHOTS: usize = 16;
+/// How long Firecracker may take over one request (a snapshot writes all of the guest's memory), and a guest until it listens.
+pub const MICROVM_API: Duration = Duration::from_secs(10);
+pub const MICROVM_BOOT: Duration = Duration::from_secs(20);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
 pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);

@@ -1,0 +1,162 @@
+//! Images of functions' code: an ext4 file system for each digest, made once, and given to guests as a read-only disk.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use tokio::{process::Command, sync::Mutex};
+
+/// Images that are kept; the oldest goes first. A guest that has one keeps it by its own link.
+const MOST: usize = 256;
+const BLOCK: u64 = 4096;
+/// For what a file system needs beside the files.
+const SPARE: u64 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CodeError {
+    #[error("the code at {path} cannot be read")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the code at {0} belongs to root: an image of it could hold what only root may read")]
+    Roots(PathBuf),
+    #[error("mke2fs cannot be run; Debian's package e2fsprogs has it")]
+    NoTool(#[source] io::Error),
+    #[error("mke2fs failed: {0}")]
+    Failed(String),
+}
+
+/// The images of a driver.
+#[derive(Debug)]
+pub(crate) struct Images {
+    folder: PathBuf,
+    /// One at a time: an image is made once, and soon.
+    making: Mutex<()>,
+}
+
+impl Images {
+    pub(crate) fn open(folder: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&folder)?;
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            // Half made.
+            if path.extension().is_some_and(|extension| extension == "new") {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(Self { folder, making: Mutex::new(()) })
+    }
+
+    /// The image of this folder, whose content has this digest.
+    pub(crate) async fn of(&self, folder: &Path, digest: &str) -> Result<PathBuf, CodeError> {
+        let path = self.folder.join(digest);
+        let _one = self.making.lock().await;
+        if path.exists() {
+            return Ok(path);
+        }
+        let read = |source| CodeError::Read { path: folder.to_owned(), source };
+        let owner = fs::metadata(folder).map_err(read)?;
+        // It is made as who unpacked the code: whatever that names, what only root can read is not in the image.
+        if nix::unistd::geteuid().is_root() && owner.uid() == 0 {
+            return Err(CodeError::Roots(folder.to_owned()));
+        }
+        let (bytes, files) = size(folder).map_err(read)?;
+        let new = self.folder.join(format!("{digest}.new"));
+        let mut command = Command::new("mke2fs");
+        let arguments = ["-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-O", "^has_journal,^resize_inode"];
+        command.args(arguments).args(["-E", "root_owner=0:0", "-N", &(files + 16).to_string(), "-d"]);
+        // An inode takes 256 bytes of a table.
+        let blocks = (bytes + bytes / 16 + files * 256 + SPARE) / BLOCK;
+        // It is told an open file's name: the folder is closed to who it runs as.
+        let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&new);
+        let file = file.map_err(CodeError::NoTool)?;
+        command.arg(folder).args(["/dev/stdin", &blocks.to_string()]);
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::fchown(&file, Some(owner.uid().into()), Some(owner.gid().into()))
+                .map_err(|error| CodeError::NoTool(error.into()))?;
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        command.stdin(file);
+        let output = command.kill_on_drop(true).output().await.map_err(CodeError::NoTool)?;
+        if !output.status.success() {
+            return Err(CodeError::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        let closed = nix::unistd::chown(&new, Some(nix::unistd::geteuid()), None).map_err(io::Error::from);
+        let closed = closed.and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o444)));
+        closed.and_then(|()| fs::rename(&new, &path)).map_err(CodeError::NoTool)?;
+        self.drop_oldest().map_err(CodeError::NoTool)?;
+        Ok(path)
+    }
+
+    fn drop_oldest(&self) -> io::Result<()> {
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            images.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        images.sort();
+        let spare = images.len().saturating_sub(MOST);
+        images.into_iter().take(spare).try_for_each(|(_, path)| fs::remove_file(path))
+    }
+}
+
+/// Bytes in whole blocks, and the number of entries.
+fn size(folder: &Path) -> io::Result<(u64, u64)> {
+    let (mut bytes, mut files) = (BLOCK, 1);
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        let (more_bytes, more_files) =
+            if metadata.is_dir() { size(&entry.path())? } else { (metadata.len().next_multiple_of(BLOCK), 1) };
+        bytes += more_bytes;
+        files += more_files;
+    }
+    Ok((bytes, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As what unpacks archives does: not root's.
+    fn code() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("sub")).expect("made");
+        fs::write(folder.path().join("main.py"), "x = 1\n").expect("written");
+        fs::write(folder.path().join("sub/large"), vec![7; 3_000_000]).expect("written");
+        if nix::unistd::geteuid().is_root() {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+            std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).expect("given");
+        }
+        folder
+    }
+
+    #[tokio::test]
+    async fn an_image_is_made_once_and_holds_the_files() {
+        let (code, images) = (code(), tempfile::tempdir().expect("a folder"));
+        let made = Images::open(images.path().to_owned()).expect("opened");
+        let image = made.of(code.path(), "d1").await.expect("made");
+        let shown = std::process::Command::new("debugfs").args(["-R", "cat /main.py"]).arg(&image).output();
+        assert_eq!(String::from_utf8_lossy(&shown.expect("run").stdout), "x = 1\n");
+        let first = fs::metadata(&image).expect("there").ino();
+        let again = made.of(code.path(), "d1").await.expect("there");
+        assert_eq!(fs::metadata(again).expect("there").ino(), first);
+        assert_eq!(fs::metadata(&image).expect("there").mode() & 0o777, 0o444);
+    }
+
+    #[tokio::test]
+    async fn roots_own_folders_are_not_made_into_images() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let images = tempfile::tempdir().expect("a folder");
+        let made = Images::open(images.path().to_owned()).expect("opened");
+        let refused = made.of(Path::new("/etc"), "d1").await;
+        assert!(matches!(refused, Err(CodeError::Roots(_))), "{refused:?}");
+        assert_eq!(fs::read_dir(images.path()).expect("read").count(), 0);
+    }
+}
