@@ -101,6 +101,9 @@ async fn deploy(args: &Args, cx: &Context) -> Result<(), CliError> {
     if published.total_agents == 0 {
         cx.out.note("no agent is online: invocations wait or are refused until one is");
     }
+    if let Some(warning) = published.warning {
+        cx.out.note(warning);
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use std::{fmt::Write as _, time::Duration};
 use flux_protocol::{
     ErrorCode, FunctionName, FunctionSpec, PoolName,
     agent::{AgentStatus, Budget, Capabilities},
-    function::{Isolation, PressureBehavior, Runtime},
+    function::{PressureBehavior, Runtime},
 };
 
 use crate::refusal::Refusal;
@@ -121,22 +121,9 @@ pub(super) enum Admission {
     Refuse(Shortage),
 }
 
-/// The isolation tier as agents name it among their capabilities.
-pub(super) fn tier_of(spec: &FunctionSpec) -> &'static str {
-    match spec.isolation {
-        Isolation::Process => "process",
-    }
-}
-
 /// Whether an idle agent could run one.
 pub(super) fn can_run(spec: &FunctionSpec, capabilities: &Capabilities, total: Budget) -> bool {
-    isolates(spec, capabilities) && capabilities.gives(spec.runtime) && slots(total, spec) > 0
-}
-
-/// Whether it has the tier, and gives the network.
-fn isolates(spec: &FunctionSpec, capabilities: &Capabilities) -> bool {
-    let (tier, tiers) = (tier_of(spec), &capabilities.tiers);
-    (tiers.is_empty() || tiers.iter().any(|has| has == tier)) && !capabilities.refuses.contains(&spec.network)
+    capabilities.isolates(spec) && capabilities.gives_runtime(spec) && slots(total, spec) > 0
 }
 
 /// What most distributions call the package of a runtime.
@@ -178,11 +165,11 @@ pub(super) fn summarize<'a>(spec: &FunctionSpec, agents: impl IntoIterator<Item 
             continue;
         }
         sum.online += 1;
-        if !isolates(spec, agent.capabilities) {
+        if !agent.capabilities.isolates(spec) {
             continue;
         }
         sum.with_tier += 1;
-        if !agent.capabilities.gives(spec.runtime) {
+        if !agent.capabilities.gives_runtime(spec) {
             continue;
         }
         sum.capable += 1;
@@ -320,7 +307,7 @@ pub(super) fn explain(
             text,
             "none of the {} agents online can give what `{name}` asks for (isolation `{}`, network `{}`); `flux agents` shows what each lacks",
             fleet.online,
-            tier_of(spec),
+            spec.isolation.as_str(),
             spec.network.as_str()
         ),
         Shortage::NoRuntime => write!(

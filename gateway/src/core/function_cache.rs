@@ -87,7 +87,7 @@ impl Runnable {
 
     /// A function without code cannot be invoked.
     pub(super) fn require_code(&self) -> Result<(), Refusal> {
-        if self.version.digest.is_some() {
+        if self.version.is_runnable() {
             return Ok(());
         }
         let name = self.version.name();

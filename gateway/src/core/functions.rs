@@ -17,6 +17,7 @@ use flux_store::{Deployed, Function, StoreError};
 
 use super::{
     Gateway, Inner, Published,
+    admission::{Mine, Shortage, Summary, Told, explain},
     function_cache::{Runnable, version_not_found},
 };
 use crate::refusal::Refusal;
@@ -164,6 +165,9 @@ fn check_archive(
             spec
         }
     };
+    if !spec.command.is_empty() {
+        return Ok(spec);
+    }
     let entry = spec.entry();
     let Some(handler) = entry.files.iter().find(|file| summary.has_file(file)) else {
         let handler = entry.files.first().map_or(spec.handler.as_str(), String::as_str);
@@ -221,7 +225,20 @@ impl Inner {
         if changed {
             tracing::info!(function = %name, version = version.version, "function published");
         }
-        Ok(Published { version, changed, agents: self.agents_online() })
+        let warning = self.nobody_runs(&version.spec);
+        Ok(Published { version, changed, agents: self.agents_online(), warning })
+    }
+
+    /// Why no agent that is online runs such a function; `None` where one does, or where none is online.
+    fn nobody_runs(&self, spec: &FunctionSpec) -> Option<String> {
+        let (_, fleet) = self.fleet.summary(spec);
+        let shortage = match fleet {
+            Summary { online: 0, .. } => return None,
+            Summary { with_tier: 0, .. } => Shortage::NoCapability,
+            Summary { capable: 0, .. } => Shortage::NoRuntime,
+            _ => return None,
+        };
+        Some(explain(&spec.name, spec, &fleet, &Mine::default(), shortage, Told::Waiting))
     }
 
     /// Where the origin keeps it and agents fetch it.

@@ -52,6 +52,8 @@ pub struct Published {
     pub changed: bool,
     /// Agents online now, all of which sync it.
     pub agents: Vec<AgentId>,
+    /// Why none of them can run it.
+    pub warning: Option<String>,
 }
 
 /// An agent as this gateway last heard of it.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    function::{Network, Runtime},
+    function::{FunctionSpec, Isolation, Network, Runtime},
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
     time::Timestamp,
@@ -44,7 +44,7 @@ pub struct Budget {
 /// Layers of isolation that the agent found it can give, and those that it cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// `process`, later `container`, `microvm`.
+    /// `process`, `container`, later `microvm`.
     pub tiers: Vec<String>,
     /// Such as `unprivileged_user`, `pid_namespace`, `cgroup_memory`.
     pub layers: Vec<String>,
@@ -52,6 +52,9 @@ pub struct Capabilities {
     /// Values of `network` whose functions it does not run: it lacks what they need.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refuses: Vec<Network>,
+    /// The same, of functions in containers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub container_refuses: Vec<Network>,
     /// Interpreters that were tried and answered. Native functions need none.
     #[serde(default)]
     pub runtimes: Vec<RuntimeGiven>,
@@ -67,9 +70,24 @@ pub struct RuntimeGiven {
 }
 
 impl Capabilities {
-    /// Whether functions of this runtime can run there.
-    pub fn gives(&self, runtime: Runtime) -> bool {
-        runtime == Runtime::Native || self.runtimes.iter().any(|given| given.name == runtime.as_str())
+    /// Whether it has what the function needs to run in: native ones nothing, those in an image what is in the image.
+    pub fn gives_runtime(&self, spec: &FunctionSpec) -> bool {
+        spec.isolation == Isolation::Container
+            || spec.runtime == Runtime::Native
+            || self.runtimes.iter().any(|given| given.name == spec.runtime.as_str())
+    }
+
+    /// Whether it has the function's tier, and gives it its network there.
+    pub fn isolates(&self, spec: &FunctionSpec) -> bool {
+        let refuses = match spec.isolation {
+            Isolation::Process => &self.refuses,
+            Isolation::Container => &self.container_refuses,
+        };
+        let tier = spec.isolation.as_str();
+        let has_tier = self.tiers.iter().any(|has| has == tier);
+        // Agents without a launcher for a moment name none, and run processes.
+        let has_tier = has_tier || self.tiers.is_empty() && spec.isolation == Isolation::Process;
+        has_tier && !refuses.contains(&spec.network)
     }
 }
 

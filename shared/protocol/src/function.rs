@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod handler;
+mod image;
 mod parse;
 mod text;
 
@@ -22,12 +23,18 @@ pub use text::{format_duration, parse_duration};
 pub struct FunctionSpec {
     pub name: FunctionName,
     /// `native`: path of the executable inside the archive. `bash`: path of the script. `python`, `node`: `file.function`, or a
-    /// file; see [`FunctionSpec::entry`].
+    /// file; see [`FunctionSpec::entry`]. Empty where a `command` takes its place.
     pub handler: String,
     #[serde(default)]
     pub runtime: Runtime,
     #[serde(default)]
     pub isolation: Isolation,
+    /// Of `isolation: container`, as Docker names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// A program of the image, and its arguments: the image is the function, and needs no code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     #[serde(default)]
     pub resources: Resources,
     /// Seconds that one attempt may run; `None` is without limit.
@@ -99,6 +106,18 @@ impl std::fmt::Display for Runtime {
 pub enum Isolation {
     #[default]
     Process,
+    /// A Docker container of the function's `image`.
+    Container,
+}
+
+impl Isolation {
+    /// As in `flux.yaml`, and as agents name what they can give.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Container => "container",
+        }
+    }
 }
 
 /// What an execution takes of a node's budget, and the most that it can use.
@@ -192,5 +211,10 @@ pub struct FunctionVersion {
 impl FunctionVersion {
     pub fn name(&self) -> &FunctionName {
         &self.spec.name
+    }
+
+    /// Whether there is something to run: code, or an image that needs none.
+    pub fn is_runnable(&self) -> bool {
+        self.digest.is_some() || !self.spec.command.is_empty()
     }
 }

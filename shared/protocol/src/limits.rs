@@ -40,6 +40,10 @@ pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// Versions kept per function in the store and the key-value history (NATS keeps at most 64 a key).
 pub const VERSION_HISTORY: u32 = 64;
+/// `image` of a function, in bytes; `command`: words, and bytes in all.
+pub const IMAGE_NAME: usize = 255;
+pub const COMMAND_WORDS: usize = 256;
+pub const COMMAND_BYTES: usize = 64 * KIB;
 pub const FUNCTION_MEMORY_MB: u32 = 1024 * 1024;
 pub const FUNCTION_CPU_MILLICORES: u32 = 1_024_000;
 /// Longest `keep_warm` of a function, and what one that does not say gets.

@@ -65,6 +65,8 @@ pub(in crate::http) struct CapabilitiesBody {
     missing: Vec<MissingLayerBody>,
     /// Values of `network` whose functions it does not run: a layer that they need is missing.
     refuses: Vec<String>,
+    /// The same, of functions in containers.
+    container_refuses: Vec<String>,
     /// Interpreters for functions that are not native.
     runtimes: Vec<RuntimeBody>,
 }
@@ -149,15 +151,20 @@ impl From<NodeStatus> for NodeBody {
 }
 
 impl From<Capabilities> for CapabilitiesBody {
-    fn from(Capabilities { tiers, layers, missing, refuses, runtimes }: Capabilities) -> Self {
+    fn from(Capabilities { tiers, layers, missing, refuses, container_refuses, runtimes }: Capabilities) -> Self {
         let missing = missing.into_iter().map(|layer| MissingLayerBody { layer: layer.layer, reason: layer.reason });
         let runtimes = runtimes.into_iter().map(|given| RuntimeBody { name: given.name, version: given.version });
         Self {
             tiers,
             layers,
             missing: missing.collect(),
-            refuses: refuses.iter().map(|network| network.as_str().to_owned()).collect(),
+            refuses: networks(&refuses),
+            container_refuses: networks(&container_refuses),
             runtimes: runtimes.collect(),
         }
     }
+}
+
+fn networks(of: &[flux_protocol::function::Network]) -> Vec<String> {
+    of.iter().map(|network| network.as_str().to_owned()).collect()
 }

@@ -92,6 +92,9 @@ pub(in crate::http) struct RegisteredBody {
     registered_count: usize,
     total_agents: usize,
     agents: Vec<String>,
+    /// Why none of the agents online can run it, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 /// Answer to a deployment or rollback.
@@ -108,6 +111,9 @@ pub(in crate::http) struct DeployedBody {
     deployed_count: usize,
     total_agents: usize,
     agents: Vec<String>,
+    /// Why none of the agents online can run it, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 fn ids(agents: &[AgentId]) -> Vec<String> {
@@ -115,7 +121,7 @@ fn ids(agents: &[AgentId]) -> Vec<String> {
 }
 
 impl From<Published> for RegisteredBody {
-    fn from(Published { version, changed, agents }: Published) -> Self {
+    fn from(Published { version, changed, agents, warning }: Published) -> Self {
         Self {
             status: "success",
             name: version.name().to_string(),
@@ -124,12 +130,13 @@ impl From<Published> for RegisteredBody {
             registered_count: agents.len(),
             total_agents: agents.len(),
             agents: ids(&agents),
+            warning,
         }
     }
 }
 
 impl From<Published> for DeployedBody {
-    fn from(Published { version, changed, agents }: Published) -> Self {
+    fn from(Published { version, changed, agents, warning }: Published) -> Self {
         Self {
             status: "success",
             name: version.name().to_string(),
@@ -139,6 +146,7 @@ impl From<Published> for DeployedBody {
             deployed_count: agents.len(),
             total_agents: agents.len(),
             agents: ids(&agents),
+            warning,
         }
     }
 }
@@ -165,12 +173,17 @@ pub(in crate::http) struct FunctionConfig {
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     pub(in crate::http) name: String,
     /// Path of the executable or script inside the archive; for python and node `file.function`, or a file.
-    pub(in crate::http) handler: String,
+    pub(in crate::http) handler: Option<String>,
     /// `native`, `python`, `node` or `bash`.
     #[schema(example = "native", default = "native")]
     pub(in crate::http) runtime: Option<String>,
     #[schema(example = "process", default = "process")]
     pub(in crate::http) isolation: Option<String>,
+    /// With `isolation: container`: the image.
+    #[schema(example = "python:3.12")]
+    pub(in crate::http) image: Option<String>,
+    /// With `isolation: container`, in place of a handler: a program of the image and its arguments. No code is needed.
+    pub(in crate::http) command: Option<Vec<String>>,
     pub(in crate::http) resources: Option<ResourcesConfig>,
     /// Seconds that one attempt may run; 0 is without limit.
     #[schema(default = 30.0, maximum = 86_400)]

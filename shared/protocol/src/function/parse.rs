@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use super::{
-    FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, handler, parse_duration,
+    FunctionSpec, Isolation, Network, PressureBehavior, Resources, Retry, Runtime, handler, image, parse_duration,
     text::whole_millis,
 };
 use crate::{
@@ -35,7 +35,7 @@ impl SpecError {
     }
 }
 
-fn wrong(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
+pub(super) fn wrong(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
     SpecError::Field { field: field.into(), problem: problem.into() }
 }
 
@@ -116,18 +116,15 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     };
     let isolation = match get("isolation").map(|v| string(v, "isolation")).transpose()? {
         None | Some("process") => Isolation::Process,
-        Some(later @ ("container" | "microvm")) => {
-            return Err(unsupported("isolation", format!("`{later}` is not in this release; use `process`")));
+        Some("container") => Isolation::Container,
+        Some("microvm") => {
+            return Err(unsupported("isolation", "`microvm` is not in this release; use `process` or `container`"));
         }
         Some(other) => return Err(unknown_value("isolation", other, &["process", "container", "microvm"])),
     };
-    for field in ["image", "command"] {
-        if get(field).is_some() {
-            return Err(unsupported(
-                field,
-                "container functions are not in this release; remove the field and use `isolation: process`",
-            ));
-        }
+    let (image, command) = image::image_and_command(get("image"), get("command"), isolation)?;
+    if !command.is_empty() && runtime != Runtime::Native {
+        return Err(wrong("runtime", format!("`{runtime}` has no part in a `command`; remove one of the two")));
     }
     if get("secrets").is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
         return Err(unsupported("secrets", "secrets are not in this release; remove the field"));
@@ -136,15 +133,26 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
     let keep_warm = keep_warm(get("keep_warm"), runtime)?;
-    let handler = string(get("handler").ok_or_else(|| wrong("handler", missing_handler(runtime)))?, "handler")?;
-    check_handler(handler)?;
-    handler::entry(runtime, handler).map_err(|problem| wrong("handler", problem))?;
+    let handler = match get("handler") {
+        Some(_) if !command.is_empty() => {
+            return Err(wrong("handler", "has no part in a `command`; remove one of the two"));
+        }
+        Some(handler) => string(handler, "handler")?,
+        None if !command.is_empty() => "",
+        None => return Err(wrong("handler", missing_handler(runtime))),
+    };
+    if command.is_empty() {
+        check_handler(handler)?;
+        handler::entry(runtime, handler).map_err(|problem| wrong("handler", problem))?;
+    }
 
     Ok(FunctionSpec {
         name,
         handler: handler.to_owned(),
         runtime,
         isolation,
+        image,
+        command,
         resources: get("resources").map(resources).transpose()?.unwrap_or_default(),
         timeout: get("timeout").map(timeout).transpose()?.unwrap_or(Some(DEFAULT_TIMEOUT)),
         max_concurrency: get("max_concurrency")
@@ -220,7 +228,7 @@ fn unknown_value(field: &str, given: &str, known: &[&str]) -> SpecError {
     }
 }
 
-fn string<'a>(value: &'a Value, field: &str) -> Result<&'a str, SpecError> {
+pub(super) fn string<'a>(value: &'a Value, field: &str) -> Result<&'a str, SpecError> {
     value.as_str().ok_or_else(|| wrong(field, not_text(value)))
 }
 

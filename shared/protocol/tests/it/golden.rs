@@ -228,6 +228,7 @@ fn heartbeats() {
         free: Budget { tasks: 7, cpu_millicores: 1900, memory_mb: 1672 },
         running: vec![RunningCount { function: function(), calls: 1, invokes: 0, warm: 2 }],
         capabilities: Capabilities {
+            container_refuses: Vec::new(),
             refuses: Vec::new(),
             tiers: vec!["process".to_owned()],
             layers: vec!["pid_namespace".to_owned()],

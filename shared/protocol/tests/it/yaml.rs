@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use flux_protocol::{
     FunctionSpec,
-    function::{Network, PressureBehavior, SpecError, parse_json, parse_yaml},
+    function::{Isolation, Network, PressureBehavior, SpecError, parse_json, parse_yaml},
     limits,
 };
 use proptest::prelude::*;
@@ -112,10 +112,7 @@ fn refusals_name_the_field_and_the_remedy() {
 fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
         ("runtime: lambda", "runtime"),
-        ("isolation: container", "isolation"),
         ("isolation: microvm", "isolation"),
-        ("image: python:3.12", "image"),
-        ("command: [python]", "command"),
         ("secrets: [DB_PASSWORD]", "secrets"),
         ("secrets: DB_PASSWORD", "secrets"),
         ("keep_warm: 60", "keep_warm"),
@@ -251,5 +248,38 @@ proptest! {
             let stored = serde_json::to_string(&spec).expect("JSON");
             prop_assert_eq!(serde_json::from_str::<FunctionSpec>(&stored).expect("it reads"), spec);
         }
+    }
+}
+
+#[test]
+fn a_function_in_a_container() {
+    let spec = with("isolation: container\nimage: registry.example:5000/team/tool:1.2\nruntime: python\nhandler: main.f");
+    assert!(spec.is_err(), "two handlers");
+    let yaml = |rest: &str| parse_yaml(&format!("name: f\nisolation: container\n{rest}"));
+    let spec = yaml("image: python:3.12\nruntime: python\nhandler: main.f").expect("a handler in an image");
+    assert_eq!((spec.isolation, spec.image.as_deref()), (Isolation::Container, Some("python:3.12")));
+    assert_eq!(spec.keep_warm, Duration::from_secs(60));
+    let spec = yaml("image: tool@sha256:0a\ncommand: [tool, --json]").expect("an image by itself");
+    assert_eq!((spec.handler.as_str(), spec.command.as_slice()), ("", &["tool".to_owned(), "--json".to_owned()][..]));
+    assert!(spec.keep_warm.is_zero());
+    for (rest, field) in [
+        ("handler: f", "image"),
+        ("image: 3\nhandler: f", "image"),
+        ("image: -v\nhandler: f", "image"),
+        ("image: a b\nhandler: f", "image"),
+        ("image: a", "handler"),
+        ("image: a\ncommand: tool", "command"),
+        ("image: a\ncommand: ['']", "command"),
+        ("image: a\ncommand: [1]", "command"),
+        ("image: a\ncommand: [b]\nhandler: f", "handler"),
+        ("image: a\ncommand: [b]\nruntime: python", "runtime"),
+        ("image: a\ncommand: [b]\nkeep_warm: 60", "keep_warm"),
+    ] {
+        assert_eq!(yaml(rest).expect_err(rest).field(), Some(field), "{rest}");
+    }
+    for (rest, field) in [("image: a", "image"), ("command: [a]", "command")] {
+        let error = with(rest).expect_err(rest);
+        assert_eq!(error.field(), Some(field), "{rest}");
+        assert!(error.to_string().contains("isolation: container"), "{error}");
     }
 }

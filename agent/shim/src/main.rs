@@ -1,0 +1,45 @@
+//! `flux-shim [--stay] [--guest] connect PATH | listen PATH | vsock PORT`
+//!
+//! Without `--stay` the end of the first connection is the end of all.
+
+use std::{ffi::OsString, io, process::ExitCode};
+
+use flux_shim::{Endpoint, Place, Shim};
+
+fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut has = |flag: &str| {
+        let before = args.len();
+        args.retain(|arg| arg != flag);
+        args.len() < before
+    };
+    let (stay, guest) = (has("--stay"), has("--guest"));
+    let endpoint = match &args[..] {
+        [how, wherever] => Endpoint::parse(how, wherever),
+        _ => None,
+    };
+    let Some(endpoint) = endpoint else {
+        eprintln!("usage: flux-shim [--stay] [--guest] connect PATH | listen PATH | vsock PORT");
+        return ExitCode::from(2);
+    };
+    match run(&endpoint, stay, if guest { Place::Guest } else { Place::Container }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flux-shim: {error}");
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn run(endpoint: &Endpoint, stay: bool, place: Place) -> io::Result<()> {
+    let mut shim = Shim::new(place)?;
+    let mut streams = endpoint.open()?;
+    while let Some(stream) = streams.next_stream()? {
+        shim.serve(stream);
+        if !stay {
+            break;
+        }
+    }
+    shim.end_all();
+    Ok(())
+}
