@@ -20,7 +20,8 @@ use std::{
     time::Duration,
 };
 
-use rand::TryRngCore as _;
+use flux_shim::{ToShim, frame::SEED, guest::PORT};
+use rand::{TryRngCore as _, rngs::OsRng};
 use tokio::{io::AsyncWriteExt as _, net::UnixStream};
 
 use crate::{
@@ -33,7 +34,6 @@ use crate::{
     owner,
     settings::Settings,
     snapshots::{Parts, Snapshots},
-    wake,
 };
 
 /// What a guest is wanted for.
@@ -176,10 +176,12 @@ impl Guest {
     /// # Errors
     /// The guest does not listen within the time, or has ended.
     pub async fn connect(&mut self, within: Duration) -> Result<UnixStream, DriverError> {
-        let mut stream = self.machine.connect(wake::PORT, within).await?;
-        let mut seed = [0; wake::SEED];
-        rand::rngs::OsRng.try_fill_bytes(&mut seed).map_err(|error| DriverError::Wake(std::io::Error::other(error)))?;
-        let frame = wake::frame(flux_protocol::time::now().as_micros(), &seed);
+        let mut stream = self.machine.connect(PORT, within).await?;
+        let mut seed = Box::new([0; SEED]);
+        OsRng.try_fill_bytes(&mut seed[..]).map_err(|error| DriverError::Wake(std::io::Error::other(error)))?;
+        let now_us = flux_protocol::time::now().as_micros().unsigned_abs();
+        let mut frame = Vec::new();
+        ToShim::Wake { now_us, seed }.encode(&mut frame);
         stream.write_all(&frame).await.map_err(DriverError::Wake)?;
         Ok(stream)
     }

@@ -18,7 +18,6 @@ mod owner;
 mod settings;
 mod snapshots;
 pub mod vsock;
-pub mod wake;
 
 pub use code::CodeError;
 pub use driver::{Driver, Guest, Wish};

@@ -10,10 +10,14 @@ pub const CHUNK: usize = 64 << 10;
 /// The largest frame: a `Start` with all of its arguments and environment.
 pub const FRAME: usize = 1 << 20;
 
+/// Random bytes of a `Wake`.
+pub const SEED: usize = 64;
+
 const START: u8 = 1;
 const STDIN: u8 = 2;
 const TO_CHANNEL: u8 = 3;
 const SIGNAL: u8 = 4;
+const WAKE: u8 = 5;
 const HELLO: u8 = 16;
 const STARTED: u8 = 17;
 const REFUSED: u8 = 18;
@@ -68,6 +72,12 @@ pub enum ToShim {
     Channel(Vec<u8>),
     /// `SIGKILL` goes to all that runs here, any other to the process's group.
     Signal(i32),
+    /// The first word to a guest, which may be the clone of another: what time it is, and what its randomness begins with.
+    Wake {
+        /// `CLOCK_REALTIME`.
+        now_us: u64,
+        seed: Box<[u8; SEED]>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +184,10 @@ impl ToShim {
             Self::Stdin(bytes) => encode_stdin(bytes, into),
             Self::Channel(bytes) => encode_channel(bytes, into),
             Self::Signal(signal) => frame(into, SIGNAL, |f| f.extend_from_slice(&signal.to_be_bytes())),
+            Self::Wake { now_us, seed } => frame(into, WAKE, |f| {
+                f.extend_from_slice(&now_us.to_be_bytes());
+                f.extend_from_slice(&seed[..]);
+            }),
         }
     }
 
@@ -194,6 +208,7 @@ impl ToShim {
             STDIN => Self::Stdin(fields.all()),
             TO_CHANNEL => Self::Channel(fields.all()),
             SIGNAL => Self::Signal(fields.u32()?.cast_signed()),
+            WAKE => Self::Wake { now_us: fields.u64()?, seed: Box::new(fields.array()?) },
             kind => return Err(FrameError::Unknown(kind)),
         };
         fields.end().map(|()| said)

@@ -12,16 +12,19 @@
 //!
 //! [`frame`] is the format, [`Shim`] serves it over any stream, [`Endpoint`] is where the stream comes from: a Unix socket that it
 //! connects to or listens at, or a vsock port. The program `flux-shim` is these two; `flux-shim-binary` holds it, static.
+//! As the first program of a microVM it also sets the guest up: [`guest`].
 //!
-//! **Architecture invariants.** One thread, few dependencies, no `unsafe`. Nothing of an agent is believed beyond a frame's limit. It
+//! **Architecture invariants.** One thread, few dependencies, `unsafe` for the two requests in `wake` alone. Nothing of an agent is believed beyond a frame's limit. It
 //! signals everything (`kill(-1)`) only as PID 1 of a namespace or a machine of its own.
 
 mod beside;
 mod endpoint;
 pub mod frame;
+pub mod guest;
 mod process;
 mod serve;
 mod usage;
+mod wake;
 
 pub use endpoint::{Endpoint, Streams};
 pub use frame::{Decoder, Exit, FrameError, FromShim, Start, Status, Stream, ToShim};

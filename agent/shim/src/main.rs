@@ -1,12 +1,15 @@
 //! `flux-shim [--stay] [--guest] connect PATH | listen PATH | vsock PORT`
 //!
-//! Without `--stay` the end of the first connection is the end of all.
+//! Without `--stay` the end of the first connection is the end of all. As a guest's first program it needs no arguments.
 
 use std::{ffi::OsString, io, process::ExitCode};
 
 use flux_shim::{Endpoint, Place, Shim};
 
 fn main() -> ExitCode {
+    if flux_shim::guest::is_here() {
+        flux_shim::guest::run();
+    }
     let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut has = |flag: &str| {
         let before = args.len();

@@ -192,6 +192,11 @@ impl Shim {
                 }
                 Ok(())
             }
+            ToShim::Wake { now_us, seed } => match self.place {
+                Place::Guest => crate::wake::wake(now_us, &seed),
+                // The clock and the kernel's randomness are the host's.
+                Place::Container => Ok(()),
+            },
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::{
 
 pub(crate) const SIZE: Size = Size { vcpus: 1, memory_mib: 128, cpu_millicores: 500 };
 /// Length, kind, time, random bytes.
-pub(crate) const WAKE: usize = 4 + 1 + 8 + flux_firecracker::wake::SEED;
+pub(crate) const WAKE: usize = 4 + 1 + 8 + flux_shim::frame::SEED;
 
 pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
