@@ -15,7 +15,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         resource::{Resource, setrlimit},
-        signal::SigSet,
+        signal::{SigSet, Signal, raise},
         stat::{Mode, fchmod},
     },
     unistd::{Pid, dup2, dup3, pipe2},
@@ -161,6 +161,8 @@ impl Process {
         blocked.thread_unblock()?;
         let spawned = command.spawn();
         blocked.thread_block()?;
+        // One that ended meanwhile told nobody.
+        raise(Signal::SIGCHLD)?;
         slot.clear()?;
         let pid = i32::try_from(spawned?.id()).map_err(io::Error::other)?;
         Ok(Self {
