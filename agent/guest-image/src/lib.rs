@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use tool::ToolError;
 
@@ -66,13 +66,32 @@ pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 }
 
 /// What an image was made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Those that were asked for.
+    pub wanted: Vec<String>,
+    /// Bytes and sum of the guest's agent, which is of the build that made the image.
+    pub agent: String,
     /// Packages with their versions, as their files are named.
     pub packages: Vec<String>,
     pub kernel: String,
     /// In the order in which they are loaded.
     pub modules: Vec<String>,
+}
+
+/// Tells builds of the agent apart: CRC-32 is enough against accidents.
+fn agent() -> String {
+    let crc = flux_shim_binary::SHIM.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
+    });
+    format!("{} {:08x}", flux_shim_binary::SHIM.len(), !crc)
+}
+
+/// Whether the folder holds an image of these packages with this build's agent. Newer packages may have come out since.
+pub fn is_current(folder: &Path, packages: &[String]) -> bool {
+    let made = fs::read(folder.join(MANIFEST)).ok().and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+    let whole = [KERNEL, INITRAMFS, ROOTFS].iter().all(|name| folder.join(name).is_file());
+    whole && made.is_some_and(|made| made.wanted == packages && made.agent == agent())
 }
 
 /// Makes the three files in `folder`, and says of what. `said` hears of each step.
@@ -106,7 +125,8 @@ pub fn build(folder: &Path, packages: &[String], said: &mut dyn FnMut(&str)) -> 
     let mut names: Vec<String> = debs.iter().map(name).collect();
     names.sort();
     let modules = modules.iter().map(|module| module.name.clone()).collect();
-    let manifest = Manifest { packages: names, kernel: name(&package), modules };
+    let manifest =
+        Manifest { wanted: packages.to_vec(), agent: agent(), packages: names, kernel: name(&package), modules };
     let text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     fs::write(work.join(MANIFEST), text).map_err(file("the manifest cannot be written", folder))?;
     for made in [KERNEL, INITRAMFS, ROOTFS, MANIFEST] {

@@ -5,6 +5,7 @@
 //!   flux.root=/dev/vda                 the root file system, read-only      → /
 //!   flux.code=/dev/vdb                 the function's code, read-only       → /code
 //!   memory                             /tmp, /run, /dev/shm
+//!   flux.lonely_s=60                   how long nobody may talk to it
 //! ```
 //!
 //! Then it is the shim, at a port of the vsock. A guest that nobody talks to any more restarts, which is its end: the machine
@@ -36,7 +37,8 @@ pub const PORT: u32 = 7227;
 pub const CODE: &str = "/code";
 /// Whom functions run as in a guest.
 pub const USER: u32 = 1000;
-/// A guest without a connection restarts after this long: a snapshot is taken within it, whatever its size.
+/// A guest without a connection restarts after this long, unless the kernel's command line says otherwise: a snapshot is taken
+/// within it, whatever its size.
 const LONELY: Duration = Duration::from_secs(60);
 /// For a disk that its driver was loaded for.
 const APPEARS_WITHIN: Duration = Duration::from_secs(10);
@@ -66,16 +68,16 @@ fn set_up_and_serve() -> io::Result<()> {
     attach("proc", "/proc", "proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, "")?;
     load_modules()?;
     let line = fs::read_to_string("/proc/cmdline")?;
-    let disk = |name: &str| {
-        let given = line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        given.ok_or_else(|| io::Error::other(format!("the kernel's command line has no {name}")))
-    };
+    let given = |name: &str| line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let disk =
+        |name: &str| given(name).ok_or_else(|| io::Error::other(format!("the kernel's command line has no {name}")));
+    let lonely = given("flux.lonely_s").and_then(|seconds| seconds.parse().ok()).map_or(LONELY, Duration::from_secs);
     enter_root(disk("flux.root")?, disk("flux.code")?)?;
     if let Err(error) = bring_loopback_up() {
         eprintln!("flux-shim: no loopback: {error}");
     }
     let mut streams = Endpoint::Vsock(PORT).open()?;
-    while next_within(&streams, LONELY)? {
+    while next_within(&streams, lonely)? {
         let Some(stream) = streams.next_stream()? else { break };
         shim.serve(stream);
     }

@@ -28,7 +28,8 @@ fn more_memory_than_allowed_is_an_oom_kill() {
     let done = launcher.run_one(&request);
     assert!(done.ended.oom_killed, "{done:?}");
     assert_eq!(done.ended.status, ExitStatus::Signaled(libc::SIGKILL));
-    assert!(done.ended.memory_peak_bytes > 32 * MEGABYTE && done.ended.memory_peak_bytes <= 64 * MEGABYTE);
+    // Before kernel 6.12, version 2 has no peak that can be reset: then it is the process's, with what it shares with others.
+    assert!(done.ended.memory_peak_bytes > 32 * MEGABYTE && done.ended.memory_peak_bytes <= 72 * MEGABYTE, "{done:?}");
     // The next one in the same slot starts with a clean sheet, also with another limit.
     let done = launcher.run_sh("echo fine");
     assert!(!done.ended.oom_killed && done.ended.memory_peak_bytes < 32 * MEGABYTE, "{done:?}");
@@ -75,7 +76,11 @@ fn half_a_core_takes_twice_as_long() {
     let Some(mut launcher) = with_cgroups() else { return };
     let mut request = launcher.request(
         "/usr/bin/perl",
-        &["-MTime::HiRes=time,clock", "-e", "my $t = time; 1 while clock() < 0.4; printf '%.3f', time - $t"],
+        &[
+            "-MTime::HiRes=time,clock",
+            "-e",
+            "my ($t, $c) = (time, clock()); 1 while clock() - $c < 0.4; printf '%.3f', time - $t",
+        ],
     );
     request.limits = Limits { cpu_millicores: 500, ..Limits::default() };
     let done = launcher.run_one(&request);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attacks;
+mod guest;
 mod harness;
 mod isolation;
 mod lifetime;
