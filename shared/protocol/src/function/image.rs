@@ -24,7 +24,8 @@ pub(super) fn image_and_command(
     let missing = || wrong("image", "is missing: name the image of the container, such as `python:3.12`");
     let image = string(image.ok_or_else(missing)?, "image")?;
     if !is_image_name(image) {
-        let problem = "must be an image as Docker names it, such as `python:3.12` or `registry.example/team/tool@sha256:…`";
+        let problem =
+            "must be an image as Docker names it, such as `python:3.12` or `registry.example/team/tool@sha256:…`";
         return Err(wrong("image", problem));
     }
     Ok((Some(image.to_owned()), command.map(words).transpose()?.unwrap_or_default()))

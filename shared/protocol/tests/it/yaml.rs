@@ -253,7 +253,8 @@ proptest! {
 
 #[test]
 fn a_function_in_a_container() {
-    let spec = with("isolation: container\nimage: registry.example:5000/team/tool:1.2\nruntime: python\nhandler: main.f");
+    let spec =
+        with("isolation: container\nimage: registry.example:5000/team/tool:1.2\nruntime: python\nhandler: main.f");
     assert!(spec.is_err(), "two handlers");
     let yaml = |rest: &str| parse_yaml(&format!("name: f\nisolation: container\n{rest}"));
     let spec = yaml("image: python:3.12\nruntime: python\nhandler: main.f").expect("a handler in an image");
