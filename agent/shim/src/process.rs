@@ -16,6 +16,7 @@ use nix::{
     sys::{
         resource::{Resource, setrlimit},
         signal::SigSet,
+        socket::{Shutdown, shutdown},
         stat::{Mode, fchmod},
     },
     unistd::{Pid, dup2, dup3, pipe2},
@@ -105,6 +106,13 @@ impl Feed {
         !self.ended
     }
 
+    /// Of a channel: nothing more is written, and what is said on it is still read.
+    fn shut(&mut self) {
+        self.waiting.clear();
+        self.done = 0;
+        let _ = shutdown(self.file.as_raw_fd(), Shutdown::Write);
+    }
+
     fn push(&mut self, bytes: &[u8]) -> bool {
         self.waiting.extend_from_slice(bytes);
         self.ended |= bytes.is_empty();
@@ -189,8 +197,10 @@ impl Process {
 
     pub(crate) fn feed_channel(&mut self, bytes: &[u8]) {
         // Where it reads no more, what it said before its end is still to be heard.
-        if let Some(channel) = &mut self.channel {
-            channel.push(bytes);
+        if let Some(channel) = &mut self.channel
+            && !channel.push(bytes)
+        {
+            channel.shut();
         }
     }
 
@@ -198,8 +208,10 @@ impl Process {
         if self.stdin.as_mut().is_some_and(|stdin| !stdin.flush()) {
             self.stdin = None;
         }
-        if let Some(channel) = &mut self.channel {
-            channel.flush();
+        if let Some(channel) = &mut self.channel
+            && !channel.flush()
+        {
+            channel.shut();
         }
     }
 }

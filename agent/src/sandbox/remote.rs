@@ -226,7 +226,7 @@ async fn tell(
             count = read(channel.as_mut(), &mut buffer), if channel.is_some() => match count {
                 0 => {
                     channel = None;
-                    continue;
+                    frame::encode_channel(&[], &mut frames);
                 }
                 count => frame::encode_channel(&buffer[..count], &mut frames),
             },

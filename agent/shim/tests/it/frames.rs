@@ -37,11 +37,12 @@ fn what_an_agent_says_is_these_bytes() {
         \0\0\0\x02\0\0\0\x01a\0\0\0\0\
         \0\0\0\x01\0\0\0\x01N\0\0\0\x011\
         \x01\0\0\0\x07\0\0\0\x08\0\0\0\0\0\0\x10\0\x01";
-    let table: [(ToShim, &[u8]); 5] = [
+    let table: [(ToShim, &[u8]); 6] = [
         (ToShim::Start(Box::new(start())), golden),
         (ToShim::Stdin(b"in".to_vec()), b"\0\0\0\x03\x02in"),
         (ToShim::Stdin(Vec::new()), b"\0\0\0\x01\x02"),
         (ToShim::Channel(b"frames".to_vec()), b"\0\0\0\x07\x03frames"),
+        (ToShim::Channel(Vec::new()), b"\0\0\0\x01\x03"),
         (ToShim::Signal(15), b"\0\0\0\x05\x04\0\0\0\x0f"),
     ];
     for (said, bytes) in table {
