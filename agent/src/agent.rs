@@ -26,6 +26,7 @@ use crate::{
     node::{Addresses, Node},
     puller::{Event, Puller, PullerState},
     runtimes::{Runtimes, Search},
+    sandbox::Tiers,
     warm::WarmPool,
 };
 
@@ -36,6 +37,8 @@ const FINISHING_AT_LEAST: usize = 64;
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
 /// The interpreters answer within a tenth of this; an agent on a machine that is too busy for that does not wait for them.
 const RUNTIMES_WITHIN: Duration = Duration::from_secs(1);
+/// Unpacked code, in the work directory.
+pub(crate) const CODE: &str = "code";
 /// Events between tasks: the hot table's and the functions'.
 const EVENTS: usize = flux_protocol::limits::CHANNEL;
 
@@ -50,6 +53,8 @@ pub struct AgentParts {
     pub public_ip: Option<String>,
     /// The interpreters that were found.
     pub runtimes: Runtimes,
+    /// What it has beside processes.
+    pub tiers: Tiers,
     pub tasks: Tasks,
 }
 
@@ -105,7 +110,7 @@ impl Agent {
         }
         let fetch = Arc::new(BlobArtifacts::new(Arc::clone(&parts.broker)));
         let capacity = parts.settings.code_cache_mb.saturating_mul(MIB as u64);
-        let cache = CodeCache::new(parts.work_dir.join("code"), capacity, fetch)?;
+        let cache = CodeCache::new(parts.work_dir.join(CODE), capacity, fetch)?;
         let agent = Self::start_with(parts, executor, Arc::new(CachedCode(cache)))?;
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("runtimes", async move {
@@ -122,7 +127,7 @@ impl Agent {
 
     /// Starts with whatever runs processes and finds code.
     pub fn start_with(parts: AgentParts, executor: Arc<dyn Executor>, code: Arc<dyn Code>) -> Result<Self, StartError> {
-        let AgentParts { broker, settings, work_dir, private_ip, public_ip, runtimes, tasks } = parts;
+        let AgentParts { broker, settings, work_dir, private_ip, public_ip, runtimes, tiers, tasks } = parts;
         let id = identity::agent_id(&settings, &work_dir)?;
         let pool = PoolName::parse(&settings.pool).map_err(|source| StartError::Setting { field: "pool", source })?;
         let machine = Machine::new();
@@ -136,6 +141,7 @@ impl Agent {
             functions: Functions::new(Arc::clone(&broker)),
             broker,
             executor,
+            tiers,
             code,
             held: Held::default(),
             runtimes: RwLock::new(runtimes),
@@ -173,6 +179,16 @@ impl Agent {
             };
             node.functions.follow(tell).await;
         });
+        for (_, tier) in agent.node.tiers.all() {
+            let (mut offer, events) = (tier.offer(), agent.events.clone());
+            agent.essential("tier", async move {
+                while offer.changed().await.is_ok() {
+                    // Look again at what can be run; where nobody pulls any more, nobody needs to.
+                    let _ = events.send(Event::Functions(FunctionEvent::Synced)).await;
+                }
+                std::future::pending::<()>().await;
+            });
+        }
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("hot queues", async move { hot::follow(&*node.broker, &node.pool, events).await });
         let warm = Arc::clone(&agent.node.warm);

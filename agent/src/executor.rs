@@ -40,8 +40,20 @@ pub trait Process: Send {
     /// Whether nothing of it lives beside its main process: what a worker leaves behind must not outlive its invocation.
     async fn is_alone(&mut self) -> bool;
 
+    /// What its main process holds in memory, as the kernel says; `None` where nobody knows.
+    fn resident_bytes(&self) -> Option<u64> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;
+        let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        Some(pages * page_bytes())
+    }
+
     /// Waits for the end. May be dropped and called again.
     async fn wait(&mut self) -> Ended;
+}
+
+fn page_bytes() -> u64 {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
 }
 
 /// The launcher as an [`Executor`].

@@ -13,13 +13,13 @@ use flux_launcher::wire;
 use flux_protocol::{
     Timestamp,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
-    function::Network,
+    function::{Isolation, Network},
     limits, subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{machine::Machine, node::Node, puller::PullerState};
+use crate::{machine::Machine, node::Node, puller::PullerState, sandbox::Tiers};
 
 /// A status that flips with each execution is said this often at most.
 const SAID_AT_MOST_EVERY: Duration = Duration::from_millis(100);
@@ -108,6 +108,7 @@ impl Heart {
                 .borrow()
                 .as_deref()
                 .map(|of| Capabilities { runtimes: self.node.runtimes.read().given(), ..capabilities(of) })
+                .map(|of| with_tiers(of, &self.node.tiers))
                 .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
         }
@@ -165,7 +166,29 @@ pub(crate) fn capabilities(of: &flux_launcher::Capabilities) -> Capabilities {
             .map(|missing| MissingLayer { layer: missing.layer.clone(), reason: missing.reason.clone() })
             .collect(),
         runtimes: Vec::new(),
+        container_refuses: Vec::new(),
     }
+}
+
+/// What there is beside processes, or why not.
+fn with_tiers(mut of: Capabilities, tiers: &Tiers) -> Capabilities {
+    let said = |missing: &flux_launcher::Missing| MissingLayer {
+        layer: missing.layer.clone(),
+        reason: missing.reason.clone(),
+    };
+    for (isolation, offer) in tiers.offers() {
+        match offer {
+            Ok(offer) => {
+                of.tiers.push(isolation.as_str().to_owned());
+                of.missing.extend(offer.missing.iter().map(said));
+                if isolation == Isolation::Container {
+                    of.container_refuses = offer.refuses.iter().copied().map(network).collect();
+                }
+            }
+            Err(reason) => of.missing.push(MissingLayer { layer: isolation.as_str().to_owned(), reason }),
+        }
+    }
+    of
 }
 
 fn network(of: wire::Network) -> Network {

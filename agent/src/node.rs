@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flux_broker::Broker;
-use flux_protocol::{AgentId, FunctionName, PoolName};
+use flux_protocol::{AgentId, FunctionName, PoolName, function::Isolation};
 use flux_runtime::Tasks;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
@@ -16,6 +16,7 @@ use crate::{
     held::Held,
     ledger::Ledger,
     runtimes::Runtimes,
+    sandbox::{Sandbox, Tiers},
     warm::WarmPool,
 };
 
@@ -24,6 +25,7 @@ pub(crate) struct Node {
     pub(crate) pool: PoolName,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) executor: Arc<dyn Executor>,
+    pub(crate) tiers: Tiers,
     pub(crate) code: Arc<dyn Code>,
     pub(crate) functions: Functions,
     pub(crate) held: Held,
@@ -40,6 +42,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// What holds functions in that ask for this; `None` where this agent has no such thing at all.
+    pub(crate) fn sandbox(&self, isolation: Isolation) -> Option<&dyn Sandbox> {
+        match isolation {
+            Isolation::Process => Some(&self.executor),
+            other => self.tiers.get(other).map(|tier| &**tier as &dyn Sandbox),
+        }
+    }
+
     /// Workers that wait to serve what is not current any more need not wait.
     pub(crate) fn forget_other_versions(&self, event: &FunctionEvent) {
         let current = |function: &FunctionName| self.functions.current(function).map(|current| current.version);

@@ -25,6 +25,7 @@ use crate::{
     plan::{Amount, Credit, Grant, Need, Planner, PullEnd},
     room::{Room, SlotEvent},
     runtimes::Runtimes,
+    sandbox::Tier,
 };
 
 /// A pull that the broker refused is not sent again before this.
@@ -231,42 +232,63 @@ impl Puller {
     fn need(&self, function: &FunctionName) -> Option<Need> {
         let version = self.node.functions.current(function)?;
         let capabilities = self.capabilities.borrow();
-        capabilities
-            .as_deref()
-            .and_then(|capabilities| need_of(&version, capabilities, &self.node.runtimes.read(), &self.node.id))
+        capabilities.as_deref().and_then(|capabilities| need_of(&version, capabilities, &self.node))
     }
 }
 
 /// What a function needs, or `None` where this agent cannot give what it asks for.
-fn need_of(
+fn need_of(version: &FunctionVersion, capabilities: &Capabilities, node: &Node) -> Option<Need> {
+    let offers = match version.spec.isolation {
+        Isolation::Process => need_of_process(version, capabilities, &node.runtimes.read(), &node.id),
+        isolation => has_tier(version, node.tiers.get(isolation), &node.id),
+    };
+    let each = Amount::of_one(version.spec.resources);
+    offers.then(|| Need { each, max_concurrency: version.spec.max_concurrency.map_or(u64::MAX, u64::from) })
+}
+
+/// Whether a tier is there, and runs functions with such a network.
+fn has_tier(version: &FunctionVersion, tier: Option<&Arc<dyn Tier>>, agent: &AgentId) -> bool {
+    let spec = &version.spec;
+    let wanted = match spec.network {
+        Network::Host => wire::Network::Host,
+        Network::None => wire::Network::None,
+    };
+    let offer = tier.map(|tier| tier.offer().borrow().clone());
+    let why = match offer {
+        Some(Ok(offer)) if !offer.refuses.contains(&wanted) => return true,
+        Some(Ok(_)) => "`isolation_required` is set, and a layer is missing".to_owned(),
+        Some(Err(reason)) => reason,
+        None => "it is switched off".to_owned(),
+    };
+    tracing::warn!(function = %spec.name, %agent, isolation = spec.isolation.as_str(), why, "not pulled: this agent has not its isolation");
+    false
+}
+
+fn need_of_process(
     version: &FunctionVersion,
     capabilities: &Capabilities,
     runtimes: &Runtimes,
     agent: &AgentId,
-) -> Option<Need> {
+) -> bool {
     let spec = &version.spec;
-    let tier = match spec.isolation {
-        Isolation::Process => true,
-    };
     let (network, wanted) = match spec.network {
         Network::Host => (true, wire::Network::Host),
         Network::None => (capabilities.net_namespace, wire::Network::None),
     };
-    if !(tier && network) {
+    if !network {
         tracing::warn!(function = %spec.name, %agent, "not pulled: this agent cannot give it `network: none`");
-        return None;
+        return false;
     }
     if !runtimes.gives(spec.runtime) {
         tracing::warn!(function = %spec.name, %agent, runtime = %spec.runtime, "not pulled: this agent has not its runtime");
-        return None;
+        return false;
     }
     if capabilities.refuses.contains(&wanted) {
         let missing: Vec<&str> = capabilities.missing_for(wanted).map(|missing| missing.layer.as_str()).collect();
         tracing::warn!(function = %spec.name, %agent, missing = missing.join(", "), "not pulled: `isolation_required` is set");
-        return None;
+        return false;
     }
-    let max_concurrency = spec.max_concurrency.map_or(u64::MAX, u64::from);
-    Some(Need { each: Amount::of_one(spec.resources), max_concurrency })
+    true
 }
 
 async fn send(node: Arc<Node>, grant: Grant) -> (Credit, Option<Pull>, Heard) {
@@ -330,15 +352,14 @@ mod tests {
             FunctionVersion { version: 1, digest: None, spec, created_at: flux_protocol::Timestamp::from_millis(0) }
         };
         let pulled = |capabilities: &Capabilities| {
-            [Network::Host, Network::None].map(|network| {
-                need_of(&version(network, "native"), capabilities, &Runtimes::default(), &agent).is_some()
-            })
+            [Network::Host, Network::None]
+                .map(|network| need_of_process(&version(network, "native"), capabilities, &Runtimes::default(), &agent))
         };
         let whole = Capabilities { net_namespace: true, ..Capabilities::default() };
         assert_eq!(pulled(&whole), [true, true]);
         assert_eq!(pulled(&Capabilities::default()), [true, false]);
         let python = version(Network::Host, "python");
-        assert!(need_of(&python, &whole, &Runtimes::default(), &agent).is_none(), "nothing to run it");
+        assert!(!need_of_process(&python, &whole, &Runtimes::default(), &agent), "nothing to run it");
         let missing = vec![Missing { layer: "network guard".to_owned(), reason: "why".to_owned() }];
         let lacking = Capabilities { refuses: vec![wire::Network::Host], missing, ..whole.clone() };
         assert_eq!(pulled(&lacking), [false, true]);

@@ -1,23 +1,31 @@
 //! From settings to a running agent: for `flux-agent`, and for `flux up`, which has a gateway beside it.
 
-use std::{net::ToSocketAddrs as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::ToSocketAddrs as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use flux_broker::{
     Broker,
     nats::{NatsBroker, NatsOptions},
 };
+use flux_containers::DriverConfig;
 use flux_launcher::{
-    LauncherConfig,
+    LauncherConfig, Runner,
     wire::{LauncherWish, TREE_FD},
 };
+use flux_protocol::function::Isolation;
 use flux_runtime::{Settings, Shutdown, Tasks, config, settings::AgentSettings};
 
 use crate::{
-    agent::{Agent, AgentParts, StartError},
+    agent::{Agent, AgentParts, CODE, StartError},
     budget, identity,
     launch::{LauncherPool, Source, TreeLink},
     machine::Machine,
     runtimes::Runtimes,
+    sandbox::{ContainerSource, Containers, Tiers},
 };
 
 /// Where the agent keeps its things unless it is told.
@@ -43,28 +51,60 @@ pub fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
     }
 }
 
-/// Where launchers come from: the process tree that started us, or else this program itself with our own rights.
-pub fn launchers(settings: &Settings) -> Result<Source, StartError> {
+/// The settings of the container driver, where there is to be one: for who starts it. `work_dir` is a directory of its own.
+pub fn container_driver(
+    settings: &AgentSettings,
+    agent_work_dir: &Path,
+    work_dir: PathBuf,
+    user: Option<Runner>,
+) -> Option<DriverConfig> {
+    let container = &settings.container;
+    container.enabled.then(|| DriverConfig {
+        work_dir,
+        socket: container.socket.clone(),
+        pull: container.pull,
+        code_dir: agent_work_dir.join(CODE),
+        user,
+        tmp_bytes: LauncherConfig::new("", 1).tmp_bytes,
+        isolation_required: settings.isolation_required,
+    })
+}
+
+/// Where launchers and drivers come from: the process tree that started us, or else this program itself with our own rights.
+fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>), StartError> {
     let agent = &settings.agent;
     let tasks = budget::of(agent, Machine::cores(), 0).tasks;
     match config::env(TREE_FD).and_then(|number| number.parse().ok()) {
-        Some(number) => Ok(Source::Tree {
-            link: TreeLink::inherited(number).map_err(StartError::Tree)?,
-            wish: LauncherWish { tasks: Some(tasks), max_slots: None },
-        }),
+        Some(number) => {
+            let link = TreeLink::inherited(number).map_err(StartError::Tree)?;
+            let containers = agent.container.enabled.then(|| ContainerSource::Tree(link.clone()));
+            let wish = LauncherWish { tasks: Some(tasks), ..LauncherWish::default() };
+            Ok((Source::Tree { link, wish }, containers))
+        }
         None => {
-            let mut config = LauncherConfig::new(work_dir(agent).join("launcher"), tasks);
+            let program = PathBuf::from("/proc/self/exe");
+            let work_dir = work_dir(agent);
+            let mut config = LauncherConfig::new(work_dir.join("launcher"), tasks);
             config.isolation_required = agent.isolation_required;
             guard_queue(&mut config, &settings.queue.url);
-            Ok(Source::Direct { program: PathBuf::from("/proc/self/exe"), config })
+            let containers = container_driver(agent, &work_dir, work_dir.join("containers"), None);
+            let containers = containers.map(|config| ContainerSource::Direct { program: program.clone(), config });
+            Ok((Source::Direct { program, config }, containers))
         }
     }
 }
 
 /// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
 pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
-    let (pool, driver) = LauncherPool::connect(launchers(settings)?).await?;
+    let (launchers, containers) = sources(settings)?;
+    let (pool, driver) = LauncherPool::connect(launchers).await?;
     tasks.spawn_essential("launcher", end_with(driver, tasks.shutdown().kill_token()));
+    let mut tiers = Tiers::default();
+    if let Some(source) = containers {
+        let (containers, follow) = Containers::new(source, tasks.clone());
+        tasks.spawn_essential("container driver", end_with(Box::pin(follow), tasks.shutdown().kill_token()));
+        tiers = tiers.with(Isolation::Container, Arc::new(containers));
+    }
     let parts = AgentParts {
         broker,
         work_dir: work_dir(&settings.agent),
@@ -72,6 +112,7 @@ pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -
         public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
         settings: settings.agent.clone(),
         runtimes: Runtimes::default(),
+        tiers,
         tasks,
     };
     Agent::start(parts, pool).await

@@ -36,6 +36,6 @@ pub mod wire;
 pub use capabilities::{Capabilities, CgroupSupport, Missing};
 pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, Runner};
 pub use server::{launcher_main, run_if_launcher};
-pub use start::{StartedLauncher, start_launcher};
+pub use start::{StartedDriver, StartedLauncher, start_driver, start_launcher};
 pub use sys::socket;
 pub use uids::UidRange;

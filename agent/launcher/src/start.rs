@@ -17,6 +17,25 @@ pub struct StartedLauncher {
     pub child: Child,
 }
 
+/// A driver's process and the agent's end of its socket.
+#[derive(Debug)]
+pub struct StartedDriver {
+    pub socket: OwnedFd,
+    /// To be waited for once `socket` is at its end.
+    pub child: Child,
+}
+
+/// Runs `program` as a driver: `<argument> <descriptor> <config>`, with an empty environment and nothing else open.
+pub fn start_driver(program: &Path, argument: &str, config: &str) -> io::Result<StartedDriver> {
+    let (socket, its_socket) = socket::pair()?;
+    let mut command = Command::new(program);
+    command.arg(argument).arg(its_socket.as_raw_fd().to_string()).arg(config);
+    command.env_clear().env("LANG", "C").stdin(Stdio::null()).stdout(Stdio::null());
+    let keep = vec![its_socket.as_raw_fd()];
+    program::prepare(&mut command, program::Preparation { keep, ..program::Preparation::default() });
+    Ok(StartedDriver { socket, child: command.spawn()? })
+}
+
 /// Runs `program` (this binary itself, as a rule: `/proc/self/exe`) as a launcher.
 ///
 /// It ends by itself when every copy of `control` is closed. It is the first thing on that socket to speak: wait for

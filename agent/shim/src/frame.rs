@@ -69,6 +69,7 @@ pub enum ToShim {
     Start(Box<Start>),
     /// No bytes: the end.
     Stdin(Vec<u8>),
+    /// No bytes: the agent's end is closed; what the worker says is still heard.
     Channel(Vec<u8>),
     /// `SIGKILL` goes to all that runs here, any other to the process's group.
     Signal(i32),
@@ -151,7 +152,7 @@ fn put_count(into: &mut Vec<u8>, count: usize) {
     into.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes());
 }
 
-/// A piece of the channel, without a copy of it before.
+/// A piece of the channel, without a copy of it before; none is the agent's end of it.
 pub fn encode_channel(bytes: &[u8], into: &mut Vec<u8>) {
     frame(into, TO_CHANNEL, |f| f.extend_from_slice(bytes));
 }

@@ -15,7 +15,8 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         resource::{Resource, setrlimit},
-        signal::{SigSet, Signal, raise},
+        signal::SigSet,
+        socket::{Shutdown, shutdown},
         stat::{Mode, fchmod},
     },
     unistd::{Pid, dup2, dup3, pipe2},
@@ -105,6 +106,13 @@ impl Feed {
         !self.ended
     }
 
+    /// Of a channel: nothing more is written, and what is said on it is still read.
+    fn shut(&mut self) {
+        self.waiting.clear();
+        self.done = 0;
+        let _ = shutdown(self.file.as_raw_fd(), Shutdown::Write);
+    }
+
     fn push(&mut self, bytes: &[u8]) -> bool {
         self.waiting.extend_from_slice(bytes);
         self.ended |= bytes.is_empty();
@@ -161,8 +169,6 @@ impl Process {
         blocked.thread_unblock()?;
         let spawned = command.spawn();
         blocked.thread_block()?;
-        // One that ended meanwhile told nobody.
-        raise(Signal::SIGCHLD)?;
         slot.clear()?;
         let pid = i32::try_from(spawned?.id()).map_err(io::Error::other)?;
         Ok(Self {
@@ -191,8 +197,10 @@ impl Process {
 
     pub(crate) fn feed_channel(&mut self, bytes: &[u8]) {
         // Where it reads no more, what it said before its end is still to be heard.
-        if let Some(channel) = &mut self.channel {
-            channel.push(bytes);
+        if let Some(channel) = &mut self.channel
+            && !channel.push(bytes)
+        {
+            channel.shut();
         }
     }
 
@@ -200,8 +208,10 @@ impl Process {
         if self.stdin.as_mut().is_some_and(|stdin| !stdin.flush()) {
             self.stdin = None;
         }
-        if let Some(channel) = &mut self.channel {
-            channel.flush();
+        if let Some(channel) = &mut self.channel
+            && !channel.flush()
+        {
+            channel.shut();
         }
     }
 }

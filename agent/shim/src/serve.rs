@@ -209,7 +209,9 @@ impl Shim {
             Ok(process) => {
                 let (pid, started_at_us) = (process.pid.as_raw().cast_unsigned(), process.started_at_us);
                 self.process = Some(process);
-                self.say(stream, &FromShim::Started { pid, started_at_us })
+                self.say(stream, &FromShim::Started { pid, started_at_us })?;
+                // Signals were not held back while it was started: one that ended at once is looked for.
+                self.on_signals(stream)
             }
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(0);

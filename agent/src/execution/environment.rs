@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_launcher::wire::{Limits, Network, SpawnRequest};
-use flux_protocol::{ExecutionId, FunctionVersion, Timestamp, function, limits, trace::TraceParent};
+use flux_protocol::{
+    ExecutionId, FunctionVersion, Timestamp,
+    function::{self, Isolation, Runtime},
+    limits,
+    trace::TraceParent,
+};
 
-use crate::{code::CodeFolder, node::Addresses, runtimes::Interpreter};
+use crate::{code::CodeFolder, node::Addresses, sandbox::Start};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
 const PIDS: u32 = 1_024;
@@ -30,44 +35,77 @@ pub(super) struct Seen<'a> {
 /// The process of one execution. `shell` is bash, for a script that bash is to read.
 pub(super) fn request(
     version: &FunctionVersion,
-    code: &CodeFolder,
+    code: Option<&CodeFolder>,
     seen: &Seen<'_>,
-    shell: Option<&Interpreter>,
-) -> SpawnRequest {
+    shell: Option<&str>,
+) -> Start {
     let mut request = bare(version, code);
     request.env = environment(version, seen);
     request.args = seen.args.to_vec();
-    match shell {
-        Some(shell) => {
-            request.program.clone_from(&shell.program);
-            // A path, so that no word of it can be an option; the working directory is that of the code.
-            request.args.insert(0, format!("./{}", version.spec.handler.trim_start_matches("./")));
+    // A path, so that no word of it can be an option; the working directory is that of the code.
+    let in_code = || format!("./{}", version.spec.handler.trim_start_matches("./"));
+    match (version.spec.command.split_first(), shell) {
+        (Some((program, words)), _) => {
+            request.program.clone_from(program);
+            request.args.splice(0..0, words.iter().cloned());
         }
-        None => request.program.clone_from(&version.spec.handler),
+        (None, Some(shell)) => {
+            shell.clone_into(&mut request.program);
+            request.args.insert(0, in_code());
+        }
+        (None, None) if version.spec.isolation == Isolation::Process => {
+            request.program.clone_from(&version.spec.handler);
+        }
+        (None, None) => request.program = in_code(),
     }
-    request
+    held_in(version, code, request)
 }
 
 /// A worker's process, which its interpreter is told to be.
 pub(super) fn worker_request(
     version: &FunctionVersion,
-    code: &CodeFolder,
+    code: Option<&CodeFolder>,
     addresses: &Addresses,
-    interpreter: &Interpreter,
+    interpreter: &str,
     arguments: &[&str],
-) -> SpawnRequest {
+) -> Start {
     let mut request = bare(version, code);
     request.env = with_own(version, of_the_node(version, addresses));
-    request.program.clone_from(&interpreter.program);
+    interpreter.clone_into(&mut request.program);
     request.args = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    request
+    held_in(version, code, request)
 }
 
-fn bare(version: &FunctionVersion, code: &CodeFolder) -> SpawnRequest {
+/// What a runtime's interpreter is called in every image that has it.
+pub(super) const fn in_images(runtime: Runtime) -> Option<&'static str> {
+    match runtime {
+        Runtime::Python => Some("python3"),
+        Runtime::Node => Some("node"),
+        Runtime::Bash => Some("bash"),
+        Runtime::Native => None,
+    }
+}
+
+fn held_in(version: &FunctionVersion, code: Option<&CodeFolder>, mut request: SpawnRequest) -> Start {
+    let spec = &version.spec;
+    if spec.isolation != Isolation::Process && !spec.env.contains_key("PATH") {
+        // The image's own: it knows where its programs are.
+        request.env.retain(|(name, _)| name != "PATH");
+    }
+    Start {
+        function: spec.name.clone(),
+        version: version.version,
+        request,
+        image: spec.image.clone(),
+        code: code.map(|code| code.path.clone()),
+    }
+}
+
+fn bare(version: &FunctionVersion, code: Option<&CodeFolder>) -> SpawnRequest {
     let spec = &version.spec;
     SpawnRequest {
         slot_key: format!("{}@{}", spec.name, version.version),
-        code_dir: code.path.clone(),
+        code_dir: code.map(|code| code.path.clone()).unwrap_or_default(),
         limits: Limits {
             memory_bytes: spec.resources.memory_bytes(),
             cpu_millicores: spec.resources.cpu,

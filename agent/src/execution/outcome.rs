@@ -107,7 +107,13 @@ fn error_of_exit(ended: &EndedReport, spec: &FunctionSpec, notes: &mut Vec<Strin
 
 /// The agent's own trouble: nothing was started, and the function has no part in it.
 pub(super) fn is_own_trouble(error: &LaunchError) -> bool {
-    matches!(error, LaunchError::Unavailable { .. } | LaunchError::Start { .. } | LaunchError::Socket(_))
+    matches!(
+        error,
+        LaunchError::Unavailable { .. }
+            | LaunchError::Start { .. }
+            | LaunchError::Socket(_)
+            | LaunchError::Tier { is_away: true, .. }
+    )
 }
 
 /// What is recorded of a process that did not start; `None` when the attempt was lost with its launcher.
@@ -118,6 +124,7 @@ pub(super) fn of_launch_error(error: &LaunchError) -> Option<ExecutionError> {
         LaunchError::Refused(refused) if refused.is_functions_fault() => told(ErrorKind::InvalidFunction),
         LaunchError::Request(WireError::TooLarge { .. }) => told(ErrorKind::InvalidFunction),
         LaunchError::Refused(_)
+        | LaunchError::Tier { .. }
         | LaunchError::Request(_)
         | LaunchError::Unavailable { .. }
         | LaunchError::Start { .. }

@@ -36,7 +36,8 @@ const RESTORED_TRIES: u32 = 24;
 /// All that a process is started from.
 pub(super) struct Ready {
     pub(super) version: Arc<FunctionVersion>,
-    pub(super) code: CodeFolder,
+    /// None for an image that is a function by itself.
+    pub(super) code: Option<CodeFolder>,
     pub(super) payload: Bytes,
 }
 
@@ -67,10 +68,13 @@ impl Attempt {
         let version = self.resolve().await?;
         self.version = Some(Arc::clone(&version));
         room.recost(Amount::of_one(version.spec.resources));
-        let Some(digest) = version.digest else {
+        if !version.is_runnable() {
             return over(ErrorKind::InvalidFunction, format!("`{}` has no code yet: deploy it", version.name()));
+        }
+        let code = match version.digest {
+            Some(digest) => Some(self.code(&digest).await?),
+            None => None,
         };
-        let code = self.code(&digest).await?;
         let payload = self.payload().await?;
         // Fetching may have taken a while.
         self.check_age()?;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use flux_launcher::wire::EndedReport;
-use flux_protocol::{FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, execution::Start, limits, subject, time};
+use flux_protocol::{
+    ErrorKind, FunctionSpec, Outcome, OutcomeStatus, Phase, Timestamp, execution::Start, function::Isolation, limits,
+    subject, time,
+};
 use futures::FutureExt as _;
 use nix::libc::{SIGKILL, SIGTERM};
 
@@ -27,6 +30,7 @@ use crate::{
     held::Stop,
     launch::{Ended, ExitStatus, LaunchError},
     retry,
+    sandbox::Sandbox,
 };
 
 /// Starting is tried again for this long while the agent's own trouble is in the way (no launcher, no descriptors).
@@ -155,9 +159,9 @@ impl Attempt {
         let (stderr, read_stderr) = stdin::output_pipe().map_err(refused)?;
         let attempt = self.execution.attempt();
         let spec = &ready.version.spec;
-        let request = environment::request(
+        let start = environment::request(
             &ready.version,
-            &ready.code,
+            ready.code.as_ref(),
             &environment::Seen {
                 execution_id: self.execution.id,
                 attempt,
@@ -167,11 +171,27 @@ impl Attempt {
                 trace: self.trace.child(),
                 addresses: &self.node.addresses,
             },
-            self.node.runtimes.read().of(spec.runtime),
+            self.interpreter(spec).as_deref(),
         );
-        let process = self.spawned(self.node.executor.spawn(request, [stdin, stdout, stderr])).await?;
+        let sandbox = self.sandbox(spec)?;
+        let process = self.spawned(sandbox.start(start, [stdin, stdout, stderr], None)).await?;
         let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
         Ok((process, Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, pipes)))
+    }
+
+    pub(super) fn sandbox(&self, spec: &FunctionSpec) -> Result<&dyn Sandbox, Started> {
+        self.node.sandbox(spec.isolation).ok_or_else(|| {
+            let message = format!("this agent has no `isolation: {}`; another one may", spec.isolation.as_str());
+            Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message)))
+        })
+    }
+
+    /// The program of the function's runtime: this agent's, or that of its image.
+    pub(super) fn interpreter(&self, spec: &FunctionSpec) -> Option<String> {
+        match spec.isolation {
+            Isolation::Process => self.node.runtimes.read().of(spec.runtime).map(|found| found.program.clone()),
+            Isolation::Container => environment::in_images(spec.runtime).map(str::to_owned),
+        }
     }
 
     /// Starts it, unless it is stopped first.

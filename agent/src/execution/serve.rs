@@ -84,18 +84,17 @@ impl Attempt {
 
     async fn start_worker(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
         let spec = &ready.version.spec;
-        let interpreter = self.node.runtimes.read().of(spec.runtime).cloned();
-        let found = interpreter.zip(bootstrap::of(spec.runtime));
+        let found = self.interpreter(spec).zip(bootstrap::of(spec.runtime));
         let Some((interpreter, bootstrap)) = found else {
             let message = format!("this agent has no `{}`; another one may", spec.runtime);
             return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
         };
         let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
         let addresses = &self.node.addresses;
-        let request =
-            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, bootstrap.arguments);
-        let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
-        let process = self.spawned(spawn).await?;
+        let code = ready.code.as_ref();
+        let start = environment::worker_request(&ready.version, code, addresses, &interpreter, bootstrap.arguments);
+        let sandbox = self.sandbox(spec)?;
+        let process = self.spawned(sandbox.start(start, parts.stdio, Some(parts.their_channel))).await?;
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
         let worker = Worker {
             process,

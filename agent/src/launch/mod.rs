@@ -55,6 +55,13 @@ pub enum LaunchError {
     },
     #[error("the launcher's socket failed")]
     Socket(#[source] io::Error),
+    /// Of another tier than processes.
+    #[error("{message}")]
+    Tier {
+        message: String,
+        /// What gives the tier is away: later it may be there.
+        is_away: bool,
+    },
 }
 
 impl LaunchError {
@@ -63,6 +70,7 @@ impl LaunchError {
         match self {
             LaunchError::Refused(refused) => !refused.is_functions_fault(),
             LaunchError::Request(error) => error.is_retryable(),
+            LaunchError::Tier { is_away, .. } => *is_away,
             LaunchError::LauncherLost
             | LaunchError::Unavailable { .. }
             | LaunchError::Start { .. }
@@ -154,10 +162,11 @@ impl Launcher {
     }
 }
 
-/// The link to the process tree's root, inherited as the descriptor that `FLUX_TREE_FD` names.
-#[derive(Debug)]
+/// The link to the process tree's root, inherited as the descriptor that `FLUX_TREE_FD` names. Clones share it.
+#[derive(Debug, Clone)]
 pub struct TreeLink {
-    socket: AsyncFd<OwnedFd>,
+    /// One question at a time, so that each answer is its own.
+    socket: Arc<tokio::sync::Mutex<AsyncFd<OwnedFd>>>,
 }
 
 impl TreeLink {
@@ -168,18 +177,34 @@ impl TreeLink {
 
     /// Takes over an open link.
     pub fn new_from(link: OwnedFd) -> io::Result<Self> {
-        Ok(TreeLink { socket: connection::async_fd(link)? })
+        Ok(TreeLink { socket: Arc::new(tokio::sync::Mutex::new(connection::async_fd(link)?)) })
     }
 
     /// Asks the tree for a launcher.
-    pub async fn request_launcher(&self, wish: LauncherWish) -> Result<(Launcher, Driver), LaunchError> {
+    pub async fn request_launcher(&self, wish: &LauncherWish) -> Result<(Launcher, Driver), LaunchError> {
+        let mut sockets = self.request(wish).await?.into_iter();
+        let (Some(spawn), Some(control)) = (sockets.next(), sockets.next()) else {
+            return Err(LaunchError::start("the answer came without sockets", None));
+        };
+        Launcher::connect(spawn, control).await
+    }
+
+    /// Asks the tree for a driver: the socket to it.
+    pub async fn request_driver(&self, name: &str) -> Result<OwnedFd, LaunchError> {
+        let wish = LauncherWish { driver: Some(name.to_owned()), ..LauncherWish::default() };
+        let socket = self.request(&wish).await?.into_iter().next();
+        socket.ok_or_else(|| LaunchError::start("the answer came without a socket", None))
+    }
+
+    async fn request(&self, wish: &LauncherWish) -> Result<Vec<OwnedFd>, LaunchError> {
         let question =
-            serde_json::to_vec(&wish).map_err(|e| LaunchError::start("encoding the wish", io::Error::from(e)))?;
-        connection::send(&self.socket, &question, &[])
+            serde_json::to_vec(wish).map_err(|e| LaunchError::start("encoding the wish", io::Error::from(e)))?;
+        let socket = self.socket.lock().await;
+        connection::send(&socket, &question, &[])
             .await
             .map_err(|e| LaunchError::start("asking the process tree", e))?;
         let mut buffer = vec![0; MAX_REPLY];
-        let packet = connection::recv(&self.socket, &mut buffer)
+        let packet = connection::recv(&socket, &mut buffer)
             .await
             .map_err(|e| LaunchError::start("hearing from the process tree", e))?;
         let bytes = buffer.get(..packet.len).unwrap_or_default();
@@ -187,13 +212,7 @@ impl TreeLink {
             .map_err(|e| LaunchError::start("the process tree's answer", io::Error::from(e)))?;
         match answer {
             LauncherAnswer::Failed { message } => Err(LaunchError::start(message, None)),
-            LauncherAnswer::Started { .. } => {
-                let mut fds = packet.fds.into_iter();
-                let (Some(spawn), Some(control)) = (fds.next(), fds.next()) else {
-                    return Err(LaunchError::start("the answer came without sockets", None));
-                };
-                Launcher::connect(spawn, control).await
-            }
+            LauncherAnswer::Started { .. } => Ok(packet.fds),
         }
     }
 }

@@ -27,7 +27,7 @@ pub enum Source {
 impl Source {
     async fn launcher(&self) -> Result<(Launcher, Driver), LaunchError> {
         match self {
-            Source::Tree { link, wish } => link.request_launcher(*wish).await,
+            Source::Tree { link, wish } => link.request_launcher(wish).await,
             Source::Direct { program, config } => Launcher::start_direct(program, config).await,
         }
     }

@@ -231,7 +231,8 @@ async fn the_tree_hands_out_launchers() {
     use flux_launcher::wire::LauncherAnswer;
     let (ours, theirs) = socket::pair().unwrap();
     let link = TreeLink::new_from(ours).unwrap();
-    let asking = link.request_launcher(LauncherWish { tasks: Some(4), max_slots: None });
+    let wish = LauncherWish { tasks: Some(4), ..LauncherWish::default() };
+    let asking = link.request_launcher(&wish);
     tokio::pin!(asking);
     assert!(futures::poll!(&mut asking).is_pending());
     let mut buffer = vec![0; MAX_REPLY];

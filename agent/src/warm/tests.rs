@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use flux_protocol::{FunctionName, FunctionVersion, Timestamp, function::parse_yaml};
 
 use super::{Key, Parts, WarmPool, Worker};
-use crate::{code::CodeFolder, executor::Process, launch::Ended};
+use crate::{executor::Process, launch::Ended};
 
 /// It never ends.
 struct Lasting;
@@ -47,7 +47,7 @@ fn worker() -> (Worker, impl Sized) {
         served: 0,
         cpu_us: 0,
         version: Arc::new(version),
-        _code: CodeFolder { path: "/".into(), hold: Arc::new(()) },
+        _code: None,
     };
     (worker, (stdio, their_channel))
 }

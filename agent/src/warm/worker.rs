@@ -1,6 +1,6 @@
 //! One worker: its process, its channel, and the pipes that it prints to.
 
-use std::{io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use flux_protocol::{FunctionVersion, limits};
 use flux_worker::Used;
@@ -24,7 +24,7 @@ pub(crate) struct Worker {
     pub(crate) cpu_us: u64,
     pub(crate) version: Arc<FunctionVersion>,
     /// Its code stays where it is for as long as it lives.
-    pub(crate) _code: CodeFolder,
+    pub(crate) _code: Option<CodeFolder>,
 }
 
 /// What a worker's process is started with, and the agent's ends of it.
@@ -89,7 +89,7 @@ impl Worker {
         }
         let most = self.version.spec.resources.memory_bytes() / 100 * limits::WORKER_MEMORY_PERCENT;
         // Only one that held so much once can hold it now.
-        if peak_bytes > most && resident_bytes(self.process.pid()).is_none_or(|bytes| bytes > most) {
+        if peak_bytes > most && self.process.resident_bytes().is_none_or(|bytes| bytes > most) {
             return Some(Unfit::Memory);
         }
         if !self.process.is_alone().await {
@@ -97,16 +97,4 @@ impl Worker {
         }
         None
     }
-}
-
-/// What a process holds in memory, as the kernel says.
-fn resident_bytes(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/statm"))).ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * page_bytes())
-}
-
-fn page_bytes() -> u64 {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
-    size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
 }

@@ -14,5 +14,6 @@ mod output;
 mod payload;
 mod process;
 mod real;
+mod sandboxes;
 mod versions;
 mod workers;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flux_agent::{Agent, AgentParts, Code, Executor, Runtimes};
+use flux_agent::{Agent, AgentParts, Code, Executor, Runtimes, Tiers};
 use flux_broker::{
     Broker, Message, Stored, Table,
     nats::{NatsBroker, NatsOptions},
@@ -107,6 +107,17 @@ impl World {
         settings: AgentSettings,
         runtimes: Runtimes,
     ) -> TestAgent {
+        self.agent_with_tiers(executor, code, settings, runtimes, |_| Tiers::default()).await
+    }
+
+    pub(crate) async fn agent_with_tiers(
+        &self,
+        executor: Arc<dyn Executor>,
+        code: Arc<dyn Code>,
+        settings: AgentSettings,
+        runtimes: Runtimes,
+        tiers: impl FnOnce(&Tasks) -> Tiers,
+    ) -> TestAgent {
         let tasks = Tasks::new(Shutdown::new());
         let options = NatsOptions::new(self.nats.url(), "test agent");
         let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await.expect("a connection");
@@ -118,6 +129,7 @@ impl World {
             private_ip: Some("10.0.0.7".to_owned()),
             public_ip: None,
             runtimes,
+            tiers: tiers(&tasks),
             tasks: tasks.clone(),
         };
         let agent = Agent::start_with(parts, executor, code).expect("an agent");

@@ -194,6 +194,9 @@ fn worker(
     worker.env = ChildEnv::Only(environment());
     worker.user = identity.platform;
     worker.launcher = Some(launcher);
+    let agent_dir = file.settings.agent.work_dir.clone().unwrap_or_default();
+    let driver = flux_agent::container_driver(&file.settings.agent, &agent_dir, data.containers_dir(), identity.runner);
+    worker.drivers.extend(driver.map(|driver| driver.spec()));
     let drain = file.settings.gateway.drain_timeout.max(file.settings.agent.drain_timeout);
     worker.stop_timeout = Duration::from_secs(drain) + STOP_MARGIN;
     worker

@@ -154,6 +154,35 @@ pub struct AgentSettings {
     pub isolation_required: bool,
     /// Unpacked code kept on disk, in MB; what was not used longest goes first.
     pub code_cache_mb: u64,
+    pub container: ContainerSettings,
+}
+
+/// Functions with `isolation: container`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerSettings {
+    /// `false`: none, whether Docker is there or not.
+    pub enabled: bool,
+    /// Docker's socket. Who starts the agent needs access to it; the agent itself drops it.
+    pub socket: PathBuf,
+    pub pull: Pull,
+}
+
+impl Default for ContainerSettings {
+    fn default() -> Self {
+        Self { enabled: true, socket: PathBuf::from("/var/run/docker.sock"), pull: Pull::default() }
+    }
+}
+
+/// What to do for an image that is not on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    /// Pull it.
+    #[default]
+    Missing,
+    /// Fail, saying so.
+    Never,
 }
 
 impl Default for AgentSettings {
@@ -170,6 +199,7 @@ impl Default for AgentSettings {
             runner_user: "flux-runner".to_owned(),
             isolation_required: false,
             code_cache_mb: 4096,
+            container: ContainerSettings::default(),
         }
     }
 }

@@ -21,7 +21,7 @@ mod child;
 mod spec;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Child as Process;
 use std::time::{Duration, Instant};
@@ -30,11 +30,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::start::start_launcher;
+use crate::start::{start_driver, start_launcher};
 use crate::sys::{memory, socket};
 use crate::wire::{LauncherAnswer, LauncherWish, MAX_REPLY};
 use child::{Child, DeathPipe, State};
-pub use spec::{ChildEnv, ChildSpec, Output, RestartPolicy, TreeEvent};
+pub use spec::{ChildEnv, ChildSpec, DriverSpec, Output, RestartPolicy, TreeEvent};
 
 /// How long launchers get to clean up once their agents have ended; a little more than they take at the most.
 const LAUNCHER_DEADLINE: Duration = Duration::from_secs(4);
@@ -115,8 +115,42 @@ fn block_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
+/// A launcher, or a driver.
+struct Helper {
+    what: String,
+    process: Process,
+    /// The ends of whoever asked.
+    sockets: Vec<OwnedFd>,
+}
+
+impl Helper {
+    fn start(asker: &ChildSpec, wish: LauncherWish) -> io::Result<Self> {
+        let program = Path::new("/proc/self/exe");
+        let none = || io::Error::from(io::ErrorKind::Unsupported);
+        if let Some(name) = wish.driver {
+            let spec = asker.drivers.iter().find(|driver| driver.name == name).ok_or_else(none)?;
+            let started = start_driver(program, &spec.argument, &spec.config)?;
+            let what = format!("a driver of {name}");
+            return Ok(Self { what, process: started.child, sockets: vec![started.socket] });
+        }
+        let config = asker.launcher.clone().ok_or_else(none)?;
+        let config = crate::LauncherConfig {
+            tasks: wish.tasks.unwrap_or(config.tasks),
+            max_slots: wish.max_slots.unwrap_or(config.max_slots),
+            ..config
+        };
+        let started = start_launcher(program, &config)?;
+        Ok(Self {
+            what: "a launcher".to_owned(),
+            process: started.child,
+            sockets: vec![started.spawn, started.control],
+        })
+    }
+}
+
 struct Tree<'a> {
     children: Vec<Child>,
+    /// And drivers.
     launchers: Vec<Process>,
     death_pipe: DeathPipe,
     /// Once stopping: the child that ended it, or none for a signal.
@@ -325,25 +359,20 @@ impl Tree<'_> {
             }
         };
         let name = child.spec.name.clone();
-        let started = serde_json::from_slice::<LauncherWish>(question).map_err(io::Error::from).and_then(|wish| {
-            let config = child.spec.launcher.clone().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
-            let config = crate::LauncherConfig {
-                tasks: wish.tasks.unwrap_or(config.tasks),
-                max_slots: wish.max_slots.unwrap_or(config.max_slots),
-                ..config
-            };
-            start_launcher(Path::new("/proc/self/exe"), &config)
-        });
+        let started = serde_json::from_slice::<LauncherWish>(question)
+            .map_err(io::Error::from)
+            .and_then(|wish| Helper::start(&child.spec, wish));
         let sent = match started {
-            Ok(started) => {
-                let pid = started.child.id();
-                (self.log)(&TreeEvent::Launcher { name, pid });
-                self.launchers.push(started.child);
+            Ok(Helper { what, process, sockets }) => {
+                let pid = process.id();
+                (self.log)(&TreeEvent::Launcher { name, what, pid });
+                self.launchers.push(process);
                 let answer = serde_json::to_vec(&LauncherAnswer::Started { pid }).unwrap_or_default();
-                socket::try_send(link.as_fd(), &answer, &[started.spawn.as_fd(), started.control.as_fd()])
+                let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                socket::try_send(link.as_fd(), &answer, &sockets)
             }
             Err(error) => {
-                let message = format!("no launcher could be started: {error}");
+                let message = format!("it could not be started: {error}");
                 (self.log)(&TreeEvent::NoLauncher { name, message: message.clone() });
                 let answer = serde_json::to_vec(&LauncherAnswer::Failed { message }).unwrap_or_default();
                 socket::try_send(link.as_fd(), &answer, &[])

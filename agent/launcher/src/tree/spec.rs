@@ -28,6 +28,20 @@ pub struct ChildSpec {
     /// It may ask for launchers, which run with the tree's rights and these settings: they are the tree's to choose,
     /// since whoever chooses the functions' user is as good as root. The link's number is in `FLUX_TREE_FD`.
     pub launcher: Option<LauncherConfig>,
+    /// With it, what else it may ask for.
+    pub drivers: Vec<DriverSpec>,
+}
+
+/// A helper with the tree's rights for one thing that the child must not do itself, such as to speak to Docker: this program
+/// again, as `<argument> <descriptor> <config>`. It ends when the socket's other end is closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverSpec {
+    /// What the child asks for.
+    pub name: String,
+    /// The hidden first argument that turns the program into the driver.
+    pub argument: String,
+    /// Its settings, which are the tree's to choose.
+    pub config: String,
 }
 
 impl ChildSpec {
@@ -45,6 +59,7 @@ impl ChildSpec {
             stdout: Output::Inherit,
             stderr: Output::Inherit,
             launcher: None,
+            drivers: Vec::new(),
         }
     }
 }
@@ -120,9 +135,10 @@ pub enum TreeEvent {
         name: String,
         how: String,
     },
-    /// `name` was given a launcher.
+    /// `name` was given `what`: a launcher, or a driver.
     Launcher {
         name: String,
+        what: String,
         pid: u32,
     },
     NoLauncher {
@@ -149,8 +165,8 @@ impl fmt::Display for TreeEvent {
                 write!(f, "{name} {how}; starting it again in {} ms", delay.as_millis())
             }
             TreeEvent::Ended { name, how } => write!(f, "{name} {how}"),
-            TreeEvent::Launcher { name, pid } => write!(f, "{name} has a launcher, pid {pid}"),
-            TreeEvent::NoLauncher { name, message } => write!(f, "{name} asked for a launcher: {message}"),
+            TreeEvent::Launcher { name, what, pid } => write!(f, "{name} has {what}, pid {pid}"),
+            TreeEvent::NoLauncher { name, message } => write!(f, "{name} asked for a launcher or a driver: {message}"),
             TreeEvent::Stopping { signal } => write!(f, "{signal}: stopping; once more to kill at once"),
             TreeEvent::TooSlow { name, after } => {
                 write!(f, "{name} did not end within {} s of SIGTERM and is killed", after.as_secs_f64())

@@ -102,7 +102,7 @@ fn control_packets_are_these_bytes() {
 
 #[test]
 fn the_trees_link_speaks_this_json() {
-    let wish = LauncherWish { tasks: Some(3), max_slots: None };
+    let wish = LauncherWish { tasks: Some(3), max_slots: None, driver: None };
     assert_eq!(serde_json::to_string(&wish).unwrap(), r#"{"tasks":3}"#);
     assert!(serde_json::from_str::<LauncherWish>(r#"{"runner":{"uid":0,"gid":0}}"#).is_err());
     let answer = LauncherAnswer::Started { pid: 4 };

@@ -39,11 +39,12 @@ fn what_an_agent_says_is_these_bytes() {
         \x01\0\0\0\x07\0\0\0\x08\0\0\0\0\0\0\x10\0\x01";
     let mut wake = b"\0\0\0\x49\x05\0\0\0\0\0\0\0\x07".to_vec();
     wake.extend_from_slice(&[9; SEED]);
-    let table: [(ToShim, &[u8]); 6] = [
+    let table: [(ToShim, &[u8]); 7] = [
         (ToShim::Start(Box::new(start())), golden),
         (ToShim::Stdin(b"in".to_vec()), b"\0\0\0\x03\x02in"),
         (ToShim::Stdin(Vec::new()), b"\0\0\0\x01\x02"),
         (ToShim::Channel(b"frames".to_vec()), b"\0\0\0\x07\x03frames"),
+        (ToShim::Channel(Vec::new()), b"\0\0\0\x01\x03"),
         (ToShim::Signal(15), b"\0\0\0\x05\x04\0\0\0\x0f"),
         (ToShim::Wake { now_us: 7, seed: Box::new([9; SEED]) }, &wake),
     ];

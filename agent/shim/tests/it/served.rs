@@ -186,6 +186,18 @@ fn signals_reach_the_group_and_who_holds_the_pipes_is_not_waited_for() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::Signal::SIGKILL).expect("it lives");
 }
 
+/// Its end comes while signals are let through for its start.
+#[test]
+fn one_that_ends_at_once_is_not_missed() {
+    let mut served = Served::new(&[], "connect");
+    for _ in 0..300 {
+        let start = Start { program: "true".to_owned(), ..Start::default() };
+        served.say(&ToShim::Start(Box::new(start)));
+        assert!(matches!(served.hear(), FromShim::Started { .. }));
+        assert_eq!(served.end().2.status, Status::Exited(0));
+    }
+}
+
 #[test]
 fn what_cannot_be_started_is_said() {
     let mut served = Served::new(&[], "connect");
