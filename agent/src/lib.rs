@@ -44,9 +44,9 @@ mod warm;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{container_driver, guard_queue, run, start};
+pub use run::{container_driver, guard_queue, microvm_driver, run, start};
 pub use runtimes::Runtimes;
-pub use sandbox::{ContainerSource, Containers, Offer, Sandbox, Start, Tier, Tiers};
+pub use sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Offer, Sandbox, Start, Tier, Tiers};
 
 /// An error and its causes in one line, for what is recorded or reported; logs have the chain itself.
 fn error_chain(error: &dyn std::error::Error) -> String {

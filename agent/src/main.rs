@@ -21,8 +21,12 @@ use flux_runtime::{Settings, config, telemetry};
 use nix::unistd::{Uid, User};
 
 const PLATFORM_USER: &str = "flux";
+/// The launcher's directory, in the agent's.
+const LAUNCHER: &str = "launcher";
 /// The container driver's directory, in the agent's.
 const CONTAINERS: &str = "containers";
+/// That of the driver of microVMs.
+const MICROVMS: &str = "microvms";
 /// Above the agent's own drain deadline: it says itself what it could not wait for.
 const STOP_MARGIN: Duration = Duration::from_secs(8);
 
@@ -59,6 +63,7 @@ struct Args {
 fn main() -> ExitCode {
     flux_launcher::run_if_launcher();
     flux_containers::run_if_driver();
+    flux_firecracker::run_if_driver();
     let args = Args::parse();
     let ended = if config::env(TREE_FD).is_some() { worker(&args) } else { process_tree(&args) };
     match ended {
@@ -119,13 +124,14 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
         give(&work_dir, user).with_context(|| format!("{} cannot be given to the user flux", work_dir.display()))?;
     }
     let tasks = settings.agent.tasks.unwrap_or_else(default_tasks);
-    let mut launcher = LauncherConfig::new(work_dir.join("launcher"), tasks);
+    let mut launcher = LauncherConfig::new(work_dir.join(LAUNCHER), tasks);
     launcher.runner = runner;
     launcher.runner_uids = runner.and_then(|_| UidRange::set_aside_for(&settings.agent.runner_user));
     launcher.isolation_required = settings.agent.isolation_required;
     flux_agent::guard_queue(&mut launcher, &settings.queue.url);
     let containers = work_dir.join(CONTAINERS);
     let driver = flux_agent::container_driver(&settings.agent, &work_dir, containers, runner);
+    let (microvms, work_dir_of_agent) = (work_dir.join(MICROVMS), work_dir.clone());
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();
     // What the tree found out must be what the agent uses, whatever its own HOME.
@@ -133,6 +139,9 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     agent.user = platform;
     agent.launcher = Some(launcher);
     agent.drivers.extend(driver.map(|driver| driver.spec()));
+    let uids = runner.and_then(|_| UidRange::set_aside_for(&settings.agent.runner_user));
+    let microvms = flux_agent::microvm_driver(&settings.agent, &work_dir_of_agent, microvms, uids);
+    agent.drivers.extend(microvms.map(|driver| driver.spec()));
     agent.stop_timeout = Duration::from_secs(settings.agent.drain_timeout) + STOP_MARGIN;
     let ended = tree::run(vec![agent], &mut |event| tracing::info!("{event}"))?;
     Ok(match ended {
@@ -164,12 +173,12 @@ fn user(name: &str) -> anyhow::Result<Option<Runner>> {
     Ok(found.map(|user| Runner { uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
 }
 
-/// The work directory and what is in it, except what the launcher and the container driver keep.
+/// The work directory and what is in it, except what the launcher and the drivers keep.
 fn give(directory: &Path, to: Runner) -> io::Result<()> {
     std::os::unix::fs::lchown(directory, Some(to.uid), Some(to.gid))?;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_name() == "launcher" || entry.file_name() == CONTAINERS {
+        if [LAUNCHER, CONTAINERS, MICROVMS].iter().any(|name| entry.file_name() == *name) {
             continue;
         }
         if entry.file_type()?.is_dir() {

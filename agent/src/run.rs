@@ -13,7 +13,7 @@ use flux_broker::{
 };
 use flux_containers::DriverConfig;
 use flux_launcher::{
-    LauncherConfig, Runner,
+    LauncherConfig, Runner, UidRange,
     wire::{LauncherWish, TREE_FD},
 };
 use flux_protocol::function::Isolation;
@@ -25,8 +25,11 @@ use crate::{
     launch::{LauncherPool, Source, TreeLink},
     machine::Machine,
     runtimes::Runtimes,
-    sandbox::{ContainerSource, Containers, Tiers},
+    sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Tiers},
 };
+
+/// Numbers that guests may run as: one for each function's version that has guests or a snapshot.
+const GUEST_UIDS: u32 = 1024;
 
 /// Where the agent keeps its things unless it is told.
 fn work_dir(settings: &AgentSettings) -> PathBuf {
@@ -70,16 +73,41 @@ pub fn container_driver(
     })
 }
 
+/// The settings of the driver of microVMs, where there is to be one: for who starts it. `work_dir` is a directory of its own, `uids`
+/// numbers that guests may run as under a jailer.
+pub fn microvm_driver(
+    settings: &AgentSettings,
+    agent_work_dir: &Path,
+    work_dir: PathBuf,
+    uids: Option<UidRange>,
+) -> Option<flux_firecracker::DriverConfig> {
+    let microvm = &settings.microvm;
+    let image = microvm.image.as_ref()?;
+    let [kernel, initramfs, rootfs] =
+        [flux_guest_image::KERNEL, flux_guest_image::INITRAMFS, flux_guest_image::ROOTFS].map(|name| image.join(name));
+    let mut settings = flux_firecracker::Settings::new(&microvm.firecracker, kernel, initramfs, rootfs, work_dir);
+    // Slots have the range's first numbers, guests its last.
+    let uids = uids.filter(|uids| uids.count >= 2 * GUEST_UIDS);
+    settings.jailer = uids.map(|uids| flux_firecracker::Jailer {
+        program: microvm.jailer.clone(),
+        first_uid: uids.first + uids.count - GUEST_UIDS,
+        uids: GUEST_UIDS,
+        cgroups: None,
+    });
+    Some(flux_firecracker::DriverConfig { settings, code_dir: agent_work_dir.join(CODE) })
+}
+
 /// Where launchers and drivers come from: the process tree that started us, or else this program itself with our own rights.
-fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>), StartError> {
+fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Option<MicrovmSource>), StartError> {
     let agent = &settings.agent;
     let tasks = budget::of(agent, Machine::cores(), 0).tasks;
     match config::env(TREE_FD).and_then(|number| number.parse().ok()) {
         Some(number) => {
             let link = TreeLink::inherited(number).map_err(StartError::Tree)?;
             let containers = agent.container.enabled.then(|| ContainerSource::Tree(link.clone()));
+            let microvms = agent.microvm.image.is_some().then(|| MicrovmSource::Tree(link.clone()));
             let wish = LauncherWish { tasks: Some(tasks), ..LauncherWish::default() };
-            Ok((Source::Tree { link, wish }, containers))
+            Ok((Source::Tree { link, wish }, containers, microvms))
         }
         None => {
             let program = PathBuf::from("/proc/self/exe");
@@ -89,14 +117,16 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>), Sta
             guard_queue(&mut config, &settings.queue.url);
             let containers = container_driver(agent, &work_dir, work_dir.join("containers"), None);
             let containers = containers.map(|config| ContainerSource::Direct { program: program.clone(), config });
-            Ok((Source::Direct { program, config }, containers))
+            let microvms = microvm_driver(agent, &work_dir, work_dir.join("microvms"), None);
+            let microvms = microvms.map(|config| MicrovmSource::Direct { program: program.clone(), config });
+            Ok((Source::Direct { program, config }, containers, microvms))
         }
     }
 }
 
 /// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
 pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
-    let (launchers, containers) = sources(settings)?;
+    let (launchers, containers, microvms) = sources(settings)?;
     let (pool, driver) = LauncherPool::connect(launchers).await?;
     tasks.spawn_essential("launcher", end_with(driver, tasks.shutdown().kill_token()));
     let mut tiers = Tiers::default();
@@ -104,6 +134,11 @@ pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -
         let (containers, follow) = Containers::new(source, tasks.clone());
         tasks.spawn_essential("container driver", end_with(Box::pin(follow), tasks.shutdown().kill_token()));
         tiers = tiers.with(Isolation::Container, Arc::new(containers));
+    }
+    if let Some(source) = microvms {
+        let (microvms, follow) = Microvms::new(source, tasks.clone());
+        tasks.spawn_essential("driver of microVMs", end_with(Box::pin(follow), tasks.shutdown().kill_token()));
+        tiers = tiers.with(Isolation::Microvm, Arc::new(microvms));
     }
     let parts = AgentParts {
         broker,

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     // Before any thread, runtime or TLS provider: a launcher is small and single-threaded when it starts.
     flux_launcher::run_if_launcher();
     flux_containers::run_if_driver();
+    flux_firecracker::run_if_driver();
     flux_runtime::install_tls_provider();
     let cli = Cli::parse();
     let out = Output::new(cli.json);

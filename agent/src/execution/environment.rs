@@ -88,7 +88,7 @@ pub(super) const fn in_images(runtime: Runtime) -> Option<&'static str> {
 
 fn held_in(version: &FunctionVersion, code: Option<&CodeFolder>, mut request: SpawnRequest) -> Start {
     let spec = &version.spec;
-    if spec.isolation != Isolation::Process && !spec.env.contains_key("PATH") {
+    if spec.isolation == Isolation::Container && !spec.env.contains_key("PATH") {
         // The image's own: it knows where its programs are.
         request.env.retain(|(name, _)| name != "PATH");
     }
@@ -98,6 +98,7 @@ fn held_in(version: &FunctionVersion, code: Option<&CodeFolder>, mut request: Sp
         request,
         image: spec.image.clone(),
         code: code.map(|code| code.path.clone()),
+        loads: Vec::new(),
     }
 }
 

@@ -190,7 +190,7 @@ impl Attempt {
     pub(super) fn interpreter(&self, spec: &FunctionSpec) -> Option<String> {
         match spec.isolation {
             Isolation::Process => self.node.runtimes.read().of(spec.runtime).map(|found| found.program.clone()),
-            Isolation::Container => environment::in_images(spec.runtime).map(str::to_owned),
+            Isolation::Container | Isolation::Microvm => environment::in_images(spec.runtime).map(str::to_owned),
         }
     }
 

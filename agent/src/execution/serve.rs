@@ -92,7 +92,9 @@ impl Attempt {
         let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
         let addresses = &self.node.addresses;
         let code = ready.code.as_ref();
-        let start = environment::worker_request(&ready.version, code, addresses, &interpreter, bootstrap.arguments);
+        let first = FirstWords { bootstrap, load: Load::from(spec.entry()) };
+        let mut start = environment::worker_request(&ready.version, code, addresses, &interpreter, bootstrap.arguments);
+        first.encode(&mut start.loads);
         let sandbox = self.sandbox(spec)?;
         let process = self.spawned(sandbox.start(start, parts.stdio, Some(parts.their_channel))).await?;
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
@@ -105,7 +107,7 @@ impl Attempt {
             version: Arc::clone(&ready.version),
             _code: ready.code.clone(),
         };
-        Ok((worker, FirstWords { bootstrap, load: Load::from(spec.entry()) }))
+        Ok((worker, first))
     }
 
     /// `None`: the worker was gone, and nothing of the invocation has reached it.

@@ -1,10 +1,12 @@
-//! The seam to what holds a function in: a slot of the launcher, or a container.
+//! The seam to what holds a function in: a slot of the launcher, a container, or a microVM.
 //!
 //! Whatever the tier, a started process is the same to its caller: three descriptors, a worker's channel, signals, an end
 //! ([`Process`]). So one warm pool, one way to time out, to cancel and to record serves all of them. What every tier must do is its
 //! conformance suite (`tests/it/sandboxes.rs`).
 
 mod containers;
+mod loaded;
+mod microvms;
 mod remote;
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, sync::Arc};
@@ -15,6 +17,7 @@ use flux_protocol::{FunctionName, function::Isolation};
 use tokio::sync::watch;
 
 pub use containers::{ContainerSource, Containers};
+pub use microvms::{MicrovmSource, Microvms};
 
 use crate::{
     executor::{Executor, Process},
@@ -32,6 +35,8 @@ pub struct Start {
     pub image: Option<String>,
     /// Where the unpacked code is on this machine; none for an image that is a function by itself.
     pub code: Option<PathBuf>,
+    /// Of a worker: what it will be told first, and be the same after having heard it. A tier may tell it earlier, and once for many.
+    pub loads: Vec<u8>,
 }
 
 /// Starts processes that are held in.

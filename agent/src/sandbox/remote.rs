@@ -109,24 +109,69 @@ pub(super) async fn start(
     tasks: &Tasks,
     waiting: Waiting,
     start: flux_shim::Start,
-    [stdin, stdout, stderr]: [OwnedFd; 3],
+    stdio: [OwnedFd; 3],
     channel: Option<OwnedFd>,
 ) -> Result<Remote, LaunchError> {
     let Waiting { stream, host, gone } = waiting;
-    let (from_shim, mut to_shim) = stream.into_split();
-    let mut from_shim = FromStream { half: from_shim, decoder: Decoder::default(), buffer: vec![0; READ].into() };
-    let mut bytes = Vec::new();
-    ToShim::Start(Box::new(start)).encode(&mut bytes);
-    let starting = async {
-        to_shim.write_all(&bytes).await?;
-        from_shim.started().await
-    };
-    let (pid, started_at_us) = match tokio::time::timeout(STARTS_WITHIN, starting).await {
-        Ok(Ok(Ok(started))) => started,
-        Ok(Ok(Err(refused))) => return Err(LaunchError::Refused(refused)),
-        Ok(Err(error)) => return Err(not_started(&format!("its shim's stream failed: {error}"))),
-        Err(_) => return Err(not_started("its shim did not answer in time")),
-    };
+    let met = Met::start(stream, start).await?;
+    run(tasks, met, Told::default(), host, gone, stdio, channel)
+}
+
+/// A shim whose process runs.
+pub(super) struct Met {
+    pub(super) from_shim: FromStream,
+    pub(super) to_shim: OwnedWriteHalf,
+    pub(super) pid: u32,
+    pub(super) started_at_us: u64,
+}
+
+/// What a process was told, and said, before its caller's descriptors were there.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Bytes at the beginning of the channel that it has heard already.
+    pub(super) bytes: usize,
+    pub(super) heard: Vec<FromShim>,
+}
+
+impl Met {
+    pub(super) async fn start(stream: UnixStream, start: flux_shim::Start) -> Result<Self, LaunchError> {
+        let mut bytes = Vec::new();
+        ToShim::Start(Box::new(start)).encode(&mut bytes);
+        Self::say(stream, &bytes).await
+    }
+
+    /// A shim whose process was started on an earlier connection.
+    pub(super) async fn again(stream: UnixStream) -> Result<Self, LaunchError> {
+        Self::say(stream, &[]).await
+    }
+
+    async fn say(stream: UnixStream, bytes: &[u8]) -> Result<Self, LaunchError> {
+        let (from_shim, mut to_shim) = stream.into_split();
+        let mut from_shim = FromStream { half: from_shim, decoder: Decoder::default(), buffer: vec![0; READ].into() };
+        let starting = async {
+            to_shim.write_all(bytes).await?;
+            from_shim.started().await
+        };
+        match tokio::time::timeout(STARTS_WITHIN, starting).await {
+            Ok(Ok(Ok((pid, started_at_us)))) => Ok(Self { from_shim, to_shim, pid, started_at_us }),
+            Ok(Ok(Err(refused))) => Err(LaunchError::Refused(refused)),
+            Ok(Err(error)) => Err(not_started(&format!("its shim's stream failed: {error}"))),
+            Err(_) => Err(not_started("its shim did not answer in time")),
+        }
+    }
+}
+
+/// From here on it is what its caller's descriptors are connected to.
+pub(super) fn run(
+    tasks: &Tasks,
+    met: Met,
+    before: Told,
+    host: EndsHost,
+    gone: BoxFuture<'static, HostEnd>,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    channel: Option<OwnedFd>,
+) -> Result<Remote, LaunchError> {
+    let Met { from_shim, to_shim, pid, started_at_us } = met;
     let (told, said) = match channel.map(channel_ends).transpose().map_err(LaunchError::Socket)? {
         Some((told, said)) => (Some(told), Some(said)),
         None => (None, None),
@@ -137,8 +182,9 @@ pub(super) async fn start(
     let (ended_tx, ended) = oneshot::channel();
     let seen = Arc::new(Seen::default());
     let feed = if told.is_none() { Some(File::from(stdin)) } else { None };
+    let told = told.map(|half| Channel { half, skip: before.bytes });
     tasks.spawn("to a shim", tell(to_shim, feed, told, asked, Arc::clone(&host.0)));
-    tasks.spawn("from a shim", hear(from_shim, outlets, Arc::clone(&seen), gone, ended_tx));
+    tasks.spawn("from a shim", hear(from_shim, before.heard, outlets, Arc::clone(&seen), gone, ended_tx));
     Ok(Remote { pid, started_at_us, signals, seen, ended: Some(ended), outcome: None, host })
 }
 
@@ -152,8 +198,14 @@ fn channel_ends(channel: OwnedFd) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)>
     Ok(UnixStream::from_std(channel)?.into_split())
 }
 
+/// The caller's end of a worker's channel, less what the worker has heard already.
+struct Channel {
+    half: OwnedReadHalf,
+    skip: usize,
+}
+
 /// The shim's words, one after another.
-struct FromStream {
+pub(super) struct FromStream {
     half: OwnedReadHalf,
     decoder: Decoder,
     buffer: Box<[u8]>,
@@ -174,7 +226,7 @@ impl FromStream {
         }
     }
 
-    async fn next(&mut self) -> io::Result<Option<FromShim>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<FromShim>> {
         loop {
             if let Some(said) = self.decoder.next_from_shim().map_err(io::Error::other)? {
                 return Ok(Some(said));
@@ -191,7 +243,7 @@ impl FromStream {
 async fn tell(
     mut to_shim: OwnedWriteHalf,
     stdin: Option<File>,
-    mut channel: Option<OwnedReadHalf>,
+    mut channel: Option<Channel>,
     mut signals: mpsc::Receiver<i32>,
     host: Arc<dyn Host>,
 ) {
@@ -261,21 +313,30 @@ async fn until_closed(signals: &mut mpsc::Receiver<i32>) {
     while signals.recv().await.is_some() {}
 }
 
-async fn read(channel: Option<&mut OwnedReadHalf>, buffer: &mut [u8]) -> usize {
-    match channel {
-        Some(channel) => channel.read(buffer).await.unwrap_or(0),
-        None => std::future::pending().await,
+async fn read(channel: Option<&mut Channel>, buffer: &mut [u8]) -> usize {
+    let Some(channel) = channel else { return std::future::pending().await };
+    while channel.skip > 0 {
+        let most = channel.skip.min(buffer.len());
+        match channel.half.read(&mut buffer[..most]).await.unwrap_or(0) {
+            0 => return 0,
+            count => channel.skip -= count,
+        }
     }
+    channel.half.read(buffer).await.unwrap_or(0)
 }
 
 /// Everything that comes from the shim, until the process's end.
 async fn hear(
     mut from_shim: FromStream,
+    before: Vec<FromShim>,
     mut outlets: Outlets,
     seen: Arc<Seen>,
     gone: BoxFuture<'static, HostEnd>,
     ended: oneshot::Sender<Ended>,
 ) {
+    for said in before {
+        outlets.pass_on(said, &seen).await;
+    }
     let exit = loop {
         match from_shim.next().await {
             Ok(Some(FromShim::Exited(exit))) => break Some(exit),

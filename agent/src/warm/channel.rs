@@ -37,6 +37,13 @@ pub(crate) struct FirstWords {
     pub(crate) load: Load,
 }
 
+impl FirstWords {
+    pub(crate) fn encode(&self, into: &mut Vec<u8>) {
+        ToWorker::Program(self.bootstrap.program).encode_head(into);
+        ToWorker::Load(&self.load).encode_head(into);
+    }
+}
+
 /// An invocation that was answered.
 #[derive(Debug)]
 pub(crate) struct Served {
@@ -135,9 +142,8 @@ impl Channel {
 
     async fn send(&mut self, first: Option<&FirstWords>, call: &Call, payload: &Bytes) -> io::Result<()> {
         self.out.clear();
-        if let Some(FirstWords { bootstrap, load }) = first {
-            ToWorker::Program(bootstrap.program).encode_head(&mut self.out);
-            ToWorker::Load(load).encode_head(&mut self.out);
+        if let Some(first) = first {
+            first.encode(&mut self.out);
         }
         ToWorker::Invoke(call, payload).encode_head(&mut self.out);
         if payload.len() <= JOINED {

@@ -9,6 +9,7 @@ const { pathToFileURL } = require('url');
 
 const PROTOCOL = 2;
 const LOAD = 2;
+const RESEED = 4;
 const HELLO = 16;
 const READY = 17;
 const FAILED = 18;
@@ -294,7 +295,26 @@ function next() {
   buffered = need < size ? [all.subarray(need)] : [];
   size -= need;
   need = 4;
+  if (all[4] === RESEED) {
+    reseed(body);
+    return next();
+  }
   void (all[4] === LOAD ? begin(body) : invoke(body));
+}
+
+// This process may be the clone of another: both would draw the same numbers. V8's own generator cannot be set, so it is replaced
+// (by sfc32).
+function reseed(seed) {
+  let [a, b, c, d] = [0, 4, 8, 12].map((at) => seed.readInt32BE(at));
+  Math.random = () => {
+    const t = (((a + b) | 0) + d) | 0;
+    d = (d + 1) | 0;
+    a = b ^ (b >>> 9);
+    b = (c + (c << 3)) | 0;
+    c = (c << 21) | (c >>> 11);
+    c = (c + t) | 0;
+    return (t >>> 0) / 4294967296;
+  };
 }
 
 channel.on('data', (data) => {

@@ -11,6 +11,7 @@ import time
 CHANNEL = 3
 PROTOCOL = 2
 HELLO, READY, FAILED, RESULT, ERROR = 16, 17, 18, 19, 20
+RESEED = 4
 RESULT_LIMIT = 16 * 1024 * 1024
 # How long a thread that is about to end is waited for before it counts as left.
 SETTLE_TRIES, SETTLE_S = 5, 0.001
@@ -287,6 +288,16 @@ def invoke(channel, handler, body, known):
     channel.send(kind, used(began_ns, known) + answer)
 
 
+def reseed(seed):
+    """This process may be the clone of another: both would draw the same numbers."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        numpy.random.seed(int.from_bytes(seed[:4], "big"))
+
+
 def main():
     channel = Channel()
     os.set_inheritable(CHANNEL, False)
@@ -315,8 +326,11 @@ def main():
     flush()
     channel.send(READY, b"")
     while True:
-        _, body = channel.receive()
-        invoke(channel, handler, body, known)
+        kind, body = channel.receive()
+        if kind == RESEED:
+            reseed(body)
+        else:
+            invoke(channel, handler, body, known)
 
 
 main()

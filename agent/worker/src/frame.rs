@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// The version of the protocol that this build speaks: what a worker's `Hello` has to say.
 pub const VERSION: u16 = 2;
+/// Random bytes of a `Reseed`.
+pub const SEED: usize = 32;
 /// The longest `Hello` text that is kept.
 const HELLO_TEXT: usize = 256;
 /// CPU time, peak of memory, threads left, bytes dropped.
@@ -19,6 +21,7 @@ const KEPT: usize = 64 * limits::KIB;
 const PROGRAM: u8 = 1;
 const LOAD: u8 = 2;
 const INVOKE: u8 = 3;
+const RESEED: u8 = 4;
 const HELLO: u8 = 16;
 const READY: u8 = 17;
 const FAILED: u8 = 18;
@@ -80,6 +83,8 @@ pub enum ToWorker<'a> {
     Program(&'a str),
     Load(&'a Load),
     Invoke(&'a Call, &'a Bytes),
+    /// It may be the clone of another: what the language keeps of randomness begins anew with these bytes. Not answered.
+    Reseed(&'a [u8; SEED]),
 }
 
 impl ToWorker<'_> {
@@ -88,6 +93,7 @@ impl ToWorker<'_> {
         let (kind, head, rest) = match self {
             Self::Program(text) => (PROGRAM, text.as_bytes().to_vec(), 0),
             Self::Load(load) => (LOAD, json(load), 0),
+            Self::Reseed(seed) => (RESEED, seed.to_vec(), 0),
             Self::Invoke(call, payload) => {
                 let json = json(call);
                 let mut head = Vec::with_capacity(4 + json.len());
@@ -158,6 +164,18 @@ pub enum FromWorker {
     /// The return value as JSON, as the worker wrote it.
     Result(Used, Bytes),
     Error(Used, Fault),
+}
+
+impl FromWorker {
+    /// What a worker says once its handler is loaded, for one that said so to somebody else.
+    pub fn encode_hello_and_ready(interpreter: &str, into: &mut Vec<u8>) {
+        into.extend_from_slice(&length(1 + 2 + interpreter.len()));
+        into.push(HELLO);
+        into.extend_from_slice(&VERSION.to_be_bytes());
+        into.extend_from_slice(interpreter.as_bytes());
+        into.extend_from_slice(&length(1));
+        into.push(READY);
+    }
 }
 
 /// Finds frames in what a worker sends, in whatever pieces it comes.

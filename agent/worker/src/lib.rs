@@ -4,13 +4,14 @@
 //!   agent                                worker: an interpreter, started with a loader of a few lines
 //!     ── Program ────────────────────────►  reads the bootstrap and runs it
 //!     ── Load ───────────────────────────►  loads the handler's module
+//!     ── Reseed ─────────────────────────►  only to one that is, or may become, the clone of another
 //!     ── Invoke ─────────────────────────►
 //!     ◄──────────────────────────── Hello   which protocol it speaks
 //!     ◄─────────────────── Ready | Failed   the handler can be called, or not
 //!     ◄────────────────── Result | Error    one of the two for each Invoke, one Invoke at a time
 //! ```
 //!
-//! The first three are sent without waiting, so that a cold start costs no round trip. [`frame`] is the format, over any stream of
+//! Program, Load and Invoke are sent without waiting, so that a cold start costs no round trip. [`frame`] is the format, over any stream of
 //! bytes: a socketpair here, later a container's Unix socket or a microVM's vsock. [`bootstrap`] holds the programs.
 //! What the function prints takes another way: its descriptors 1 and 2 are pipes.
 //!

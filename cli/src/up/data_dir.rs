@@ -87,18 +87,18 @@ impl DataDir {
 
     fn make_all(&self) -> io::Result<()> {
         let Some(user) = self.platform else {
-            return ["run", WORKER, "db", "nats", "artifacts", "agent", "launcher", "containers"].iter().try_for_each(
-                |dir| {
-                    let dir = self.path.join(dir);
-                    fs::create_dir_all(&dir)?;
-                    fs::set_permissions(&dir, Permissions::from_mode(OWN))
-                },
-            );
+            let all = ["run", WORKER, "db", "nats", "artifacts", "agent", "launcher", "containers", "microvms"];
+            return all.iter().try_for_each(|dir| {
+                let dir = self.path.join(dir);
+                fs::create_dir_all(&dir)?;
+                fs::set_permissions(&dir, Permissions::from_mode(OWN))
+            });
         };
         guarded::own_dir(&self.path.join("run"), READ_BY_GROUP_DIR, user.gid, Some(user))?;
         // Never the user's: what root removes is in it.
         guarded::own_dir(&self.launcher_dir(), ENTERED_BY_ALL, 0, None)?;
         guarded::own_dir(&self.containers_dir(), OWN, 0, None)?;
+        guarded::own_dir(&self.microvms_dir(), OWN, 0, None)?;
         for (dir, mode) in [(WORKER, OWN), ("db", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)] {
             guarded::given_dir(&self.path.join(dir), mode, user)?;
         }
@@ -128,6 +128,11 @@ impl DataDir {
     /// The container driver's.
     pub(super) fn containers_dir(&self) -> PathBuf {
         self.path.join("containers")
+    }
+
+    /// That of the driver of microVMs.
+    pub(super) fn microvms_dir(&self) -> PathBuf {
+        self.path.join("microvms")
     }
 
     /// The file that says that the user was told that everything is ready: not there yet.

@@ -197,6 +197,9 @@ fn worker(
     let agent_dir = file.settings.agent.work_dir.clone().unwrap_or_default();
     let driver = flux_agent::container_driver(&file.settings.agent, &agent_dir, data.containers_dir(), identity.runner);
     worker.drivers.extend(driver.map(|driver| driver.spec()));
+    let uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
+    let microvms = flux_agent::microvm_driver(&file.settings.agent, &agent_dir, data.microvms_dir(), uids);
+    worker.drivers.extend(microvms.map(|driver| driver.spec()));
     let drain = file.settings.gateway.drain_timeout.max(file.settings.agent.drain_timeout);
     worker.stop_timeout = Duration::from_secs(drain) + STOP_MARGIN;
     worker

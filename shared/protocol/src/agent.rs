@@ -72,7 +72,7 @@ pub struct RuntimeGiven {
 impl Capabilities {
     /// Whether it has what the function needs to run in: native ones nothing, those in an image what is in the image.
     pub fn gives_runtime(&self, spec: &FunctionSpec) -> bool {
-        spec.isolation == Isolation::Container
+        spec.isolation != Isolation::Process
             || spec.runtime == Runtime::Native
             || self.runtimes.iter().any(|given| given.name == spec.runtime.as_str())
     }
@@ -80,8 +80,10 @@ impl Capabilities {
     /// Whether it has the function's tier, and gives it its network there.
     pub fn isolates(&self, spec: &FunctionSpec) -> bool {
         let refuses = match spec.isolation {
-            Isolation::Process => &self.refuses,
-            Isolation::Container => &self.container_refuses,
+            Isolation::Process => &self.refuses[..],
+            Isolation::Container => &self.container_refuses[..],
+            // None has a network, and none asks for one.
+            Isolation::Microvm => &[][..],
         };
         let tier = spec.isolation.as_str();
         let has_tier = self.tiers.iter().any(|has| has == tier);

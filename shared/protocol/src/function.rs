@@ -108,6 +108,8 @@ pub enum Isolation {
     Process,
     /// A Docker container of the function's `image`.
     Container,
+    /// A virtual machine with a kernel of its own, under Firecracker.
+    Microvm,
 }
 
 impl Isolation {
@@ -116,6 +118,7 @@ impl Isolation {
         match self {
             Self::Process => "process",
             Self::Container => "container",
+            Self::Microvm => "microvm",
         }
     }
 }

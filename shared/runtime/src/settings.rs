@@ -155,6 +155,24 @@ pub struct AgentSettings {
     /// Unpacked code kept on disk, in MB; what was not used longest goes first.
     pub code_cache_mb: u64,
     pub container: ContainerSettings,
+    pub microvm: MicrovmSettings,
+}
+
+/// Functions with `isolation: microvm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MicrovmSettings {
+    /// The folder that `flux microvm build` made: kernel, initramfs and root file system. Without it there are none.
+    pub image: Option<PathBuf>,
+    /// Firecracker, and its jailer, which is used where Flux is root.
+    pub firecracker: PathBuf,
+    pub jailer: PathBuf,
+}
+
+impl Default for MicrovmSettings {
+    fn default() -> Self {
+        Self { image: None, firecracker: "/usr/local/bin/firecracker".into(), jailer: "/usr/local/bin/jailer".into() }
+    }
 }
 
 /// Functions with `isolation: container`.
@@ -200,6 +218,7 @@ impl Default for AgentSettings {
             isolation_required: false,
             code_cache_mb: 4096,
             container: ContainerSettings::default(),
+            microvm: MicrovmSettings::default(),
         }
     }
 }

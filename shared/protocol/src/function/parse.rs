@@ -117,9 +117,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     let isolation = match get("isolation").map(|v| string(v, "isolation")).transpose()? {
         None | Some("process") => Isolation::Process,
         Some("container") => Isolation::Container,
-        Some("microvm") => {
-            return Err(unsupported("isolation", "`microvm` is not in this release; use `process` or `container`"));
-        }
+        Some("microvm") => Isolation::Microvm,
         Some(other) => return Err(unknown_value("isolation", other, &["process", "container", "microvm"])),
     };
     let (image, command) = image::image_and_command(get("image"), get("command"), isolation)?;
@@ -146,6 +144,15 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         handler::entry(runtime, handler).map_err(|problem| wrong("handler", problem))?;
     }
 
+    let network = match get("network").map(|v| string(v, "network")).transpose()? {
+        None | Some("host") => Network::Host,
+        Some("none") => Network::None,
+        Some(other) => return Err(unknown_value("network", other, &["host", "none"])),
+    };
+    if isolation == Isolation::Microvm && network != Network::None {
+        return Err(unsupported("network", "a microVM has no network in this release; set `network: none`"));
+    }
+
     Ok(FunctionSpec {
         name,
         handler: handler.to_owned(),
@@ -162,11 +169,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         max_concurrency_behavior: behavior(get("max_concurrency_behavior"), "max_concurrency_behavior")?,
         resource_pressure_behavior: behavior(get("resource_pressure_behavior"), "resource_pressure_behavior")?,
         retry: get("retry").map(retry).transpose()?.unwrap_or_default(),
-        network: match get("network").map(|v| string(v, "network")).transpose()? {
-            None | Some("host") => Network::Host,
-            Some("none") => Network::None,
-            Some(other) => return Err(unknown_value("network", other, &["host", "none"])),
-        },
+        network,
         env: get("env").map(env).transpose()?.unwrap_or_default(),
         stop_grace: get("stop_grace").map(stop_grace).transpose()?.unwrap_or_default(),
         pool: get("pool")
