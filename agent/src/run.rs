@@ -118,7 +118,8 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Opti
             let containers = container_driver(agent, &work_dir, work_dir.join("containers"), None);
             let containers = containers.map(|config| ContainerSource::Direct { program: program.clone(), config });
             let microvms = microvm_driver(agent, &work_dir, work_dir.join("microvms"), None);
-            let microvms = microvms.map(|config| MicrovmSource::Direct { program: program.clone(), config });
+            let microvms =
+                microvms.map(|config| MicrovmSource::Direct { program: program.clone(), config: Box::new(config) });
             Ok((Source::Direct { program, config }, containers, microvms))
         }
     }

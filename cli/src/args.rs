@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench,
     commands::{agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, ps, rollback, top},
-    up,
+    microvm, up,
 };
 
 #[derive(Debug, Parser)]
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Dlq(dlq::Args),
     /// Write a small working function
     Init(init::Args),
+    /// Prepare this machine's agent for functions in microVMs
+    Microvm(microvm::Args),
     /// Measure Flux beside its yardsticks, on this machine
     Bench(bench::Args),
     /// Say which release this is

@@ -14,6 +14,7 @@ mod client;
 mod commands;
 mod error;
 mod keys;
+mod microvm;
 mod model;
 mod output;
 mod payload;
@@ -52,6 +53,7 @@ fn run(cli: Cli, out: Output) -> Result<(), CliError> {
         Command::Up(args) => up::run(&args, out),
         Command::Serve(args) => up::serve(&args, out),
         Command::Init(args) => commands::init::run(&args, out),
+        Command::Microvm(args) => microvm::run(args, out),
         Command::Version => {
             commands::version::run(out);
             Ok(())

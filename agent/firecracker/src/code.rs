@@ -67,6 +67,8 @@ impl Images {
         let (bytes, files) = size(folder).map_err(read)?;
         let new = self.folder.join(format!("{digest}.new"));
         let mut command = Command::new("mke2fs");
+        // A driver has no environment of its own.
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let arguments = ["-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-O", "^has_journal,^resize_inode"];
         command.args(arguments).args(["-E", "root_owner=0:0", "-N", &(files + 16).to_string(), "-d"]);
         // An inode takes 256 bytes of a table.

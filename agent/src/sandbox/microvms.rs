@@ -51,7 +51,7 @@ pub enum MicrovmSource {
     /// The process tree's root, which has the privileges.
     Tree(TreeLink),
     /// This process starts it, with its own rights.
-    Direct { program: PathBuf, config: DriverConfig },
+    Direct { program: PathBuf, config: Box<DriverConfig> },
 }
 
 impl MicrovmSource {

@@ -99,7 +99,8 @@ impl Engine {
             ..SpawnRequest::default()
         };
         let function = FunctionName::parse("f").expect("a name");
-        Start { function, version: 1, request, image: self.image.clone(), code: Some(self.code.clone()) }
+        let code = Some(self.code.clone());
+        Start { function, version: 1, request, image: self.image.clone(), code, loads: Vec::new() }
     }
 
     async fn run(&self, script: &str, input: &[u8]) -> Ran {
