@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// A guest of the stand-in: the machine's own programs, the code from the guest's disk, processes of its own.
 const GUEST: &str = r#"#!/bin/sh
-exec unshare --mount --pid --fork --kill-child /bin/sh -c '
+exec setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child /bin/sh -c '
 set -e
 mount --make-rprivate /
 jail=$PWD root=$PWD/guest
@@ -312,7 +312,8 @@ async fn an_agent_without_a_guest_that_answers_does_not_offer_it_and_says_why() 
     let why =
         tokio::time::timeout(SOON, offer.wait_for(|offer| offer.as_ref().is_err_and(|why| why.contains("listened"))));
     let why = why.await.expect("it is said in time").expect("there is a tier").clone().map(drop);
-    assert_eq!(why, Err("nothing listened at port 7227 of the guest within 1s: early eof".to_owned()));
+    let why = why.expect_err("it is not offered");
+    assert!(why.starts_with("nothing listened at port 7227 of the guest within 1s: "), "{why}");
     let refused = engine.running(engine.start("./run", &[]), b"", false).await.err().map(|error| error.to_string());
     assert_eq!(refused.as_deref(), Some("no guest has been booted yet"));
     engine.nothing_is_left().await;

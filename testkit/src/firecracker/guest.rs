@@ -142,21 +142,24 @@ impl Guest {
         }
         let line = String::from_utf8_lossy(&line).into_owned();
         let port: Option<u32> = line.strip_prefix("CONNECT ").and_then(|port| port.parse().ok());
+        // Nobody listens there: it is closed without a word.
+        let inside = match &self.program {
+            Some(_) if self.inner().listens => Some(UnixStream::connect(GUEST_SOCKET)?),
+            _ => None,
+        };
         let (about, first) = {
             let mut inner = self.inner();
-            // Nobody listens there: it is closed without a word.
             let (Some(boot), true, Some(_)) = (inner.boot.clone(), inner.listens, port) else { return Ok(()) };
             inner.open.push(stream.try_clone()?);
             let about = format!("{} {boot}\n", if inner.restored { "restored" } else { "booted" });
             (about, inner.heard.is_empty() && !inner.restored)
         };
         stream.write_all(b"OK 1073741824\n")?;
-        if self.program.is_none() {
+        let Some(mut inside) = inside else {
             stream.write_all(about.as_bytes())?;
             let mut echo = stream.try_clone()?;
             return io::copy(&mut stream, &mut echo).map(drop);
-        }
-        let mut inside = UnixStream::connect(GUEST_SOCKET)?;
+        };
         let (mut out, mut back) = (inside.try_clone()?, stream.try_clone()?);
         std::thread::scope(|scope| {
             scope.spawn(|| {
