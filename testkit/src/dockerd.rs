@@ -93,6 +93,13 @@ impl Dockerd {
         if let Some(mut running) = self.running.take() {
             running.kill9();
         }
+        // Its containerd goes with it, sooner or later: a daemon that starts meanwhile would wait for it.
+        for process in processes_matching(&self.marker()) {
+            if process.command.contains("containerd.toml") {
+                process.kill9();
+            }
+        }
+        let _ = std::fs::remove_file(self.dir.path().join("exec/containerd/containerd.pid"));
     }
 
     /// Names of the containers that it has, whether they run or not.

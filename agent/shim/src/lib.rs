@@ -25,7 +25,7 @@ mod usage;
 
 pub use endpoint::{Endpoint, Streams};
 pub use frame::{Decoder, Exit, FrameError, FromShim, Start, Status, Stream, ToShim};
-pub use serve::{Disconnected, Shim};
+pub use serve::{Over, Shim};
 
 /// Where `usage` and `beside` look: what differs between a container and a machine of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
