@@ -15,6 +15,7 @@ use crate::{
     budget,
     code::{Code, CodeError, CodeFolder},
     control,
+    doubt::{self, Asker, Doubts},
     executor::{Executor, LauncherExecutor},
     functions::{FunctionEvent, Functions},
     heartbeat::{self, Heart},
@@ -128,6 +129,7 @@ impl Agent {
         let machine = Machine::new();
         let total = budget::of(&settings, Machine::cores(), machine.memory_total_mb());
         let (ledger, keep) = Ledger::new(broker.connection());
+        let (doubts, asker) = Doubts::new();
         tasks.spawn_essential("ledger", keep);
         let finishing = (total.tasks as usize).saturating_mul(FINISHING_PER_TASK).max(FINISHING_AT_LEAST);
         let node = Arc::new(Node {
@@ -141,6 +143,7 @@ impl Agent {
             runtimes: RwLock::new(runtimes),
             warm: Arc::new(WarmPool::new(total.memory_mb.into(), total.tasks as usize)),
             ledger,
+            doubts,
             tasks,
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
@@ -152,14 +155,16 @@ impl Agent {
             tasks = total.tasks, cpu_millicores = total.cpu_millicores, memory_mb = total.memory_mb,
             "the agent starts"
         );
-        Ok(Self::spawn(node, machine, total))
+        Ok(Self::spawn(node, machine, total, asker))
     }
 
-    fn spawn(node: Arc<Node>, machine: Machine, total: Budget) -> Self {
+    fn spawn(node: Arc<Node>, machine: Machine, total: Budget, asker: Asker) -> Self {
         let stop = CancellationToken::new();
         let (events, received) = mpsc::channel(EVENTS);
         let (puller, state) = Puller::new(Arc::clone(&node), total, received);
         let agent = Self { node, total, events, state, stop };
+        agent.essential("holders", doubt::answer(Arc::clone(&agent.node)));
+        agent.essential("doubts", asker.run(Arc::clone(&agent.node)));
         agent.essential("puller", puller.run());
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("functions", async move {

@@ -21,6 +21,7 @@ mod agent;
 mod budget;
 mod code;
 mod control;
+mod doubt;
 mod execution;
 mod executor;
 mod functions;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     code::Code,
+    doubt::Doubts,
     executor::Executor,
     functions::{FunctionEvent, Functions},
     held::Held,
@@ -30,6 +31,7 @@ pub(crate) struct Node {
     pub(crate) runtimes: RwLock<Runtimes>,
     pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
+    pub(crate) doubts: Doubts,
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
