@@ -8,7 +8,7 @@ use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, lim
 use flux_runtime::{Tasks, settings::AgentSettings};
 use futures::FutureExt as _;
 use parking_lot::RwLock;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     puller::{Event, Puller, PullerState},
     runtimes::{Runtimes, Search},
     warm::WarmPool,
+    window::Window,
 };
 
 /// Finished executions per slot whose outcome may be on its way to the record before slots are held back.
@@ -147,7 +148,7 @@ impl Agent {
             tasks,
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
-            finishing: Semaphore::new(finishing.min(Semaphore::MAX_PERMITS)),
+            finishing: Window::new(finishing),
             abandoned: CancellationToken::new(),
         });
         tracing::info!(

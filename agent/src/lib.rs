@@ -40,6 +40,7 @@ mod room;
 mod run;
 mod runtimes;
 mod warm;
+mod window;
 
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};

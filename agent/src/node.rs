@@ -6,7 +6,6 @@ use flux_broker::Broker;
 use flux_protocol::{AgentId, FunctionName, PoolName};
 use flux_runtime::Tasks;
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     ledger::Ledger,
     runtimes::Runtimes,
     warm::WarmPool,
+    window::Window,
 };
 
 pub(crate) struct Node {
@@ -35,8 +35,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
-    /// Finished executions whose outcome is not recorded yet: beyond this their slots are not given back.
-    pub(crate) finishing: Semaphore,
+    /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
+    pub(crate) finishing: Window,
     /// The agent goes away now: what has no recorded outcome is left to others.
     pub(crate) abandoned: CancellationToken,
 }
