@@ -8,7 +8,7 @@ use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, lim
 use flux_runtime::{Tasks, settings::AgentSettings};
 use futures::FutureExt as _;
 use parking_lot::RwLock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -34,6 +34,8 @@ use crate::{
 /// Finished executions per slot whose outcome may be on its way to the record before slots are held back.
 const FINISHING_PER_TASK: usize = 4;
 const FINISHING_AT_LEAST: usize = 64;
+/// Large outputs that are stored apart at once: the disk has no more from more of them.
+const STORING_AT_ONCE: usize = 2;
 /// After executions were killed at a drain's deadline, for their processes to go.
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
 /// The interpreters answer within a tenth of this; an agent on a machine that is too busy for that does not wait for them.
@@ -149,6 +151,7 @@ impl Agent {
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
             finishing: Window::new(finishing),
+            storing: Semaphore::new(STORING_AT_ONCE),
             abandoned: CancellationToken::new(),
         });
         tracing::info!(

@@ -18,7 +18,7 @@ use flux_protocol::{
     agent::{HoldersReply, Redelivery, RunningCount},
     execution::QueuePosition,
     limits,
-    output::OutputCollector,
+    output::{OutputCollector, OutputRoom},
     subject::QueueName,
 };
 use parking_lot::Mutex;
@@ -160,11 +160,19 @@ struct Inner {
 }
 
 /// The table of what is held.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Held {
     inner: Mutex<Inner>,
+    /// For the output of all.
+    room: Arc<OutputRoom>,
     /// Something left the table.
     left: Notify,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), room: Arc::new(OutputRoom::new(limits::OUTPUTS)), left: Notify::default() }
+    }
 }
 
 impl Held {
@@ -195,7 +203,7 @@ impl Held {
                     attempt: AtomicU32::new(attempt),
                     position: position.clone(),
                     in_doubt: AtomicBool::new(false),
-                    output: Mutex::default(),
+                    output: Mutex::new(OutputCollector::in_room(Arc::clone(&self.room))),
                     stop: OnceLock::new(),
                     stop_asked: Notify::new(),
                     ended: AtomicBool::new(false),

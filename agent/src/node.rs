@@ -6,6 +6,7 @@ use flux_broker::Broker;
 use flux_protocol::{AgentId, FunctionName, PoolName};
 use flux_runtime::Tasks;
 use parking_lot::RwLock;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) addresses: Addresses,
     /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
     pub(crate) finishing: Window,
+    /// Large outputs that are stored apart at once.
+    pub(crate) storing: Semaphore,
     /// The agent goes away now: what has no recorded outcome is left to others.
     pub(crate) abandoned: CancellationToken,
 }

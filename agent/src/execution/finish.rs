@@ -86,6 +86,8 @@ impl Attempt {
     }
 
     async fn put_output(&self, log: &OutputLog) -> Result<BlobRef, BrokerError> {
+        // One is in memory twice meanwhile. The semaphore is never closed.
+        let _storing = self.node.storing.acquire().await;
         let content = log.encode();
         let key = subject::output_blob(self.execution.id, self.execution.attempt());
         let blob = BlobRef { key, digest: Digest::of(&content), size: content.len() as u64 };

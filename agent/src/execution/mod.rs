@@ -32,8 +32,8 @@ use std::sync::Arc;
 
 use flux_broker::Delivery;
 use flux_protocol::{
-    ErrorKind, ExecutionError, ExecutionId, FunctionVersion, Invocation, Outcome, OutcomeStatus, Phase, StatusMessage,
-    Timestamp, agent::Redelivery, limits, time, trace::TraceParent,
+    ErrorKind, ExecutionError, ExecutionId, FunctionVersion, Invocation, Outcome, OutcomeStatus, OutputLog, Phase,
+    StatusMessage, Timestamp, agent::Redelivery, limits, output::OutputTaken, time, trace::TraceParent,
 };
 use tracing::Instrument as _;
 
@@ -60,6 +60,8 @@ pub(crate) struct Attempt {
     /// Once it is known.
     version: Option<Arc<FunctionVersion>>,
     started_at: Option<Timestamp>,
+    /// The room that its output takes until it is recorded.
+    output_taken: OutputTaken,
     trace: TraceParent,
 }
 
@@ -110,6 +112,7 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
         losses: redeliveries,
         version: None,
         started_at: None,
+        output_taken: OutputTaken::default(),
         trace,
     };
     attempt.see_through(room).instrument(span).await;
@@ -177,6 +180,13 @@ impl Attempt {
         let holder = self.node.doubts.holder(asked).await;
         self.execution.set_in_doubt(false);
         holder
+    }
+
+    /// All that it printed, at its end.
+    fn take_output(&mut self) -> OutputLog {
+        let (log, taken) = std::mem::take(&mut *self.execution.output.lock()).finish_and_hold();
+        self.output_taken = taken;
+        log
     }
 
     /// No outcome: whoever else holds it goes on, or another agent starts the next attempt once the broker misses our marks.

@@ -13,6 +13,10 @@ pub const INLINE_PAYLOAD: usize = 512 * KIB;
 pub const PAYLOAD: usize = 64 * MIB;
 /// Output up to this size rides in the terminal status and in the record.
 pub const INLINE_OUTPUT: usize = 256 * KIB;
+/// Output that one agent keeps of all that runs; where it is used up, the middle of each is dropped earlier.
+pub const OUTPUTS: usize = 512 * MIB;
+/// What each execution's output may take of it at once.
+pub const OUTPUTS_STEP: usize = MIB;
 /// Output kept of one execution; beyond it the middle is dropped and the record says how much.
 pub const OUTPUT: usize = 64 * MIB;
 /// Largest message on the queue (`max_payload` of the broker).
