@@ -80,6 +80,14 @@ impl Dockerd {
         .await;
     }
 
+    /// A configuration file for a Flux that is to use this one.
+    pub fn flux_config(&self) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("cannot make a file");
+        let config = serde_json::json!({ "agent": { "container": { "socket": self.socket(), "pull": "never" } } });
+        std::fs::write(file.path(), config.to_string()).expect("cannot write a configuration");
+        file
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("sock")
     }

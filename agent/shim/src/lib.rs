@@ -19,6 +19,8 @@
 mod beside;
 mod endpoint;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod process;
 mod serve;
 mod usage;

@@ -231,3 +231,30 @@ pub struct CancelReply {
     /// False when it ended by itself before the cancel reached it.
     pub cancelled: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::function::parse_yaml;
+
+    #[test]
+    fn a_container_needs_its_tier_and_no_interpreter_of_the_machine() {
+        let spec =
+            |more: &str| parse_yaml(&format!("name: f\nhandler: h.h\nruntime: python\n{more}")).expect("a function");
+        let (process, container) = (spec(""), spec("isolation: container\nimage: a"));
+        let tiers = |tiers: &[&str]| Capabilities {
+            tiers: tiers.iter().map(|tier| (*tier).to_owned()).collect(),
+            ..Capabilities::default()
+        };
+        for (given, expected) in
+            [(&["process"][..], [true, false]), (&["process", "container"], [true, true]), (&[], [true, false])]
+        {
+            let isolates = [&process, &container].map(|spec| tiers(given).isolates(spec));
+            assert_eq!(isolates, expected, "{given:?}");
+        }
+        let all = tiers(&["process", "container"]);
+        assert_eq!([&process, &container].map(|spec| all.gives_runtime(spec)), [false, true]);
+        let refusing = Capabilities { container_refuses: vec![Network::Host], ..all };
+        assert_eq!([&process, &container].map(|spec| refusing.isolates(spec)), [true, false]);
+    }
+}
