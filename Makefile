@@ -85,6 +85,11 @@ setup-peers: ## install what only bench-peers needs (busybox, Redis, Celery, fun
 bench-peers: setup-peers build echo-function ## the same, also beside busybox httpd, functions-framework, Celery and BullMQ
 	@scripts/bench.sh --peers --out docs/benchmarks.md
 
+.PHONY: bench-containers
+bench-containers: build ## warm and cold containers beside warm processes and `docker run`, with a dockerd started for it
+	@scripts/setup.sh test
+	cargo run --release --quiet $(LOCKED) -p flux-testkit --example container_bench
+
 .PHONY: load
 load: setup-bench build echo-function ## k6 load tests with thresholds, against a Flux started for them
 	@scripts/load.sh

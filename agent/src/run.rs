@@ -104,7 +104,10 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Opti
     match config::env(TREE_FD).and_then(|number| number.parse().ok()) {
         Some(number) => {
             let link = TreeLink::inherited(number).map_err(StartError::Tree)?;
-            let containers = agent.container.enabled.then(|| ContainerSource::Tree(link.clone()));
+            let containers = agent
+                .container
+                .enabled
+                .then(|| ContainerSource::Tree { link: link.clone(), socket: agent.container.socket.clone() });
             let microvms = agent.microvm.image.is_some().then(|| MicrovmSource::Tree(link.clone()));
             let wish = LauncherWish { tasks: Some(tasks), ..LauncherWish::default() };
             Ok((Source::Tree { link, wish }, containers, microvms))

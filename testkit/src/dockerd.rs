@@ -80,6 +80,14 @@ impl Dockerd {
         .await;
     }
 
+    /// A configuration file for a Flux that is to use this one.
+    pub fn flux_config(&self) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("cannot make a file");
+        let config = serde_json::json!({ "agent": { "container": { "socket": self.socket(), "pull": "never" } } });
+        std::fs::write(file.path(), config.to_string()).expect("cannot write a configuration");
+        file
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("sock")
     }
@@ -93,6 +101,13 @@ impl Dockerd {
         if let Some(mut running) = self.running.take() {
             running.kill9();
         }
+        // Its containerd goes with it, sooner or later: a daemon that starts meanwhile would wait for it.
+        for process in processes_matching(&self.marker()) {
+            if process.command.contains("containerd.toml") {
+                process.kill9();
+            }
+        }
+        let _ = std::fs::remove_file(self.dir.path().join("exec/containerd/containerd.pid"));
     }
 
     /// Names of the containers that it has, whether they run or not.

@@ -20,6 +20,8 @@
 mod beside;
 mod endpoint;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 mod process;
 mod serve;
@@ -28,7 +30,7 @@ mod wake;
 
 pub use endpoint::{Endpoint, Streams};
 pub use frame::{Decoder, Exit, FrameError, FromShim, Start, Status, Stream, ToShim};
-pub use serve::{Disconnected, Shim};
+pub use serve::{Over, Shim};
 
 /// Where `usage` and `beside` look: what differs between a container and a machine of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,7 +4,10 @@
 
 use std::{ffi::OsString, io, process::ExitCode};
 
-use flux_shim::{Endpoint, Place, Shim};
+use flux_shim::{Endpoint, Over, Place, Shim};
+
+/// As a process that SIGTERM ended is told.
+const TERMINATED: u8 = 128 + 15;
 
 fn main() -> ExitCode {
     if flux_shim::guest::is_here() {
@@ -26,7 +29,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     match run(&endpoint, stay, if guest { Place::Guest } else { Place::Container }) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Over::Disconnected) => ExitCode::SUCCESS,
+        Ok(Over::Asked) => ExitCode::from(TERMINATED),
         Err(error) => {
             eprintln!("flux-shim: {error}");
             ExitCode::from(70)
@@ -34,15 +38,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(endpoint: &Endpoint, stay: bool, place: Place) -> io::Result<()> {
+fn run(endpoint: &Endpoint, stay: bool, place: Place) -> io::Result<Over> {
     let mut shim = Shim::new(place)?;
     let mut streams = endpoint.open()?;
+    let mut over = Over::Disconnected;
     while let Some(stream) = streams.next_stream()? {
-        shim.serve(stream);
-        if !stay {
+        over = shim.serve(stream);
+        if !stay || over == Over::Asked {
             break;
         }
     }
     shim.end_all();
-    Ok(())
+    Ok(over)
 }

@@ -31,9 +31,15 @@ const PIPE_BYTES: usize = 64 << 10;
 /// After the process ended, for what it left in its pipes.
 const DRAIN: Duration = Duration::from_millis(250);
 
-/// The agent's end of the stream is closed.
+/// Why a stream is served no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disconnected;
+pub enum Over {
+    /// The agent's end of it is closed.
+    Disconnected,
+    /// A SIGTERM came that is not the agent's: whoever runs the container ends it. The process was passed it, and has ended; its end
+    /// is not told, since it is not its own.
+    Asked,
+}
 
 /// Serves one stream after another. The process it started lives on between them.
 #[derive(Debug)]
@@ -43,6 +49,7 @@ pub struct Shim {
     signals: SignalFd,
     blocked: SigSet,
     process: Option<Process>,
+    asked_to_end: bool,
     buffer: Box<[u8]>,
     /// A frame on its way out.
     out: Vec<u8>,
@@ -74,17 +81,21 @@ impl Shim {
         // A function of the same user must not write into the agent's stream.
         nix::sys::prctl::set_dumpable(false)?;
         let buffer = vec![0; CHUNK].into_boxed_slice();
-        Ok(Self { place, slot, signals, blocked, process: None, buffer, out: Vec::new() })
+        Ok(Self { place, slot, signals, blocked, process: None, asked_to_end: false, buffer, out: Vec::new() })
     }
 
     /// Serves until the agent's end is closed; what is said that is not of the protocol closes it too.
-    pub fn serve(&mut self, stream: OwnedFd) -> Disconnected {
+    pub fn serve(&mut self, stream: OwnedFd) -> Over {
         let mut stream = File::from(stream);
         let said = self.serve_stream(&mut stream);
         if let Err(error) = said {
             eprintln!("flux-shim: {error}");
         }
-        Disconnected
+        if self.is_over() { Over::Asked } else { Over::Disconnected }
+    }
+
+    fn is_over(&self) -> bool {
+        self.asked_to_end && self.process.is_none()
     }
 
     /// Ends everything that was started. For the end of the shim, or before another function.
@@ -129,6 +140,9 @@ impl Shim {
                 while let Some(said) = decoder.next_to_shim().map_err(io::Error::other)? {
                     self.on_said(stream, said)?;
                 }
+            }
+            if self.is_over() {
+                return Ok(());
             }
         }
     }
@@ -223,11 +237,12 @@ impl Shim {
 
     fn on_signals(&mut self, stream: &mut File) -> io::Result<()> {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            // The container is asked to end; SIGCHLD is looked at below.
-            if let (Some(process), Ok(Signal::SIGTERM | Signal::SIGINT)) =
-                (&self.process, Signal::try_from(info.ssi_signo.cast_signed()))
-            {
-                signal(process.pid, nix::libc::SIGTERM);
+            // SIGCHLD is looked at below.
+            if let Ok(Signal::SIGTERM | Signal::SIGINT) = Signal::try_from(info.ssi_signo.cast_signed()) {
+                self.asked_to_end = true;
+                if let Some(process) = &self.process {
+                    signal(process.pid, nix::libc::SIGTERM);
+                }
             }
         }
         let main = self.process.as_ref().map(|process| process.pid);
@@ -265,6 +280,9 @@ impl Shim {
         }
         while self.send_channel(stream)? {}
         let Some(process) = self.process.take() else { return Ok(()) };
+        if self.asked_to_end {
+            return Ok(());
+        }
         let exit = Exit {
             status,
             oom_killed: oom_kills(self.place) > process.oom_kills_before,

@@ -35,7 +35,7 @@ use crate::{
     launch::{ExitStatus, LaunchError, TreeLink},
 };
 
-/// Before a driver that ended is asked for again.
+/// Before a driver that ended is asked for again, or Docker is looked for.
 const PAUSE: Duration = Duration::from_secs(1);
 /// What a shell says of a process that a signal ended, and Docker too.
 const SIGNALED: i32 = 128;
@@ -43,17 +43,32 @@ const SIGNALED: i32 = 128;
 /// Where the driver comes from.
 #[derive(Debug)]
 pub enum ContainerSource {
-    /// The process tree's root, which has the privileges.
-    Tree(TreeLink),
+    /// The process tree's root, which has the privileges. The socket of Docker is only looked for.
+    Tree { link: TreeLink, socket: PathBuf },
     /// This process starts it, with its own rights.
     Direct { program: PathBuf, config: DriverConfig },
 }
 
 impl ContainerSource {
+    /// Waits until there is something for a driver to do: most machines have no Docker, and need none.
+    async fn until_docker(&self, offer: &watch::Sender<Result<Arc<Offer>, String>>) {
+        let (Self::Tree { socket, .. } | Self::Direct { config: DriverConfig { socket, .. }, .. }) = self;
+        // What may not be looked at may be there.
+        while std::fs::symlink_metadata(socket).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            offer.send_if_modified(|said| {
+                let why = format!("there is no Docker at {}", socket.display());
+                let is_new = said.as_ref().err() != Some(&why);
+                *said = Err(why);
+                is_new
+            });
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// The socket to a driver, and its process where it is ours to wait for.
     async fn driver(&self) -> Result<(OwnedFd, Option<std::process::Child>), LaunchError> {
         match self {
-            Self::Tree(link) => Ok((link.request_driver(DRIVER).await?, None)),
+            Self::Tree { link, .. } => Ok((link.request_driver(DRIVER).await?, None)),
             Self::Direct { program, config } => {
                 let started = flux_launcher::start_driver(program, DRIVER_ARGUMENT, &config.spec().config)
                     .map_err(LaunchError::Socket)?;
@@ -111,6 +126,7 @@ impl Containers {
 impl Shared {
     async fn follow(self: Arc<Self>, source: ContainerSource) {
         loop {
+            source.until_docker(&self.offer).await;
             let why = match source.driver().await {
                 Ok((socket, process)) => {
                     let ended = self.listen(socket).await;

@@ -5,6 +5,7 @@ mod world;
 
 mod budget;
 mod cancel;
+mod containers;
 mod drain;
 mod end_to_end;
 mod faults;

@@ -148,12 +148,15 @@ impl World {
     pub(crate) async fn deploy_code(&self, yaml: &str, version: u32, digest: Digest) -> FunctionName {
         let spec = function::parse_yaml(yaml).unwrap_or_else(|error| panic!("{yaml}: {error}"));
         let name = spec.name.clone();
-        let deployed = FunctionVersion { version, digest: Some(digest), spec, created_at: time::now() };
-        let value = Bytes::from(serde_json::to_vec(&deployed).expect("JSON"));
-        let key = format!("{name}.{version}");
-        self.broker.put(Table::Versions, &key, value.clone()).await.expect("a version");
-        self.broker.put(Table::Functions, name.as_str(), value).await.expect("a function");
+        self.put_version(&FunctionVersion { version, digest: Some(digest), spec, created_at: time::now() }).await;
         name
+    }
+
+    pub(crate) async fn put_version(&self, version: &FunctionVersion) {
+        let value = Bytes::from(serde_json::to_vec(version).expect("JSON"));
+        let key = format!("{}.{}", version.name(), version.version);
+        self.broker.put(Table::Versions, &key, value.clone()).await.expect("a version");
+        self.broker.put(Table::Functions, version.name().as_str(), value).await.expect("a function");
     }
 
     pub(crate) fn queue(lane: Lane, function: &str) -> QueueName {

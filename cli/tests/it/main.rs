@@ -6,6 +6,7 @@ mod bad_input;
 mod big;
 mod cancel;
 mod cluster;
+mod containers;
 mod direct;
 mod durability;
 mod follow;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    execution::QueuePosition,
     function::{FunctionSpec, Isolation, Network, Runtime},
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
@@ -187,6 +188,30 @@ pub enum ControlReply {
     },
 }
 
+/// A question on `flux.holders.<pool>.<agent>`, to the agents of a pool: who holds these, which the queue delivered again?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersRequest {
+    pub deliveries: Vec<Redelivery>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redelivery {
+    pub execution_id: ExecutionId,
+    /// The message: an execution that was published again has another.
+    pub position: QueuePosition,
+    /// The one that the asker would start.
+    pub attempt: u32,
+}
+
+/// Answered by agents that have something to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersReply {
+    /// They run, or are about to.
+    pub held: Vec<ExecutionId>,
+    /// Their outcome is recorded.
+    pub recorded: Vec<ExecutionId>,
+}
+
 /// Live output on `flux.output.<agent>.<execution>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputMessage {
@@ -207,4 +232,31 @@ pub struct CancelReply {
     pub agent_id: AgentId,
     /// False when it ended by itself before the cancel reached it.
     pub cancelled: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::function::parse_yaml;
+
+    #[test]
+    fn a_container_needs_its_tier_and_no_interpreter_of_the_machine() {
+        let spec =
+            |more: &str| parse_yaml(&format!("name: f\nhandler: h.h\nruntime: python\n{more}")).expect("a function");
+        let (process, container) = (spec(""), spec("isolation: container\nimage: a"));
+        let tiers = |tiers: &[&str]| Capabilities {
+            tiers: tiers.iter().map(|tier| (*tier).to_owned()).collect(),
+            ..Capabilities::default()
+        };
+        for (given, expected) in
+            [(&["process"][..], [true, false]), (&["process", "container"], [true, true]), (&[], [true, false])]
+        {
+            let isolates = [&process, &container].map(|spec| tiers(given).isolates(spec));
+            assert_eq!(isolates, expected, "{given:?}");
+        }
+        let all = tiers(&["process", "container"]);
+        assert_eq!([&process, &container].map(|spec| all.gives_runtime(spec)), [false, true]);
+        let refusing = Capabilities { container_refuses: vec![Network::Host], ..all };
+        assert_eq!([&process, &container].map(|spec| refusing.isolates(spec)), [true, false]);
+    }
 }

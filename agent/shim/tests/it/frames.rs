@@ -1,6 +1,7 @@
 use flux_shim::{
     Decoder, Exit, FrameError, FromShim, Start, Status, Stream, ToShim,
     frame::{FRAME, SEED, VERSION},
+    fuzzing,
 };
 use proptest::prelude::*;
 
@@ -106,25 +107,32 @@ fn what_is_no_frame_is_refused() {
     }
 }
 
+#[test]
+fn the_fuzz_targets_seeds() {
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/shim_frames");
+    let mut count = 0;
+    for seed in std::fs::read_dir(&seeds).unwrap_or_else(|error| panic!("{}: {error}", seeds.display())) {
+        let data = std::fs::read(seed.expect("an entry").path()).expect("read");
+        for at in 0..=data.len() {
+            fuzzing::frames(&data[..at]);
+        }
+        for at in 0..data.len() {
+            for flip in [0x01, 0x20, 0x80, 0xff] {
+                let mut changed = data.clone();
+                changed[at] ^= flip;
+                fuzzing::frames(&changed);
+            }
+        }
+        count += 1;
+    }
+    assert!(count >= 2, "{count} seeds");
+}
+
 proptest! {
     /// Whatever comes, in whatever pieces: the same words, or the same error.
     #[test]
     fn any_bytes_in_any_pieces_say_the_same(data in prop::collection::vec(prop_oneof![Just(0_u8), 0_u8..25, any::<u8>()], 0..120)) {
-        let read = |piece: usize| {
-            let (mut decoder, mut words) = (Decoder::default(), Vec::new());
-            for piece in data.chunks(piece) {
-                decoder.push(piece);
-                loop {
-                    match decoder.next_to_shim() {
-                        Ok(Some(said)) => words.push(said),
-                        Ok(None) => break,
-                        Err(error) => return (words, Some(error)),
-                    }
-                }
-            }
-            (words, None)
-        };
-        prop_assert_eq!(read(1), read(data.len().max(1)));
+        fuzzing::frames(&data);
     }
 
     #[test]

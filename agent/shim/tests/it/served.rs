@@ -219,6 +219,20 @@ fn the_end_of_the_stream_is_the_end_of_all() {
 }
 
 #[test]
+fn asked_to_end_by_others_it_passes_that_on_and_tells_no_end() {
+    let mut served = Served::new(&[], "connect");
+    served.start("trap 'echo asked; exit 5' TERM; echo ready; sleep 602 & wait", false);
+    assert_eq!(served.hear(), FromShim::Output(Stream::Stdout, b"ready\n".to_vec()));
+    let pid = i32::try_from(served.shim.id()).expect("a pid");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).expect("asked");
+    assert_eq!(served.hear(), FromShim::Output(Stream::Stdout, b"asked\n".to_vec()));
+    assert_eq!(served.shim.wait().expect("its end").code(), Some(143));
+    let mut rest = Vec::new();
+    served.stream.read_to_end(&mut rest).expect("its end");
+    assert_eq!(rest, []);
+}
+
+#[test]
 fn one_that_stays_goes_on_with_the_next_connection() {
     let mut served = Served::new(&["--stay"], "listen");
     served.start("n=0; while read line <&3; do n=$((n+1)); echo $line $n >&3; done", true);
