@@ -50,7 +50,8 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 MICROVM_IMAGE ?= $(CURDIR)/.tools/microvm
 FIRECRACKER ?= $(or $(shell command -v firecracker),/usr/local/bin/firecracker)
 # What the tests of a real Firecracker are told.
-MICROVM_ENV = FLUX_FIRECRACKER=$(FIRECRACKER) FLUX_MICROVM_IMAGE=$(MICROVM_IMAGE) FLUX_FIRECRACKER_KERNEL=$(MICROVM_IMAGE)/vmlinux
+MICROVM_ENV = FLUX_FIRECRACKER=$(FIRECRACKER) FLUX_MICROVM_IMAGE=$(MICROVM_IMAGE) FLUX_FIRECRACKER_KERNEL=$(MICROVM_IMAGE)/vmlinux \
+    $(if $(JAILER),FLUX_JAILER=$(JAILER))
 
 .PHONY: microvm-image
 microvm-image: ## kernel, initramfs and root file system of microVMs, into MICROVM_IMAGE
@@ -58,8 +59,8 @@ microvm-image: ## kernel, initramfs and root file system of microVMs, into MICRO
 	cargo run --quiet $(LOCKED) -p flux-cli -- microvm build --out $(MICROVM_IMAGE)
 
 .PHONY: test-microvm
-test-microvm: microvm-image ## the driver and the tier on a real firecracker (FIRECRACKER=, needs a KVM that boots Linux)
-	$(MICROVM_ENV) cargo nextest run $(LOCKED) -p flux-firecracker -p flux-agent --run-ignored only -E 'test(firecracker)'
+test-microvm: microvm-image ## the driver on a real firecracker (FIRECRACKER= JAILER=; needs a KVM that boots Linux)
+	$(MICROVM_ENV) cargo nextest run $(LOCKED) -p flux-firecracker --run-ignored only
 
 .PHONY: bench-microvm
 bench-microvm: microvm-image ## starts of a microVM on a real firecracker: cold, restored, warm

@@ -7,6 +7,7 @@
 
 mod image;
 mod line;
+mod python;
 
 use std::{
     fs,
@@ -18,6 +19,7 @@ use std::{
 
 pub use image::{Image, code_disk};
 pub use line::{Finished, Line};
+pub use python::{Python, function};
 
 /// Under a load of other tests a guest without KVM takes ten times as long as on an idle machine (2 s).
 const BOOTS_WITHIN: Duration = Duration::from_secs(60);

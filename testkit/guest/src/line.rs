@@ -30,6 +30,17 @@ pub struct Finished {
 }
 
 impl Line {
+    /// A connection that somebody else woke.
+    ///
+    /// # Panics
+    /// The guest does not greet.
+    pub fn woken(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(ANSWERS_WITHIN)).expect("a timeout");
+        let mut line = Self { stream, decoder: Decoder::default() };
+        assert!(matches!(line.hear(), FromShim::Hello { .. }));
+        line
+    }
+
     /// `None`: nobody listens yet.
     pub(crate) fn open(stream: UnixStream) -> Option<Self> {
         stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;

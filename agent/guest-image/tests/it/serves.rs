@@ -2,15 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use bytes::Bytes;
-use flux_protocol::function::Runtime;
-use flux_shim::{
-    FromShim, Start, Status, Stream, ToShim,
-    frame::SEED,
-    guest::{CODE, USER},
-};
-use flux_testkit_guest::{Guest, Image, Line};
-use flux_worker::{Call, Decoder, FromWorker, Load, ToWorker, bootstrap};
+use flux_shim::{FromShim, Status, ToShim, frame::SEED, guest::USER};
+use flux_testkit_guest::{Guest, Image, Python, function};
 
 const HANDLER: &str = r#"
 import os, socket, time
@@ -47,63 +40,6 @@ fn code() -> tempfile::TempDir {
     folder
 }
 
-fn function(program: &str) -> Start {
-    Start {
-        program: program.to_owned(),
-        env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
-        directory: CODE.to_owned(),
-        user: Some((USER, USER)),
-        ..Start::default()
-    }
-}
-
-/// A warm worker, seen through the guest's agent.
-struct Worker<'a> {
-    line: &'a mut Line,
-    decoder: Decoder,
-    printed: String,
-}
-
-impl Worker<'_> {
-    fn say(&mut self, said: &ToWorker<'_>, payload: &[u8]) {
-        let mut bytes = Vec::new();
-        said.encode_head(&mut bytes);
-        bytes.extend_from_slice(payload);
-        self.line.say(&ToShim::Channel(bytes));
-    }
-
-    fn hear(&mut self) -> Result<FromWorker, FromShim> {
-        loop {
-            if let Some(said) = self.decoder.next_frame().unwrap() {
-                return Ok(said);
-            }
-            match self.line.hear() {
-                FromShim::Channel { bytes, .. } => self.decoder.buffer().extend_from_slice(&bytes),
-                FromShim::Output(Stream::Stdout, bytes) => self.printed.push_str(&String::from_utf8_lossy(&bytes)),
-                other => return Err(other),
-            }
-        }
-    }
-
-    fn call(&mut self, payload: &str) -> Result<String, FromShim> {
-        let call = Call {
-            execution_id: "exc-1".to_owned(),
-            function: "f".to_owned(),
-            version: 1,
-            attempt: 1,
-            deadline_ms: None,
-            args: Vec::new(),
-            traceparent: String::new(),
-        };
-        let payload = Bytes::copy_from_slice(payload.as_bytes());
-        self.say(&ToWorker::Invoke(&call, &payload), &payload);
-        match self.hear()? {
-            FromWorker::Result(_, json) => Ok(String::from_utf8_lossy(&json).into_owned()),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 /// A field of a flat JSON object.
 fn field<'a>(json: &'a str, name: &str) -> &'a str {
     let (_, rest) = json.split_once(&format!("\"{name}\":")).unwrap_or_else(|| panic!("no {name} in {json}"));
@@ -125,21 +61,12 @@ fn a_guest_serves_and_is_still_there_for_the_next_connection() {
     assert_eq!(done.exit.status, Status::Exited(2));
 
     // A worker: loaded, as before a snapshot.
-    let python = bootstrap::of(Runtime::Python).unwrap();
-    let args = python.arguments.iter().map(|arg| (*arg).to_owned()).collect();
-    let pid = line.start(Start { channel: true, args, ..function("/usr/bin/python3") });
-    let mut worker = Worker { line: &mut line, decoder: Decoder::default(), printed: String::new() };
-    worker.say(&ToWorker::Program(python.program), b"");
-    let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()) };
-    worker.say(&ToWorker::Load(&load), b"");
-    assert!(matches!(worker.hear(), Ok(FromWorker::Hello { .. })));
-    assert_eq!(worker.hear(), Ok(FromWorker::Ready));
+    let (worker, pid) = Python::start(line);
     // A snapshot ends the connection. The guest is there for the next one, and so is its worker.
-    drop(line);
-    let mut line = guest.connect();
-    assert!(matches!(line.hear(), FromShim::Started { pid: same, .. } if same == pid));
-
-    let mut worker = Worker { line: &mut line, decoder: Decoder::default(), printed: String::new() };
+    drop(worker);
+    let (mut worker, same) = Python::again(guest.connect());
+    assert_eq!(same, pid);
+    worker.reseed(&[7; 32]);
     let mut answers = Vec::new();
     for n in 1..=5 {
         let answer = worker.call(&format!("{{\"n\":{n}}}")).unwrap();
@@ -170,6 +97,7 @@ fn a_guest_serves_and_is_still_there_for_the_next_connection() {
         other => panic!("it lives: {other:?}"),
     }
     // And the next one in the same guest.
+    let Python { mut line, .. } = worker;
     assert_eq!(line.run(function("./native"), b"").exit.status, Status::Exited(2));
     // Nobody talks to it any more: it ends by itself.
     drop(line);
