@@ -92,7 +92,7 @@ fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
             ));
         }
     };
-    if spec.runtime == Runtime::Native && meta.permissions().mode() & 0o111 == 0 {
+    if spec.runtime.executes_file() && meta.permissions().mode() & 0o111 == 0 {
         return Err(CliError::problem(
             format!("the handler {} cannot be run", handler.display()),
             format!("chmod +x {}", handler.display()),

@@ -168,14 +168,15 @@ fn check_archive(
     let Some(handler) = entry.files.iter().find(|file| summary.has_file(file)) else {
         let handler = entry.files.first().map_or(spec.handler.as_str(), String::as_str);
         let near = flux_protocol::suggest::nearest(handler, summary.files());
+        let what = if spec.runtime == Runtime::Lambda { "the Lambda program" } else { "the handler" };
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
-            format!("the archive has no file `{handler}`, which is the handler of `{name}`{hint}"),
+            format!("the archive has no file `{handler}`, which is {what} of `{name}`{hint}"),
         )
         .with_field("handler"));
     };
-    if spec.runtime == Runtime::Native && !summary.is_executable(handler) {
+    if spec.runtime.executes_file() && !summary.is_executable(handler) {
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
             format!(
