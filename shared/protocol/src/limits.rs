@@ -55,6 +55,10 @@ pub const ERROR_STACK: usize = 32 * KIB;
 pub const WORKER_INVOCATIONS: u64 = 100_000;
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
+/// Connections of a Lambda worker to its Runtime API that are served at once; more wait.
+pub const LAMBDA_CONNECTIONS: usize = 8;
+/// A Lambda worker that has answered and does not ask for its next invocation within this is not used again.
+pub const LAMBDA_ASKS_AGAIN: Duration = Duration::from_secs(1);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
 pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);

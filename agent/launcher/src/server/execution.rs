@@ -188,8 +188,7 @@ impl Server {
         })?;
         let extra = [("TMPDIR", own), ("HOME", own), (MARKER, scratch.marker.as_str())];
         let id = u32::try_from(request.id).unwrap_or(0);
-        let listening =
-            listening(request, &request.code_dir, || std::net::TcpListener::bind((worker_address(id), 0)));
+        let listening = listening(request, &request.code_dir, || std::net::TcpListener::bind((worker_address(id), 0)));
         let place = listening.map(|listening| Place {
             code: &request.code_dir,
             extra_env: &extra,

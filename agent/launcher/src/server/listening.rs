@@ -21,10 +21,8 @@ impl Listening {
     /// `code` is where the worker sees its code.
     pub(super) fn new(socket: TcpListener, code: &Path, request: &SpawnRequest) -> io::Result<Self> {
         let code = code.to_string_lossy();
-        let mut variables = vec![
-            (RUNTIME_API, socket.local_addr()?.to_string()),
-            ("LAMBDA_TASK_ROOT", code.clone().into_owned()),
-        ];
+        let mut variables =
+            vec![(RUNTIME_API, socket.local_addr()?.to_string()), ("LAMBDA_TASK_ROOT", code.clone().into_owned())];
         if !request.env.iter().any(|(name, _)| name == LIBRARIES) {
             variables.push((LIBRARIES, format!("{code}:{code}/lib")));
         }
@@ -32,7 +30,10 @@ impl Listening {
     }
 
     /// What is added to a process's environment.
-    pub(super) fn added_to<'a>(this: Option<&'a Self>, extra: &'a [(&'a str, &'a str)]) -> Cow<'a, [(&'a str, &'a str)]> {
+    pub(super) fn added_to<'a>(
+        this: Option<&'a Self>,
+        extra: &'a [(&'a str, &'a str)],
+    ) -> Cow<'a, [(&'a str, &'a str)]> {
         match this {
             None => Cow::Borrowed(extra),
             Some(this) => {

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use flux_launcher::wire::{
-    Control, ControlReply, EndedReport, INLINE_REQUEST, Limits, MAX_REPLY, Network, RefusedReport, Reply,
-    SpawnRequest, memfd_stub,
+    Control, ControlReply, EndedReport, INLINE_REQUEST, Limits, MAX_REPLY, Network, RefusedReport, Reply, SpawnRequest,
+    memfd_stub,
 };
 use flux_launcher::{Capabilities, LauncherConfig, Runner, socket, start_launcher};
 
@@ -227,7 +227,8 @@ impl Launched {
     /// Starts a worker that is spoken to over TCP: a Python program, and the socket that listens for it.
     pub(crate) fn start_listening(&mut self, network: Network, program: &str) -> (u64, TcpListener) {
         let args = ["-I", "-c", program].map(str::to_owned).to_vec();
-        let request = SpawnRequest { listens: true, network, program: "/usr/bin/python3".to_owned(), args, ..self.sh("") };
+        let request =
+            SpawnRequest { listens: true, network, program: "/usr/bin/python3".to_owned(), args, ..self.sh("") };
         let null: OwnedFd = fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
         self.send(&request, [&null, &null, &null]);
         let mut buffer = vec![0; MAX_REPLY];
