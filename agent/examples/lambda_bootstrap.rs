@@ -1,5 +1,7 @@
 //! A function for AWS Lambda, with AWS's own Rust client: what `agent/tests/it/lambda.rs` runs as a package's `bootstrap`.
 
+#![expect(clippy::disallowed_methods, reason = "it is no part of Flux, but a function")]
+
 use lambda_runtime::{
     Error, LambdaEvent, run, service_fn,
     streaming::{Body, Response, channel},
@@ -9,7 +11,6 @@ use serde_json::{Value, json};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     // As any package with several functions in one program chooses.
-    #[expect(clippy::disallowed_methods, reason = "it is no part of Flux, but a function")]
     let handler = std::env::var("_HANDLER");
     match handler.as_deref() {
         Ok("streams") => run(service_fn(streams)).await,

@@ -6,11 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flux_protocol::{
-    FunctionName, FunctionSpec,
-    function::{Runtime, parse_yaml},
-    limits,
-};
+use flux_protocol::{FunctionName, FunctionSpec, function::parse_yaml, limits};
 
 use crate::error::CliError;
 

@@ -66,15 +66,12 @@ pub(super) fn worker_request(
 /// A worker that is the program of a Lambda package.
 pub(super) fn bootstrap_request(version: &FunctionVersion, code: &CodeFolder, addresses: &Addresses) -> SpawnRequest {
     let mut request = bare(version, code);
-    let (fixed, defaults) = lambda::environment(version);
     let mut own = of_the_node(version, addresses);
-    own.extend(fixed);
-    let spec = &version.spec;
+    own.extend(lambda::environment(version));
     request.env = with_own(version, Vec::new());
     request.env.retain(|(name, _)| !own.iter().any(|(own, _)| own == name));
-    let defaults = defaults.into_iter().filter(|(name, _)| !spec.env.contains_key(*name));
-    request.env.extend(own.into_iter().chain(defaults).map(|(name, value)| (name.to_owned(), value)));
-    request.program = spec.entry().files.swap_remove(0);
+    request.env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    request.program = version.spec.entry().files.swap_remove(0);
     request.listens = true;
     request
 }

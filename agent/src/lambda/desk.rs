@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flux_protocol::limits;
 use flux_worker::Fault;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming, header::HeaderName};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -17,8 +17,8 @@ use super::{
 };
 
 const ROOT: &str = "/2018-06-01/runtime/";
-const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
-const ERROR_BODY: &str = "lambda-runtime-function-error-body";
+const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-error-type");
+const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
 
 /// What an invocation, or the worker's start, came to.
 #[derive(Debug)]
@@ -110,7 +110,8 @@ impl Desk {
 
     async fn response(&self, id: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refused> {
         self.check(id)?;
-        let collected = match Limited::new(request.into_body(), limits::RESULT).collect().await {
+        let (parts, body) = request.into_parts();
+        let collected = match Limited::new(body, limits::RESULT).collect().await {
             Ok(collected) => collected,
             Err(error) if error.is::<LengthLimitError>() => {
                 let message = format!("its response has more than {} bytes", limits::RESULT);
@@ -119,11 +120,21 @@ impl Desk {
             }
             Err(error) => return Err(broken_off(&*error)),
         };
+        let text = |headers: &HeaderMap, name: HeaderName| Some(headers.get(name)?.to_str().ok()?.to_owned());
         // A streaming response says at its end that it failed.
-        let failed = collected.trailers().filter(|trailers| trailers.contains_key(ERROR_TYPE)).map(streamed_fault);
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        let failed = text(&trailers, ERROR_TYPE).map(|kind| (kind, text(&trailers, ERROR_BODY).unwrap_or_default()));
+        let body = collected.to_bytes();
+        let failed = failed.or_else(|| {
+            let announced = parts.headers.contains_key(hyper::header::TRAILER);
+            let (kind, error) = announced.then(|| event::failure_at_the_end(&body)).flatten()?;
+            Some((kind.to_owned(), error.to_owned()))
+        });
         let answer = match failed {
-            Some(fault) => Err(fault),
-            None => Ok(event::result(collected.to_bytes())),
+            Some((kind, error)) => {
+                Err(event::fault_of(Some(&kind), &event::from_base64(&error).unwrap_or_else(|| error.into())))
+            }
+            None => Ok(event::result(body, text(&parts.headers, hyper::header::CONTENT_TYPE).as_deref())),
         };
         self.say(id, answer);
         Ok(accepted())
@@ -177,12 +188,6 @@ async fn posted_fault(request: Request<Incoming>) -> Result<Fault, Refused> {
         }
         Err(error) => Err(broken_off(&*error)),
     }
-}
-
-fn streamed_fault(trailers: &HeaderMap) -> Fault {
-    let text = |name: &str| trailers.get(name).and_then(|value| value.to_str().ok());
-    let body = text(ERROR_BODY).and_then(event::from_base64).unwrap_or_default();
-    event::fault_of(text(ERROR_TYPE), &body)
 }
 
 fn broken_off(error: &(dyn std::error::Error + 'static)) -> Refused {

@@ -72,10 +72,10 @@ fn trace_id(traceparent: &str) -> String {
 
 /// What Lambda sets, beside what the launcher adds: the API's address, and where the code lies. A function's own `env` may
 /// replace the region, the time zone and how X-Ray's client complains, and nothing else of it.
-pub(crate) fn environment(version: &FunctionVersion) -> (Vec<(&'static str, String)>, Vec<(&'static str, String)>) {
+pub(crate) fn environment(version: &FunctionVersion) -> Vec<(&'static str, String)> {
     let spec = &version.spec;
     let name = spec.name.to_string();
-    let fixed = vec![
+    let mut all = vec![
         ("_HANDLER", spec.handler.clone()),
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", spec.resources.memory.to_string()),
         ("AWS_LAMBDA_FUNCTION_VERSION", version.version.to_string()),
@@ -85,13 +85,14 @@ pub(crate) fn environment(version: &FunctionVersion) -> (Vec<(&'static str, Stri
         ("AWS_LAMBDA_FUNCTION_NAME", name),
         ("LAMBDA_RUNTIME_DIR", "/var/runtime".to_owned()),
     ];
-    let defaults = vec![
+    let defaults = [
         ("AWS_REGION", REGION.to_owned()),
         ("AWS_DEFAULT_REGION", region(spec).to_owned()),
         ("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR".to_owned()),
         ("TZ", ":UTC".to_owned()),
     ];
-    (fixed, defaults)
+    all.extend(defaults.into_iter().filter(|(name, _)| !spec.env.contains_key(*name)));
+    all
 }
 
 /// As in `2026/11/30`.
@@ -100,8 +101,19 @@ fn date() -> String {
     today.get(..10).unwrap_or_default().replace('-', "/")
 }
 
-/// A response as a result, which is JSON: text that is none as a string, other bytes as a string of base64.
-pub(super) fn result(body: Bytes) -> Bytes {
+/// The type of a streaming response that begins with its own status and headers.
+const HTTP_RESPONSE: &str = "application/vnd.awslambda.http-integration-response";
+/// What follows them.
+const PRELUDE_END: &[u8] = &[0; 8];
+
+/// A response as a result, which is JSON: text that is none as a string, other bytes as a string of base64. What is a
+/// response for HTTP becomes what other functions return for one: an object with `statusCode` and `body`.
+pub(super) fn result(body: Bytes, content_type: Option<&str>) -> Bytes {
+    if content_type == Some(HTTP_RESPONSE)
+        && let Some(response) = http_response(&body)
+    {
+        return response;
+    }
     if body.is_empty() {
         return Bytes::from_static(b"null");
     }
@@ -112,6 +124,29 @@ pub(super) fn result(body: Bytes) -> Bytes {
         Ok(_) => body,
         Err(_) => serde_json::Value::String(text.to_owned()).to_string().into(),
     }
+}
+
+/// That a streaming response failed on its way, as AWS's Rust client says it: the lines of the trailers that it announced, written as
+/// the end of the body. (Others send trailers.) Their values: the type, and the error in base64.
+pub(super) fn failure_at_the_end(body: &[u8]) -> Option<(&str, &str)> {
+    const TYPE: &str = "Lambda-Runtime-Function-Error-Type: ";
+    const BODY: &str = "Lambda-Runtime-Function-Error-Body: ";
+    let begins = body.windows(TYPE.len()).rposition(|window| window == TYPE.as_bytes())?;
+    let lines = std::str::from_utf8(body.get(begins + TYPE.len()..)?).ok()?;
+    let (kind, rest) = lines.split_once("\r\n")?;
+    let error = rest.strip_prefix(BODY)?.strip_suffix("\r\n")?;
+    (!error.contains('\n')).then_some((kind, error))
+}
+
+fn http_response(said: &[u8]) -> Option<Bytes> {
+    let end = said.windows(PRELUDE_END.len()).position(|window| window == PRELUDE_END)?;
+    let (prelude, rest) = said.split_at(end);
+    let body = rest.get(PRELUDE_END.len()..)?;
+    let mut response: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(prelude).ok()?;
+    let text = std::str::from_utf8(body);
+    response.insert("isBase64Encoded".to_owned(), text.is_err().into());
+    response.insert("body".to_owned(), text.map_or_else(|_| BASE64.encode(body), str::to_owned).into());
+    Some(serde_json::Value::Object(response).to_string().into())
 }
 
 pub(super) fn from_base64(text: &str) -> Option<Bytes> {
@@ -180,7 +215,22 @@ mod tests {
             (b"said \"so\"", r#""said \"so\"""#),
             (b"\xff\xfe", "\"//4=\""),
         ] {
-            assert_eq!(result(Bytes::from_static(body)), expected.as_bytes());
+            assert_eq!(result(Bytes::from_static(body), None), expected.as_bytes());
+        }
+        let streamed = b"{\"statusCode\":201,\"headers\":{\"a\":\"b\"}}\0\0\0\0\0\0\0\0over";
+        let response: serde_json::Value =
+            serde_json::from_slice(&result(Bytes::from_static(streamed), Some(HTTP_RESPONSE))).expect("JSON");
+        let expected =
+            serde_json::json!({"statusCode": 201, "headers": {"a": "b"}, "body": "over", "isBase64Encoded": false});
+        assert_eq!(response, expected);
+    }
+
+    #[test]
+    fn a_stream_that_failed_says_so_at_its_end() {
+        let said = b"half\0 Lambda-Runtime-Function-Error-Type: Runtime.StreamError\r\nLambda-Runtime-Function-Error-Body: YQ==\r\n";
+        assert_eq!(failure_at_the_end(said), Some(("Runtime.StreamError", "YQ==")));
+        for whole in [&said[..said.len() - 2], b"Lambda-Runtime-Function-Error-Type: a\r\n", b""] {
+            assert_eq!(failure_at_the_end(whole), None);
         }
     }
 

@@ -251,10 +251,12 @@ async fn a_rust_package_answers_streams_and_fails() {
 
     packages.deploy("streaming", "streams", "timeout: 2").await;
     for kind in [StartKind::Cold, StartKind::Warm] {
-        assert_eq!(packages.result("streaming", &json!({})).await, (json!({ "streamed": true }), kind));
+        let (result, start) = packages.result("streaming", &json!({})).await;
+        assert_eq!((&result["statusCode"], &result["body"]), (&json!(200), &json!("{\"streamed\": true}")), "{result}");
+        assert_eq!((&result["isBase64Encoded"], start), (&json!(false), kind));
     }
-    let outcome = packages.outcome("streaming", &json!({ "what": "fail" })).await;
-    assert_eq!(outcome.status, OutcomeStatus::Failed, "half an answer is none: {outcome:?}");
+    let error = packages.outcome("streaming", &json!({ "what": "fail" })).await.error.expect("half an answer is none");
+    assert_eq!((error.kind, error.error_type.as_deref()), (ErrorKind::Exit, Some("Runtime.StreamError")), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -297,4 +299,66 @@ async fn the_same_without_slots() {
         assert_eq!((&result["served"], start), (&json!(served), kind));
         assert_eq!(result["root"], result["here"]);
     }
+}
+
+/// Says what the API answers to requests that make no sense, then the address that it is at.
+const CURIOUS: &str = r#"#!/usr/bin/python3 -I
+import http.client, json, os
+at = os.environ["AWS_LAMBDA_RUNTIME_API"]
+def ask(method, path, body=None, connection=None):
+    connection = connection or http.client.HTTPConnection(at, timeout=30)
+    connection.request(method, path, body)
+    answer = connection.getresponse()
+    text = answer.read()
+    return answer, json.loads(text) if text else None
+ROOT = "/2018-06-01/runtime/"
+early = ask("POST", ROOT + "invocation/unknown/response", "{}")[0].status
+while True:
+    answer, event = ask("GET", ROOT + "invocation/next")
+    id = answer.headers["Lambda-Runtime-Aws-Request-Id"]
+    said = {"early": early, "at": at}
+    for name, method, path, body in [
+        ("other id", "POST", "invocation/unknown/response", "{}"),
+        ("next", "GET", "invocation/next", None),
+        ("init", "POST", "init/error", "{}"),
+        ("path", "GET", "nothing", None),
+    ]:
+        answer, refused = ask(method, ROOT + path, body)
+        said[name] = [answer.status, refused["errorType"]]
+    said["extension"] = ask("POST", "/2020-01-01/extension/register", "{}")[0].status
+    if event.get("large"):
+        answer, refused = ask("POST", ROOT + "invocation/%s/response" % id, "x" * (16 * 1024 * 1024 + 1))
+        assert answer.status == 413, answer.status
+        continue
+    assert ask("POST", ROOT + "invocation/%s/response" % id, json.dumps(said))[0].status == 202
+    again = ask("POST", ROOT + "invocation/%s/response" % id, "\"another\"")[0].status
+    assert again == 400, again
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_makes_no_sense_is_refused_and_nobody_else_is_served() {
+    let packages = Packages::of(CURIOUS).await;
+    packages.deploy("f", "anything", "").await;
+    let (said, _) = packages.result("f", &json!({})).await;
+    assert_eq!((&said["early"], &said["other id"]), (&json!(400), &json!([400, "InvalidRequestID"])), "{said}");
+    assert_eq!(said["next"], json!([403, "InvalidStateTransition"]));
+    assert_eq!(said["init"], json!([403, "InvalidStateTransition"]));
+    assert_eq!((&said["path"], &said["extension"]), (&json!([404, "InvalidPath"]), &json!(404)));
+    let error = packages.outcome("f", &json!({ "large": true })).await.error.expect("an error");
+    assert_eq!(error.error_type.as_deref(), Some("Function.ResponseSizeTooLarge"), "{error:?}");
+
+    // This process is another user where there is a user for functions.
+    let address = said["at"].as_str().expect("an address").to_owned();
+    let capabilities = packages.0.0.launcher().await.capabilities().clone();
+    if !capabilities.root {
+        return;
+    }
+    let mut stranger = tokio::net::TcpStream::connect(&address).await.expect("it listens");
+    let asked = b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: x\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stranger, asked).await.expect("sent");
+    let (again, kind) = packages.result("f", &json!({})).await;
+    assert_eq!((&again["at"], kind), (&json!(address), StartKind::Warm));
+    let mut heard = Vec::new();
+    let ended = tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut heard).await;
+    assert!(ended.is_err() || heard.is_empty(), "{}", String::from_utf8_lossy(&heard));
 }

@@ -27,6 +27,8 @@ pub(super) const ECHO: &str = "echo";
 pub(super) const WAITS: &str = "waits";
 /// The Python handler.
 pub(super) const WARM: &str = "warm";
+/// The same, with AWS's own client.
+pub(super) const LAMBDA: &str = "lambda";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);

@@ -12,6 +12,7 @@ mod follow;
 mod full_disk;
 mod init;
 mod kill;
+mod lambda;
 mod overload;
 mod readme;
 mod stop;
