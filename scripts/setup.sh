@@ -82,6 +82,9 @@ interpreters() {
     local packages=()
     [ -x /usr/bin/python3 ] || packages+=(python3)
     [ -x /usr/bin/node ] || packages+=(nodejs)
+    # What `flux deploy` installs packages with.
+    have npm || packages+=(npm)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 

@@ -218,7 +218,7 @@ pub(super) async fn deploy(client: &Client, functions: &[PathBuf]) -> Result<(),
         client.request(Method::PUT, client.url(segments, &[])).header(CONTENT_TYPE, kind)
     };
     for (place, function) in functions.iter().enumerate() {
-        let project = project::read(function, None)?;
+        let project = project::read(function, None, None)?;
         let name = project.name.as_str();
         let configuration = project.configuration.unwrap_or_default();
         client.json(put(&["functions"], "application/yaml").body(configuration)).await?;

@@ -14,6 +14,7 @@ mod init;
 mod kill;
 mod lambda;
 mod overload;
+mod packages;
 mod readme;
 mod stop;
 mod topology;

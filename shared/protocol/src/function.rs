@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod handler;
+mod packages;
 mod parse;
 mod text;
 

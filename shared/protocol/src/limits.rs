@@ -32,6 +32,12 @@ pub const ARCHIVE: usize = 256 * MIB;
 pub const ARCHIVE_UNPACKED: u64 = 1024 * MIB as u64;
 pub const ARCHIVE_ENTRIES: usize = 20_000;
 pub const ARCHIVE_RATIO: u64 = 200;
+/// A function's list of packages, as far as it is read.
+pub const PACKAGE_LIST: usize = MIB;
+/// How long installing a function's packages may take.
+pub const INSTALL: Duration = Duration::from_secs(1800);
+/// Sets of installed packages that `flux deploy` keeps for the next time.
+pub const PACKAGES_KEPT: usize = 32;
 /// A request's JSON envelope around the payload.
 pub const REQUEST_OVERHEAD: usize = MIB;
 /// `Idempotency-Key`: length, and how long the first execution is remembered.
