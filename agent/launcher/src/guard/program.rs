@@ -14,7 +14,8 @@ const PORT: i16 = 24;
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const V4: u8 = 2;
-const AT_PORT: u8 = 3;
+/// Read after a call, which leaves this one alone.
+const AT_PORT: u8 = 9;
 const SCRATCH: u8 = 4;
 const WORDS: [u8; 4] = [5, 6, 7, 8];
 
@@ -278,7 +279,10 @@ mod tests {
                 JUMP => at += jump,
                 JUMP_IF_EQUAL_32 => at += if low == step.constant { jump } else { 0 },
                 JUMP_UNLESS_EQUAL_32 => at += if low == step.constant { 0 } else { jump },
-                CALL => registers[0] = u64::from(uid) | 0xABCD << 32,
+                CALL => {
+                    registers[..=5].fill(0xDEAD_BEEF_DEAD_BEEF);
+                    registers[0] = u64::from(uid) | 0xABCD << 32;
+                }
                 MOVE_32 => registers[to] = registers[from] & 0xFFFF_FFFF,
                 ADD_32 => registers[to] = low.wrapping_add(step.constant).into(),
                 TO_BIG_ENDIAN => registers[to] = low.to_be().into(),
