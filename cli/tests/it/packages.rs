@@ -144,9 +144,9 @@ async fn an_archive_that_names_packages_and_has_none_is_refused() {
     assert_eq!(refused.json["error"]["code"], "invalid_archive");
     assert!(refused.text().contains("flux deploy") && refused.text().contains("pip install"), "{}", refused.text());
     let with = flux_testkit::archive(&[main.clone(), list, File::plain("requests-2.dist-info/METADATA", "")]);
-    up.api.put("/deploy/py", "application/zip", with).await.expect(200);
+    up.api.put("/deploy/py", "application/zip", with).await.expect(201);
     let empty = flux_testkit::archive(&[main.clone(), File::plain("requirements.txt", "# none\n")]);
-    up.api.put("/deploy/py", "application/zip", empty).await.expect(200);
+    up.api.put("/deploy/py", "application/zip", empty).await.expect(201);
 
     // The command says so before anything is sent.
     let dir = tempfile::tempdir().expect("a directory");
