@@ -21,6 +21,7 @@ mod agent;
 mod budget;
 mod code;
 mod control;
+mod doubt;
 mod execution;
 mod executor;
 mod functions;
@@ -40,6 +41,7 @@ mod room;
 mod run;
 mod runtimes;
 mod warm;
+mod window;
 
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};

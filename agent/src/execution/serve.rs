@@ -350,8 +350,8 @@ impl Attempt {
     }
 
     /// A success that has what was printed, and nothing else.
-    fn printed(&self) -> Outcome {
-        let output = std::mem::take(&mut *self.execution.output.lock()).finish();
+    fn printed(&mut self) -> Outcome {
+        let output = self.take_output();
         Outcome {
             status: OutcomeStatus::Success,
             error: None,
