@@ -29,6 +29,7 @@ mod heartbeat;
 mod held;
 mod hot;
 mod identity;
+mod lambda;
 pub mod launch;
 mod ledger;
 mod machine;

@@ -17,6 +17,7 @@ mod keys;
 mod microvm;
 mod model;
 mod output;
+mod packages;
 mod payload;
 mod progress;
 mod project;

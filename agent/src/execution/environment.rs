@@ -11,7 +11,7 @@ use flux_protocol::{
     trace::TraceParent,
 };
 
-use crate::{code::CodeFolder, node::Addresses, sandbox::Start};
+use crate::{code::CodeFolder, lambda, node::Addresses, sandbox::Start};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
 const PIDS: u32 = 1_024;
@@ -82,7 +82,7 @@ pub(super) const fn in_images(runtime: Runtime) -> Option<&'static str> {
         Runtime::Python => Some("python3"),
         Runtime::Node => Some("node"),
         Runtime::Bash => Some("bash"),
-        Runtime::Native => None,
+        Runtime::Native | Runtime::Lambda => None,
     }
 }
 
@@ -100,6 +100,23 @@ fn held_in(version: &FunctionVersion, code: Option<&CodeFolder>, mut request: Sp
         code: code.map(|code| code.path.clone()),
         loads: Vec::new(),
     }
+}
+
+/// A worker that is the program of a Lambda package.
+pub(super) fn bootstrap_request(
+    version: &FunctionVersion,
+    code: Option<&CodeFolder>,
+    addresses: &Addresses,
+) -> SpawnRequest {
+    let mut request = bare(version, code);
+    let mut own = of_the_node(version, addresses);
+    own.extend(lambda::environment(version));
+    request.env = with_own(version, Vec::new());
+    request.env.retain(|(name, _)| !own.iter().any(|(own, _)| own == name));
+    request.env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    request.program = version.spec.entry().files.swap_remove(0);
+    request.listens = true;
+    request
 }
 
 fn bare(version: &FunctionVersion, code: Option<&CodeFolder>) -> SpawnRequest {

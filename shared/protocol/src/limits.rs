@@ -36,6 +36,12 @@ pub const ARCHIVE: usize = 256 * MIB;
 pub const ARCHIVE_UNPACKED: u64 = 1024 * MIB as u64;
 pub const ARCHIVE_ENTRIES: usize = 20_000;
 pub const ARCHIVE_RATIO: u64 = 200;
+/// A function's list of packages, as far as it is read.
+pub const PACKAGE_LIST: usize = MIB;
+/// How long installing a function's packages may take.
+pub const INSTALL: Duration = Duration::from_secs(1800);
+/// Sets of installed packages that `flux deploy` keeps for the next time.
+pub const PACKAGES_KEPT: usize = 32;
 /// A request's JSON envelope around the payload.
 pub const REQUEST_OVERHEAD: usize = MIB;
 /// `Idempotency-Key`: length, and how long the first execution is remembered.
@@ -68,6 +74,10 @@ pub const MICROVM_SNAPSHOTS: usize = 16;
 /// How long Firecracker may take over one request (a snapshot writes all of the guest's memory), and a guest until it listens.
 pub const MICROVM_API: Duration = Duration::from_secs(10);
 pub const MICROVM_BOOT: Duration = Duration::from_secs(20);
+/// Connections of a Lambda worker to its Runtime API that are served at once; more wait.
+pub const LAMBDA_CONNECTIONS: usize = 8;
+/// A Lambda worker that has answered and does not ask for its next invocation within this is not used again.
+pub const LAMBDA_ASKS_AGAIN: Duration = Duration::from_secs(1);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
 pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);

@@ -109,9 +109,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         Some("python") => Runtime::Python,
         Some("node") => Runtime::Node,
         Some("bash") => Runtime::Bash,
-        Some("lambda") => {
-            return Err(unsupported("runtime", "`lambda` is not in this release; use `python` or `node`"));
-        }
+        Some("lambda") => Runtime::Lambda,
         Some(other) => return Err(unknown_value("runtime", other, &["native", "python", "node", "bash", "lambda"])),
     };
     let isolation = match get("isolation").map(|v| string(v, "isolation")).transpose()? {
@@ -120,6 +118,9 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         Some("microvm") => Isolation::Microvm,
         Some(other) => return Err(unknown_value("isolation", other, &["process", "container", "microvm"])),
     };
+    if runtime == Runtime::Lambda && isolation != Isolation::Process {
+        return Err(unsupported("isolation", "`lambda` runs as a process in this release; use `isolation: process`"));
+    }
     let (image, command) = image::image_and_command(get("image"), get("command"), isolation)?;
     if !command.is_empty() && runtime != Runtime::Native {
         return Err(wrong("runtime", format!("`{runtime}` has no part in a `command`; remove one of the two")));
@@ -137,6 +138,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         }
         Some(handler) => string(handler, "handler")?,
         None if !command.is_empty() => "",
+        None if runtime == Runtime::Lambda => handler::BOOTSTRAP,
         None => return Err(wrong("handler", missing_handler(runtime))),
     };
     if command.is_empty() {
@@ -187,7 +189,7 @@ fn missing_handler(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Native => "is missing: give the path of the executable inside the archive",
         Runtime::Bash => "is missing: give the path of the script inside the archive",
-        Runtime::Python | Runtime::Node => "is missing: give `file.function`, such as `main.handler`",
+        Runtime::Python | Runtime::Node | Runtime::Lambda => "is missing: give `file.function`, such as `main.handler`",
     }
 }
 

@@ -111,8 +111,8 @@ fn refusals_name_the_field_and_the_remedy() {
 #[test]
 fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
-        ("runtime: lambda", "runtime"),
         ("isolation: microvm", "network"),
+        ("runtime: lambda\nisolation: container\nimage: a", "isolation"),
         ("secrets: [DB_PASSWORD]", "secrets"),
         ("secrets: DB_PASSWORD", "secrets"),
         ("keep_warm: 60", "keep_warm"),
