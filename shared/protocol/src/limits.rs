@@ -67,6 +67,8 @@ pub const WORKER_INVOCATIONS: u64 = 100_000;
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
 /// Connections of a Lambda worker to its Runtime API that are served at once; more wait.
 pub const LAMBDA_CONNECTIONS: usize = 8;
+/// What a Lambda worker posts of an error; the texts that are kept of it are shorter.
+pub const LAMBDA_ERROR: usize = 256 * KIB;
 /// A Lambda worker that has answered and does not ask for its next invocation within this is not used again.
 pub const LAMBDA_ASKS_AGAIN: Duration = Duration::from_secs(1);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
