@@ -112,6 +112,11 @@ bench() {
     lambda_client
 }
 
+# For `make chaos` only: processes whose wall clock can be set.
+chaos() {
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || apt_install libfaketime
+}
+
 # For `make bench-peers` only: what Flux is compared with, from Debian, PyPI and npm.
 peers() {
     local packages=() into="$ROOT/.tools/peers"
@@ -140,6 +145,7 @@ case "${1:-all}" in
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
     test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
+    chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
-    *) die "usage: $0 [all|check|test|bench|peers]" ;;
+    *) die "usage: $0 [all|check|test|bench|chaos|peers]" ;;
 esac
