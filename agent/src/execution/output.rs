@@ -35,7 +35,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !matches!(self, Self::Ended)
     }
 

@@ -284,6 +284,7 @@ impl Attempt {
             }
             Unfit::Threads(left) => Some(format!("{left} of its threads still ran")),
             Unfit::Processes => Some("processes that it had started still ran".to_owned()),
+            Unfit::Closed => Some("it had closed its standard output or error".to_owned()),
             Unfit::DoesNotAsk => {
                 let seconds = limits::LAMBDA_ASKS_AGAIN.as_secs();
                 Some(format!("it did not ask for its next invocation within {seconds} s"))

@@ -37,6 +37,8 @@ struct State {
     asked: Option<oneshot::Sender<Response<Full<Bytes>>>>,
     /// The invocation that is under way.
     serving: Option<String>,
+    /// Its answer is being read, or what is wrong with it: once, since it is held in memory.
+    is_answering: bool,
     is_loaded: bool,
     loaded_at: Option<Instant>,
     said: Option<Said>,
@@ -109,7 +111,7 @@ impl Desk {
     }
 
     async fn response(&self, id: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refused> {
-        self.check(id)?;
+        let _answering = self.answering(id)?;
         let (parts, body) = request.into_parts();
         let collected = match Limited::new(body, limits::RESULT).collect().await {
             Ok(collected) => collected,
@@ -141,7 +143,7 @@ impl Desk {
     }
 
     async fn error(&self, id: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refused> {
-        self.check(id)?;
+        let _answering = self.answering(id)?;
         let fault = posted_fault(request).await?;
         self.say(id, Err(fault));
         Ok(accepted())
@@ -157,9 +159,14 @@ impl Desk {
         Ok(accepted())
     }
 
-    fn check(&self, id: &str) -> Result<(), Refused> {
-        if self.0.lock().serving.as_deref() == Some(id) {
-            return Ok(());
+    fn answering(&self, id: &str) -> Result<Answering<'_>, Refused> {
+        let mut state = self.0.lock();
+        if state.serving.as_deref() == Some(id) {
+            if std::mem::replace(&mut state.is_answering, true) {
+                let message = "it is being answered already".to_owned();
+                return Err(Refused(StatusCode::FORBIDDEN, "InvalidStateTransition", message));
+            }
+            return Ok(Answering(self));
         }
         let message = format!("`{id}` is not the invocation that is under way");
         Err(Refused(StatusCode::BAD_REQUEST, "InvalidRequestID", message))
@@ -176,14 +183,23 @@ impl Desk {
     }
 }
 
+/// That an answer is being read. Dropped, also because the connection broke off, there may be another.
+struct Answering<'a>(&'a Desk);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().is_answering = false;
+    }
+}
+
 /// `{errorType, errorMessage, stackTrace}`; or anything else, and its type in a header.
 async fn posted_fault(request: Request<Incoming>) -> Result<Fault, Refused> {
     let (parts, body) = request.into_parts();
     let kind = parts.headers.get(ERROR_TYPE).and_then(|value| value.to_str().ok());
-    match Limited::new(body, limits::RESULT).collect().await {
+    match Limited::new(body, limits::LAMBDA_ERROR).collect().await {
         Ok(body) => Ok(event::fault_of(kind, &body.to_bytes())),
         Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("what it says of its error has more than {} bytes", limits::RESULT);
+            let message = format!("what it says of its error has more than {} bytes", limits::LAMBDA_ERROR);
             Ok(fault(kind.unwrap_or("Runtime.Unknown"), message))
         }
         Err(error) => Err(broken_off(&*error)),

@@ -225,6 +225,20 @@ mod tests {
         assert_eq!(response, expected);
     }
 
+    proptest::proptest! {
+        /// Whatever a worker sends: nothing panics, a result is JSON, and an error's texts are bounded.
+        #[test]
+        fn any_bytes_are_taken(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), prelude in ".{0,40}") {
+            let with_prelude = [prelude.as_bytes(), PRELUDE_END, &body].concat();
+            for (said, kind) in [(&body, None), (&body, Some(HTTP_RESPONSE)), (&with_prelude, Some(HTTP_RESPONSE))] {
+                let result = result(Bytes::copy_from_slice(said), kind);
+                proptest::prop_assert!(serde_json::from_slice::<serde_json::Value>(&result).is_ok());
+            }
+            let _ = failure_at_the_end(&body);
+            proptest::prop_assert!(fault_of(None, &body).message.len() <= limits::ERROR_MESSAGE);
+        }
+    }
+
     #[test]
     fn a_stream_that_failed_says_so_at_its_end() {
         let said = b"half\0 Lambda-Runtime-Function-Error-Type: Runtime.StreamError\r\nLambda-Runtime-Function-Error-Body: YQ==\r\n";

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use flux_protocol::limits;
@@ -16,9 +17,15 @@ use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, recv},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Sleep,
+};
 
 use super::{desk::Desk, owner};
+
+/// Before a connection that could not be accepted is tried again.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Serves one connection to its end. What went wrong with it is between the worker and itself.
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -46,6 +53,8 @@ pub(super) struct Links {
     owner: Option<u32>,
     desk: Arc<Desk>,
     links: Vec<Link>,
+    /// No connection could be accepted, for want of descriptors: until the next try.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Links {
@@ -53,7 +62,7 @@ impl Links {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = TcpListener::from_std(listener)?;
-        Ok(Self { listener, address, owner_of, owner: None, desk, links: Vec::new() })
+        Ok(Self { listener, address, owner_of, owner: None, desk, links: Vec::new(), pause: None })
     }
 
     pub(super) fn is_one_open(&self) -> bool {
@@ -68,9 +77,18 @@ impl Links {
             if self.links.len() >= limits::LAMBDA_CONNECTIONS {
                 return;
             }
+            if let Some(pause) = &mut self.pause
+                && pause.as_mut().poll(cx).is_pending()
+            {
+                return;
+            }
+            self.pause = None;
             match self.listener.poll_accept(cx) {
                 Poll::Ready(Ok((stream, from))) => self.add(stream, from),
-                Poll::Ready(Err(error)) => tracing::debug!(%error, "a worker's connection was not accepted"),
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(%error, "a worker's connection was not accepted");
+                    self.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));
+                }
                 Poll::Pending => return,
             }
         }

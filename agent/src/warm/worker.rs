@@ -54,6 +54,8 @@ pub(crate) enum Unfit {
     Threads(u32),
     /// Processes live beside it.
     Processes,
+    /// It has closed its stdout or stderr: what its next invocations print would be lost.
+    Closed,
     /// It has not asked for its next invocation.
     DoesNotAsk,
     Memory,
@@ -82,6 +84,9 @@ impl Worker {
         }
         if threads_left > 0 {
             return Some(Unfit::Threads(threads_left));
+        }
+        if !self.pipes.iter().all(Source::is_open) {
+            return Some(Unfit::Closed);
         }
         if self.served >= limits::WORKER_INVOCATIONS {
             return Some(Unfit::Invocations);

@@ -108,6 +108,26 @@ def stubborn(payload, context):
             print("asked")
     return ME
 
+def changes(payload, context):
+    import signal
+    what = payload["what"]
+    here = os.getcwd()
+    if what == "stdout":
+        os.close(1)
+    if what == "stderr":
+        sys.stderr.close()
+    if what == "elsewhere":
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+    if what == "folder":
+        os.chdir("/tmp")
+    if what == "alarm":
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    if what == "wait":
+        time.sleep(0.1)
+    if what in ("", "wait"):
+        print("printed")
+    return {"me": ME, "here": here}
+
 POOL = None
 
 def pools(payload, context):
@@ -167,6 +187,13 @@ exports.fails = async ({ what }) => {
   if (what === 'not json') return 10n;
   if (what === 'exit') process.exit(3);
   if (what === 'uncaught') { setTimeout(() => { throw new TypeError('nobody caught it'); }, 10); await new Promise(() => {}); }
+};
+exports.changes = async ({ what }) => {
+  const here = process.cwd();
+  if (what === 'stdout') fs.closeSync(1);
+  if (what === 'folder') process.chdir('/tmp');
+  if (what === '' || what === 'wait') console.log('printed');
+  return { me, here };
 };
 exports.leaves = async ({ what }) => {
   if (what === 'timer') setInterval(() => { console.log('LATE'); fs.writeSync(1, 'LATE\n'); process.stderr.write('LATE\n'); }, 10);
@@ -562,4 +589,33 @@ async fn many_at_once_each_hear_their_own() {
         }
     });
     tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(rounds)).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_call_changes_of_its_process_is_not_the_next_ones() {
+    let workers = Workers::new().await;
+    for (runtime, closing, restored) in [
+        ("python", &["stdout", "stderr", "elsewhere"][..], &["folder", "alarm"][..]),
+        ("node", &["stdout"], &["folder"]),
+    ] {
+        workers.deploy(runtime, runtime, "main.changes", "").await;
+        let first = workers.result(runtime, &json!({ "what": "" })).await;
+        for what in restored {
+            workers.result(runtime, &json!({ "what": what })).await;
+            let next = workers.outcome(runtime, &json!({ "what": "wait" })).await;
+            assert_eq!(next.status, OutcomeStatus::Success, "{runtime} {what}: {:?}", next.error);
+            assert_eq!(
+                (next.output.result(), start(&next)),
+                (Some(first.clone()), StartKind::Warm),
+                "{runtime} {what}"
+            );
+        }
+        for what in closing {
+            let closed = workers.outcome(runtime, &json!({ "what": what })).await;
+            assert_eq!(closed.status, OutcomeStatus::Success, "{runtime} {what}: {:?}", closed.error);
+            let next = workers.outcome(runtime, &json!({ "what": "" })).await;
+            assert_eq!(start(&next), StartKind::Cold, "{runtime} {what}");
+            assert_eq!(next.output.bytes_of(Stream::Stdout), "printed\n", "{runtime} {what}");
+        }
+    }
 }

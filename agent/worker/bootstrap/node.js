@@ -27,6 +27,7 @@ const SPOILED = 0xfffffffe;
 
 const channel = new Socket({ fd: 3, readable: true, writable: true });
 const invocations = new AsyncLocalStorage();
+const folder = process.cwd();
 let count = 0;
 let current = LOADING;
 let began = null;
@@ -244,6 +245,8 @@ async function invoke(body) {
   // Something that nobody caught has answered meanwhile.
   if (current !== number) return;
   current = NOBODY;
+  // Where it stands belongs to the process, and a handler may have changed it.
+  if (process.cwd() !== folder) process.chdir(folder);
   send(kind, [used(spoiled ? SPOILED : threads.size), answer]);
 }
 

@@ -17,6 +17,7 @@ RESULT_LIMIT = 16 * 1024 * 1024
 SETTLE_TRIES, SETTLE_S = 5, 0.001
 
 ME = os.getpid()
+FOLDER = os.getcwd()
 STDOUT, STDERR = sys.stdout, sys.stderr
 # The number of the invocation in whose course something was begun; a callback of an event loop keeps it.
 INVOCATION = contextvars.ContextVar("flux invocation", default=None)
@@ -219,6 +220,21 @@ def threads_left(known):
     return left
 
 
+def restore():
+    """What belongs to the process and a handler may have changed: where it stands, and the one timer that would end it. What
+    it prints to and has closed is closed for the agent too, who then starts another one."""
+    try:
+        os.chdir(FOLDER)
+        signal = sys.modules.get("signal")
+        if signal is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, stream in ((1, STDOUT), (2, STDERR)):
+            if stream.closed:
+                os.close(number)
+    except Exception:
+        pass
+
+
 def flush():
     for stream in (STDOUT, STDERR, sys.stdout, sys.stderr):
         try:
@@ -284,6 +300,7 @@ def invoke(channel, handler, body, known):
     if os.getpid() != ME:
         # A fork of the handler's that came out of it: one answer is enough.
         os._exit(0)
+    restore()
     flush()
     channel.send(kind, used(began_ns, known) + answer)
 

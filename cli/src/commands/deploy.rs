@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::CliError,
-    model::Published,
+    model::{Agent, Budget, Published, rows},
     packages, progress,
     project::{self, Project},
 };
@@ -102,11 +102,36 @@ async fn deploy(args: &Args, cx: &Context) -> Result<(), CliError> {
     }
     if published.total_agents == 0 {
         cx.out.note("no agent is online: invocations wait or are refused until one is");
+    } else if let Some(warning) = too_large_for_all(&name, cx).await? {
+        cx.out.note(warning);
     }
     if let Some(warning) = published.warning {
         cx.out.note(warning);
     }
     Ok(())
+}
+
+/// That no agent could run it even if it did nothing else.
+async fn too_large_for_all(name: &FunctionName, cx: &Context) -> Result<Option<String>, CliError> {
+    let function = cx.client.get(&["functions", name.as_str()], &[]).await?;
+    let number = |pointer: &str| function.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let (cpu, memory) = (number("/resources/cpu"), number("/resources/memory"));
+    let pool = function.get("pool").and_then(Value::as_str).unwrap_or("default");
+    let answer = cx.client.get(&["agents"], &[]).await?;
+    let agents = rows(&answer, "agents").iter().filter_map(|agent| cx.client.view::<Agent>(agent).ok());
+    let budgets: Vec<_> = agents
+        .filter(|agent| agent.status != "offline" && agent.pool.as_deref().unwrap_or("default") == pool)
+        .filter_map(|agent| agent.total)
+        .collect();
+    let fits = budgets.iter().any(|of| u64::from(of.cpu_millicores) >= cpu && u64::from(of.memory_mb) >= memory);
+    let largest = |of: fn(&Budget) -> u32| budgets.iter().map(of).max().unwrap_or(0);
+    Ok((!fits && !budgets.is_empty()).then(|| {
+        let (most_cpu, most_memory) = (largest(|of| of.cpu_millicores), largest(|of| of.memory_mb));
+        format!(
+            "warning: it asks for {cpu} millicores and {memory} MB, and no agent has that in all (at most {most_cpu} and {most_memory}): \
+             nobody can run it; lower `resources` or add a larger machine"
+        )
+    }))
 }
 
 /// Version and digest before the deployment; `None` for a new function.

@@ -103,6 +103,10 @@ async fn counts(cx: &Context) -> Result<(), CliError> {
 
 async fn list(function: &FunctionName, cx: &Context) -> Result<(), CliError> {
     let answer = cx.client.get(&["dlq", function.as_str()], &[]).await?;
+    if rows(&answer, "letters").is_empty() {
+        // A function that is gone may have left letters; one that never was has none, and its name is wrong.
+        cx.client.get(&["functions", function.as_str()], &[]).await?;
+    }
     if cx.out.json {
         cx.out.json(&answer);
         return Ok(());

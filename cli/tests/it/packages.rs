@@ -115,6 +115,17 @@ async fn pythons_packages_are_installed_once_and_packed() {
 }
 
 #[tokio::test]
+async fn what_no_agent_has_room_for_is_deployed_with_a_warning() {
+    let main = "def handler(payload, context):\n    return 1\n";
+    let yaml = PYTHON.replace("cpu: 1000", "memory: 1000000");
+    let place = Place::new(&[("flux.yaml", &yaml), ("main.py", main)]).await;
+    let deployed = place.deploy().await.ok();
+    assert!(deployed.stderr.contains("warning") && deployed.stderr.contains("1000000 MB"), "{deployed:?}");
+    place.write("flux.yaml", PYTHON);
+    assert!(!place.deploy().await.ok().stderr.contains("warning"));
+}
+
+#[tokio::test]
 async fn nodes_packages_are_installed_and_their_scripts_are_not_run() {
     let list = r#"{"name": "js", "version": "1.0.0", "dependencies": {"greeting": "file:greeting.tgz"}}"#;
     let main = "const greeting = require('greeting');\nmodule.exports = async () => greeting;\n";

@@ -122,6 +122,7 @@ async fn dead_letters_are_listed_shown_redriven_and_purged() {
             || flux(&up, &["dlq", "list"]).await.stdout.contains("picky")
     })
     .await;
+    flux(&up, &["dlq", "list", "nosuch"]).await.fails(1, "nosuch");
     let list = flux(&up, &["dlq", "list", "picky", "--json"]).await.ok().json();
     let letter = list["letters"][0]["sequence"].to_string();
     let shown = flux(&up, &["dlq", "show", "picky", &letter, "--json"]).await.ok().json();

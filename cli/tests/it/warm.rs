@@ -82,6 +82,14 @@ async fn a_handler_from_its_deployment_to_its_record() {
     let told = flux(&up, &["invoke", "greet", r#"{"what": "raise"}"#]).await;
     assert!(told.code != 0 && told.stderr.contains("ValueError: not today"), "{told:?}");
 
+    // Given up on, its letter says what was raised.
+    let id = up.api.execute_async("greet", &json!({"what": "raise"})).await;
+    up.api.outcome(&id, ENDS).await;
+    eventually(ENDS, "its letter to say why", || async {
+        flux(&up, &["dlq", "list", "greet"]).await.stdout.contains("exit: ValueError: not today")
+    })
+    .await;
+
     // A new version is served by a new worker; the old one goes.
     let old = workers(&up);
     assert_eq!(old.len(), 1);

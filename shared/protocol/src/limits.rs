@@ -76,6 +76,8 @@ pub const MICROVM_API: Duration = Duration::from_secs(10);
 pub const MICROVM_BOOT: Duration = Duration::from_secs(20);
 /// Connections of a Lambda worker to its Runtime API that are served at once; more wait.
 pub const LAMBDA_CONNECTIONS: usize = 8;
+/// What a Lambda worker posts of an error; the texts that are kept of it are shorter.
+pub const LAMBDA_ERROR: usize = 256 * KIB;
 /// A Lambda worker that has answered and does not ask for its next invocation within this is not used again.
 pub const LAMBDA_ASKS_AGAIN: Duration = Duration::from_secs(1);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.

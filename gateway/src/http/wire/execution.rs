@@ -150,10 +150,11 @@ pub(in crate::http) enum ErrorKindName {
 }
 
 impl ExecutionErrorBody {
-    /// As one line: `<kind>: <message>`.
+    /// As one line: `<kind>: <message>`, with an exception's type before its message.
     pub(in crate::http) fn line(&self) -> String {
         let kind = serde_json::to_value(self.kind).unwrap_or_default();
-        format!("{}: {}", kind.as_str().unwrap_or_default(), self.message)
+        let exception = self.error_type.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+        format!("{}: {exception}{}", kind.as_str().unwrap_or_default(), self.message)
     }
 }
 
