@@ -49,7 +49,7 @@ pub(crate) fn read_secret(path: &Path) -> Result<Option<String>, PkiError> {
 }
 
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
     make_dir(dir)?;
     let written = || {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;

@@ -52,6 +52,10 @@ impl Core {
         let answer: Answer = match self.api(attempted, &format!("STREAM.MSG.GET.{stream}"), body).await {
             Ok(answer) => answer,
             Err(ApiFailure::Api(error)) if error.is_message_gone() => return Ok(None),
+            // Another account's stream: an agent may read it by name, and not ask its leader.
+            Err(ApiFailure::Api(error)) if error.is_not_ours() => {
+                return Err(BrokerError::Denied { attempted: attempted.to_owned() });
+            }
             Err(failure) => return Err(failure.into_broker(attempted, stream)),
         };
         let at = answer.message.time.into();
