@@ -218,7 +218,10 @@ impl Drop for NatsServer {
     }
 }
 
-async fn connect(url: &str, tls: Option<&rustls::ClientConfig>) -> Result<async_nats::Client, async_nats::ConnectError> {
+async fn connect(
+    url: &str,
+    tls: Option<&rustls::ClientConfig>,
+) -> Result<async_nats::Client, async_nats::ConnectError> {
     let mut options = async_nats::ConnectOptions::new();
     if let Some(tls) = tls {
         options = options.tls_client_config(tls.clone()).require_tls(true);

@@ -69,14 +69,8 @@ impl NatsBroker {
             .subscribe(inbox.pattern())
             .await
             .map_err(|error| BrokerError::refused("subscribe to this process's inbox", error))?;
-        let core = Arc::new(core::Core::new(
-            client.clone(),
-            Arc::clone(&inbox),
-            options.replicas.max(1),
-            tasks,
-            link.clone(),
-            refused,
-        ));
+        let core =
+            Arc::new(core::Core::new(client.clone(), Arc::clone(&inbox), &options, tasks, link.clone(), refused));
         if let Some(pattern) = inbox.answers_pattern() {
             let answers =
                 client.subscribe(pattern).await.map_err(|error| BrokerError::refused("subscribe to answers", error))?;

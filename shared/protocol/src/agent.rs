@@ -188,3 +188,11 @@ pub struct CancelReply {
     /// False when it ended by itself before the cancel reached it.
     pub cancelled: bool,
 }
+
+/// The answer to an agent that asks for a new certificate ([`crate::subject::RENEWAL`]); the question is a signing request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum RenewalReply {
+    Renewed { certificate: String },
+    Refused { message: String },
+}

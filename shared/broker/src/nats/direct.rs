@@ -48,14 +48,13 @@ impl Core {
             message: RawMessage,
         }
 
+        if !self.may_ask_leader(stream) {
+            return Err(BrokerError::Denied { attempted: attempted.to_owned() });
+        }
         let body = json!({ "last_by_subj": subject }).to_string();
         let answer: Answer = match self.api(attempted, &format!("STREAM.MSG.GET.{stream}"), body).await {
             Ok(answer) => answer,
             Err(ApiFailure::Api(error)) if error.is_message_gone() => return Ok(None),
-            // Another account's stream: an agent may read it by name, and not ask its leader.
-            Err(ApiFailure::Api(error)) if error.is_not_ours() => {
-                return Err(BrokerError::Denied { attempted: attempted.to_owned() });
-            }
             Err(failure) => return Err(failure.into_broker(attempted, stream)),
         };
         let at = answer.message.time.into();

@@ -15,6 +15,8 @@ pub struct NatsOptions {
     /// Where answers to this process's questions come, where it asks those who may not publish into its inbox: below
     /// `<answers>.`, each under 128 random bits, so that only who was asked can answer. Otherwise they come to the inbox.
     pub answers: Option<String>,
+    /// This identity has an account of its own, beside that with the streams: agents have, where the server knows them.
+    pub own_account: bool,
     pub auth: NatsAuth,
     /// Copies of every stream, 1 to 5. More than the cluster has servers is refused.
     pub replicas: usize,
@@ -30,6 +32,7 @@ impl NatsOptions {
             name: name.into(),
             inbox_prefix: None,
             answers: None,
+            own_account: false,
             auth: NatsAuth::None,
             replicas: 1,
             connect_within: Duration::from_secs(10),

@@ -13,7 +13,7 @@ use flux_protocol::{
     subject::{self, BLOB_BUCKET, CODE_BUCKET, OUTPUT_BUCKET, QueueName},
 };
 
-use super::tables::bucket;
+use super::{core::AGENTS_API, tables::bucket};
 use crate::Table;
 
 /// How long the server remembers where answers to a pull go: longer than any is open.
@@ -128,7 +128,13 @@ pub fn accounts(
         let _ = writeln!(text, "  {:?}: {{\n    {}\n    imports: [", identity.account(), user(&identity));
         for (kind, subjects) in [("service", &allowed.publish), ("stream", &allowed.subscribe)] {
             for subject in subjects {
-                let _ = writeln!(text, "      {{ {kind}: {{ account: {GATEWAYS_ACCOUNT}, subject: {subject:?} }} }}");
+                // The account has an API of its own, which would answer too.
+                let to = match subject.strip_prefix("$JS.API.STREAM.") {
+                    Some(rest) => format!(", to: \"{AGENTS_API}STREAM.{rest}\""),
+                    None => String::new(),
+                };
+                let _ =
+                    writeln!(text, "      {{ {kind}: {{ account: {GATEWAYS_ACCOUNT}, subject: {subject:?} }}{to} }}");
             }
         }
         let _ = writeln!(text, "    ]\n  }}");
@@ -141,7 +147,9 @@ pub fn accounts(
 /// server's certificate, its key and the CA's certificate.
 pub fn server_tls(files: &[std::path::PathBuf; 3]) -> String {
     let [certificate, key, ca] = files.each_ref().map(|path| path.display().to_string());
-    format!("tls {{\n  cert_file: {certificate:?}\n  key_file: {key:?}\n  ca_file: {ca:?}\n  verify_and_map: true\n  timeout: 5\n}}\n")
+    format!(
+        "tls {{\n  cert_file: {certificate:?}\n  key_file: {key:?}\n  ca_file: {ca:?}\n  verify_and_map: true\n  timeout: 5\n}}\n"
+    )
 }
 
 /// What can be imported; what is, is said by each account's imports, which this file alone writes.

@@ -10,11 +10,11 @@ use std::{
 
 use flux_broker::nats::{NatsBroker, NatsOptions};
 use flux_broker::{
-    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
+    Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
 };
 use flux_protocol::{FunctionName, PoolName, invocation::Lane, limits, subject, subject::QueueName};
-use flux_runtime::{Shutdown, Tasks};
-use flux_testkit::{NatsServer, eventually};
+use flux_runtime::Tasks;
+use flux_testkit::eventually;
 use futures::StreamExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -7,7 +7,8 @@ use std::{
 
 use async_nats::{Client, ConnectOptions};
 use flux_broker::{
-    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
+    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table,
+    Tables as _,
     nats::{NatsAuth, NatsBroker, NatsOptions, accounts, server_tls},
 };
 use flux_pki::{Certs, Credential};
@@ -74,14 +75,26 @@ fn configuration(certs: &Certs) -> String {
 
 impl Secure {
     /// What the keeper in a gateway does.
-    pub(crate) fn reload(&self) {
+    pub(crate) async fn reload(&self) {
+        self.server.reload(&configuration(&self.certs));
+        // What a new account imports works from the second time on that the server reads of it.
+        let times = || self.server.log().matches("Reloaded server configuration").count();
+        let before = times();
+        eventually(PATIENCE, "the server to read it", || async { times() > before }).await;
         self.server.reload(&configuration(&self.certs));
     }
 
     pub(crate) fn options(&self, credential: &Arc<Credential>) -> NatsOptions {
         let tls = Arc::new(credential.queue_client().expect("TLS"));
-        let answers = (credential.identity() == Identity::Gateway).then(|| format!("flux.reply.{:032x}", rand::random::<u128>()));
-        NatsOptions { auth: NatsAuth::Certificate(tls), answers, ..NatsOptions::new(self.server.url(), "test") }
+        let answers =
+            (credential.identity() == Identity::Gateway).then(|| format!("flux.reply.{:032x}", rand::random::<u128>()));
+        let own_account = answers.is_none();
+        NatsOptions {
+            auth: NatsAuth::Certificate(tls),
+            answers,
+            own_account,
+            ..NatsOptions::new(self.server.url(), "test")
+        }
     }
 
     pub(crate) async fn connect(&self, credential: &Arc<Credential>) -> Arc<NatsBroker> {
@@ -141,7 +154,10 @@ async fn an_agent_does_all_of_its_work_from_an_account_of_its_own() {
     assert!(matches!(next_change(&mut functions).await, Change::Synced));
     let revision = gateway.put(Table::Functions, "hello", "2".into()).await.expect("put");
     let changed = next_change(&mut functions).await;
-    assert!(matches!(&changed, Change::Put(entry) if entry.revision == revision && &*entry.value == b"2"), "{changed:?}");
+    assert!(
+        matches!(&changed, Change::Put(entry) if entry.revision == revision && &*entry.value == b"2"),
+        "{changed:?}"
+    );
     gateway.delete(Table::Functions, "hello").await.expect("deleted");
     assert!(matches!(next_change(&mut functions).await, Change::Deleted { key, .. } if key == "hello"));
     assert!(worker.get(Table::Versions, "hello.1").await.expect("get").is_some());
@@ -163,7 +179,8 @@ async fn an_agent_does_all_of_its_work_from_an_account_of_its_own() {
         }
         let mut pull = worker.pull(&queue, 20, Duration::from_secs(10)).await.expect("pull");
         for _ in 0..20 {
-            let delivery = tokio::time::timeout(PATIENCE, pull.next()).await.expect("in time").expect("one").expect("one");
+            let delivery =
+                tokio::time::timeout(PATIENCE, pull.next()).await.expect("in time").expect("one").expect("one");
             delivery.ack.progress().await.expect("progress");
             delivery.ack.ack().await.expect("ack");
         }
@@ -250,7 +267,9 @@ async fn a_producer_invokes_what_its_globs_match_and_hears_the_outcome() {
     assert!(acked.payload.windows(5).any(|part| part == b"\"seq\""), "{acked:?}");
     gateway.signal("flux.reply.producer-shop.1".to_owned(), "done".into()).await.expect("signal");
     assert!(tokio::time::timeout(PATIENCE, outcomes.next()).await.expect("in time").is_some());
-    for subject in ["flux.invoke.hello", "flux.call.resize-big", "flux.invoke-gpu.resize-big", "$KV.flux_functions.hello"] {
+    for subject in
+        ["flux.invoke.hello", "flux.call.resize-big", "flux.invoke-gpu.resize-big", "$KV.flux_functions.hello"]
+    {
         shop.request(subject, "{}".into()).await.expect_err(subject);
     }
     let depth = gateway.depths(Lane::Invoke, &PoolName::default()).await.expect("depths");
@@ -271,9 +290,12 @@ async fn who_comes_is_let_in_and_who_is_revoked_is_cut_off_while_others_pull_on(
     let old = secure.certs.agent(&agent("agent-2")).expect("an agent");
     secure.certs.revoke_agent(&agent("agent-2")).expect("revoked");
     let begun = Instant::now();
-    secure.reload();
+    secure.reload().await;
     let mut connection = goes.connection();
-    tokio::time::timeout(PATIENCE, connection.wait_for(|connects| *connects == 0)).await.expect("cut off").expect("told");
+    tokio::time::timeout(PATIENCE, connection.wait_for(|connects| *connects == 0))
+        .await
+        .expect("cut off")
+        .expect("told");
     eprintln!("cut off after {} ms", begun.elapsed().as_millis());
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 
@@ -287,7 +309,7 @@ async fn who_comes_is_let_in_and_who_is_revoked_is_cut_off_while_others_pull_on(
 
     // Let in again under the same name, what it had before opens nothing.
     secure.certs.mint_agent(&agent("agent-2"), vec![PoolName::default()]).expect("minted");
-    secure.reload();
+    secure.reload().await;
     let again = secure.agent("agent-2").await;
     assert!(again.get(Table::Functions, "nothing").await.expect("it is let in").is_none());
     raw(&secure.server.url(), &old).await.expect_err("its old certificate is shut out");

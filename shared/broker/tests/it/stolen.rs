@@ -7,9 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Subscriber};
-use flux_broker::{
-    Blobs as _, Queue as _, Signals as _, StatusLog as _, Table, Tables as _, nats::NatsBroker,
-};
+use flux_broker::{Blobs as _, Queue as _, Signals as _, StatusLog as _, Table, Tables as _, nats::NatsBroker};
 use flux_pki::Certs;
 use flux_protocol::{ExecutionId, FunctionName, Lane, PoolName, identity::Identity, subject};
 use futures::StreamExt as _;
@@ -39,8 +37,8 @@ const STREAMS: &[&str] = &[
 type State = BTreeMap<&'static str, Value>;
 
 struct Scene {
-    secure: Secure,
     gateway: Arc<NatsBroker>,
+    _secure: Secure,
     /// The gateway's account, with a client that can ask anything.
     owner: Client,
     /// Hears all that is published in the gateways' account.
@@ -64,9 +62,13 @@ impl Scene {
             }
             gateway.put(Table::Functions, function, "definition".into()).await.expect("put");
         }
+        gateway.heat(&queue(Lane::Invoke, PoolName::default(), "idle")).await.expect("heat");
         gateway.put(Table::Agents, "agent-2", "beat".into()).await.expect("put");
         gateway.put_blob(subject::CODE_BUCKET, "code", "zip".into()).await.expect("put");
-        gateway.put_blob(subject::BLOB_BUCKET, &subject::payload_blob(executions[0]), "secret".into()).await.expect("put");
+        gateway
+            .put_blob(subject::BLOB_BUCKET, &subject::payload_blob(executions[0]), "secret".into())
+            .await
+            .expect("put");
         let output = subject::output_blob(&agent("agent-2"), executions[0], 1);
         gateway.put_blob(subject::OUTPUT_BUCKET, &output, "secret".into()).await.expect("put");
         let status = flux_broker::conformance::status(&FunctionName::parse("hello").expect("a name"));
@@ -74,7 +76,7 @@ impl Scene {
         let thief = secure.raw(&secure.certs.agent(&agent("agent-1")).expect("an agent")).await;
         let witness = owner.subscribe(">").await.expect("subscribed");
         owner.flush().await.expect("flushed");
-        Self { secure, gateway, owner, witness, thief, executions, tried: 0 }
+        Self { _secure: secure, gateway, owner, witness, thief, executions, tried: 0 }
     }
 
     async fn state(&self) -> State {
@@ -83,7 +85,8 @@ impl Scene {
             let answer = self.owner.request(format!("$JS.API.STREAM.INFO.{name}"), "".into()).await.expect("answered");
             let info: Value = serde_json::from_slice(&answer.payload).expect("JSON");
             assert!(info["error"].is_null(), "{name}: {info}");
-            let consumers = self.owner.request(format!("$JS.API.CONSUMER.NAMES.{name}"), "".into()).await.expect("answered");
+            let consumers =
+                self.owner.request(format!("$JS.API.CONSUMER.NAMES.{name}"), "".into()).await.expect("answered");
             let consumers: Value = serde_json::from_slice(&consumers.payload).expect("JSON");
             state.insert(name, serde_json::json!([info["config"], info["state"], consumers["consumers"]]));
         }
@@ -97,13 +100,14 @@ impl Scene {
     async fn settle(&mut self) -> Vec<(String, String)> {
         // Through the thief's own account: the server has read what it sent. A request of it goes the way of the others.
         self.thief.flush().await.expect("flushed");
-        let own = format!("$JS.API.STREAM.INFO.{}", "KV_flux_functions");
+        let own = "flux.api.STREAM.INFO.KV_flux_functions";
         self.thief.request(own, "".into()).await.expect("what it may ask is answered");
         let mark = format!("mark.{:x}", rand::random::<u64>());
         self.owner.publish(mark.clone(), "".into()).await.expect("published");
         let mut heard = Vec::new();
         loop {
-            let message = tokio::time::timeout(PATIENCE, self.witness.next()).await.expect("in time").expect("it goes on");
+            let message =
+                tokio::time::timeout(PATIENCE, self.witness.next()).await.expect("in time").expect("it goes on");
             if message.subject.as_str() == mark {
                 return heard;
             }
@@ -115,7 +119,8 @@ impl Scene {
     async fn try_act(&mut self, what: &str, before: &State, act: impl AsyncFnOnce(&Client), heard: fn(&str) -> bool) {
         self.settle().await;
         act(&self.thief).await;
-        let heard: Vec<_> = self.settle().await.into_iter().filter(|(subject, _)| !is_asking(subject) && !heard(subject)).collect();
+        let heard: Vec<_> =
+            self.settle().await.into_iter().filter(|(subject, _)| !is_asking(subject) && !heard(subject)).collect();
         assert!(heard.is_empty(), "{what}: others heard {heard:?}");
         let after = self.state().await;
         for (name, state) in before {
@@ -130,6 +135,7 @@ fn is_asking(subject: &str) -> bool {
     subject.starts_with("$JS.API.STREAM.INFO.")
         || subject.starts_with("$JS.API.STREAM.NAMES")
         || subject.starts_with("$JS.API.CONSUMER.NAMES.")
+        || subject.starts_with("$JS.EVENT.ADVISORY.API")
         || subject.starts_with("_INBOX.")
         || subject.starts_with("_R_.")
 }
@@ -173,7 +179,12 @@ fn forbidden([first, second]: &[ExecutionId; 2]) -> Vec<(String, &'static str, S
         ("overwrite a payload", "", blob("flux_blobs", &payload), "evil".into()),
         ("overwrite another's output", "$O.flux_outputs.M.agent-2.b3V0cHV0", String::new(), "evil".into()),
         ("write another's output", "$O.flux_outputs.C.agent-2.x.0", String::new(), "evil".into()),
-        ("take another pool's invocations", "$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE-gpu.train", String::new(), "1".into()),
+        (
+            "take another pool's invocations",
+            "$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE-gpu.train",
+            String::new(),
+            "1".into(),
+        ),
         ("take statuses", "$JS.API.CONSUMER.MSG.NEXT.FLUX_STATUS.recorder", String::new(), "1".into()),
         ("ack in another pool", "$JS.ACK.FLUX_INVOKE-gpu.train.1.1.1.1.0", String::new(), "+ACK".into()),
         ("ack a status", "$JS.ACK.FLUX_STATUS.recorder.1.1.1.1.0", String::new(), "+ACK".into()),
@@ -182,22 +193,62 @@ fn forbidden([first, second]: &[ExecutionId; 2]) -> Vec<(String, &'static str, S
         ("read another pool's", "$JS.API.DIRECT.GET.FLUX_INVOKE-gpu", String::new(), r#"{"seq":1}"#.into()),
         ("read statuses", "$JS.API.DIRECT.GET.FLUX_STATUS", String::new(), r#"{"seq":1}"#.into()),
         ("read dead letters", "$JS.API.DIRECT.GET.FLUX_DLQ", String::new(), r#"{"seq":1}"#.into()),
-        ("read all payloads", "$JS.API.DIRECT.GET.OBJ_flux_blobs", String::new(), r#"{"seq":1,"batch":99,"next_by_subj":">"}"#.into()),
+        (
+            "read all payloads",
+            "$JS.API.DIRECT.GET.OBJ_flux_blobs",
+            String::new(),
+            r#"{"seq":1,"batch":99,"next_by_subj":">"}"#.into(),
+        ),
         ("read payloads by number", "$JS.API.STREAM.MSG.GET.OBJ_flux_blobs", String::new(), r#"{"seq":1}"#.into()),
         ("read all outputs", "$JS.API.DIRECT.GET.OBJ_flux_outputs", String::new(), r#"{"seq":1}"#.into()),
-        ("read another's output", "$JS.API.DIRECT.GET.OBJ_flux_outputs.$O.flux_outputs.M.agent-2.x", String::new(), String::new()),
-        ("make a consumer of invocations", "$JS.API.CONSUMER.CREATE.FLUX_INVOKE", String::new(), consumer("FLUX_INVOKE")),
-        ("make a consumer of functions", "$JS.API.CONSUMER.CREATE.KV_flux_functions", String::new(), consumer("KV_flux_functions")),
-        ("make a durable consumer", "$JS.API.CONSUMER.DURABLE.CREATE.KV_flux_hot.x", String::new(), consumer("KV_flux_hot")),
+        (
+            "read another's output",
+            "$JS.API.DIRECT.GET.OBJ_flux_outputs.$O.flux_outputs.M.agent-2.x",
+            String::new(),
+            String::new(),
+        ),
+        (
+            "make a consumer of invocations",
+            "$JS.API.CONSUMER.CREATE.FLUX_INVOKE",
+            String::new(),
+            consumer("FLUX_INVOKE"),
+        ),
+        (
+            "make a consumer of functions",
+            "$JS.API.CONSUMER.CREATE.KV_flux_functions",
+            String::new(),
+            consumer("KV_flux_functions"),
+        ),
+        (
+            "make a durable consumer",
+            "$JS.API.CONSUMER.DURABLE.CREATE.KV_flux_hot.x",
+            String::new(),
+            consumer("KV_flux_hot"),
+        ),
         ("delete a consumer", "$JS.API.CONSUMER.DELETE.FLUX_INVOKE.hello", String::new(), String::new()),
-        ("pause a consumer", "$JS.API.CONSUMER.PAUSE.FLUX_INVOKE.hello", String::new(), r#"{"pause_until":"2099-01-01T00:00:00Z"}"#.into()),
+        (
+            "pause a consumer",
+            "$JS.API.CONSUMER.PAUSE.FLUX_INVOKE.hello",
+            String::new(),
+            r#"{"pause_until":"2099-01-01T00:00:00Z"}"#.into(),
+        ),
         ("purge", "$JS.API.STREAM.PURGE.FLUX_INVOKE", String::new(), String::new()),
         ("purge payloads", "$JS.API.STREAM.PURGE.OBJ_flux_blobs", String::new(), String::new()),
         ("delete a message", "$JS.API.STREAM.MSG.DELETE.FLUX_INVOKE", String::new(), r#"{"seq":1}"#.into()),
         ("delete a stream", "$JS.API.STREAM.DELETE.FLUX_INVOKE", String::new(), String::new()),
         ("make a stream", "$JS.API.STREAM.CREATE.EVIL", String::new(), r#"{"name":"EVIL","subjects":["evil"]}"#.into()),
-        ("change a stream", "$JS.API.STREAM.UPDATE.FLUX_INVOKE", String::new(), r#"{"name":"FLUX_INVOKE","subjects":["evil"]}"#.into()),
-        ("copy a stream", "$JS.API.STREAM.SNAPSHOT.FLUX_INVOKE", String::new(), r#"{"deliver_subject":"flux.reply.x"}"#.into()),
+        (
+            "change a stream",
+            "$JS.API.STREAM.UPDATE.FLUX_INVOKE",
+            String::new(),
+            r#"{"name":"FLUX_INVOKE","subjects":["evil"]}"#.into(),
+        ),
+        (
+            "copy a stream",
+            "$JS.API.STREAM.SNAPSHOT.FLUX_INVOKE",
+            String::new(),
+            r#"{"deliver_subject":"flux.reply.x"}"#.into(),
+        ),
         ("restore a stream", "$JS.API.STREAM.RESTORE.EVIL", String::new(), r#"{"config":{"name":"EVIL"}}"#.into()),
         ("stop the server", "$SYS.REQ.SERVER.RELOAD", String::new(), String::new()),
     ];
@@ -221,7 +272,7 @@ fn base64(text: &str) -> String {
             char::from(alphabet[index])
         })
         .collect();
-    while encoded.len() % 4 != 0 {
+    while !encoded.len().is_multiple_of(4) {
         encoded.push('=');
     }
     encoded
@@ -257,9 +308,9 @@ async fn an_answer_that_is_sent_astray_stays_in_the_thief_s_own_account() {
     scene.thief.request(output, "an invocation, a function, a status".into()).await.expect("its own output");
     let questions: Vec<(&str, String)> = vec![
         ("a direct get", "$JS.API.DIRECT.GET.KV_flux_functions.$KV.flux_functions.hello".to_owned()),
-        ("a pull", "$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.hello".to_owned()),
-        ("a look at a stream", "$JS.API.STREAM.INFO.KV_flux_hot".to_owned()),
-        ("a stored message", "$JS.API.STREAM.MSG.GET.KV_flux_functions".to_owned()),
+        ("a pull", "$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.idle".to_owned()),
+        ("a look at a stream", "flux.api.STREAM.INFO.KV_flux_hot".to_owned()),
+        ("a stored message", "flux.api.STREAM.MSG.GET.KV_flux_functions".to_owned()),
     ];
     let targets = [
         "flux.invoke.hello".to_owned(),
@@ -281,19 +332,23 @@ async fn an_answer_that_is_sent_astray_stays_in_the_thief_s_own_account() {
     let before = scene.state().await;
     for (what, subject) in &questions {
         for target in &targets {
-            // A pull would take what is queued; asked for nothing that waits, it is answered all the same.
-            let body = if *what == "a pull" { r#"{"batch":0,"no_wait":true}"# } else { r#"{"seq":1}"# };
+            let body = if *what == "a pull" { r#"{"batch":1,"no_wait":true}"# } else { r#"{"seq":1}"# };
             let act = async |thief: &Client| {
                 let body = if what.starts_with("a direct") { "" } else { body };
                 thief.publish_with_reply(subject.clone(), target.clone(), body.into()).await.expect("sent");
             };
-            let may_ask = |heard: &str| heard.starts_with("$JS.API.DIRECT.GET.KV_") || heard.starts_with("$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.hello") || heard.starts_with("$JS.API.STREAM.MSG.GET.KV_");
+            let may_ask = |heard: &str| {
+                heard.starts_with("$JS.API.DIRECT.GET.KV_")
+                    || heard.starts_with("$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.")
+                    || heard.starts_with("$JS.API.STREAM.MSG.GET.KV_")
+            };
             scene.try_act(&format!("{what} answered to {target}"), &before, act, may_ask).await;
         }
     }
     // A pull that is filled: the invocation goes nowhere, and comes again to whoever pulls in order.
     let thief = scene.thief.clone();
-    for target in ["flux.invoke-gpu.train", "$KV.flux_functions.hello", "flux.control.agent-2", "flux.statuses.agent-2"] {
+    for target in ["flux.invoke-gpu.train", "$KV.flux_functions.hello", "flux.control.agent-2", "flux.statuses.agent-2"]
+    {
         scene.settle().await;
         let pull = r#"{"batch":1,"expires":100000000}"#;
         let subject = "$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.hello";
@@ -359,8 +414,12 @@ async fn rolling_up_is_not_purging() {
     let before = scene.state().await;
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Rollup", "all");
-    for subject in ["flux.statuses.agent-1", "$KV.flux_agents.agent-1", "$O.flux_outputs.M.agent-1.x", "$O.flux_outputs.C.agent-1.x.0"]
-    {
+    for subject in [
+        "flux.statuses.agent-1",
+        "$KV.flux_agents.agent-1",
+        "$O.flux_outputs.M.agent-1.x",
+        "$O.flux_outputs.C.agent-1.x.0",
+    ] {
         let answer = scene.thief.request_with_headers(subject, headers.clone(), "evil".into()).await.expect("answered");
         let text = String::from_utf8_lossy(&answer.payload).into_owned();
         assert!(text.contains("rollup not permitted"), "{subject}: {text}");
@@ -381,7 +440,9 @@ async fn only_a_certificate_of_ours_says_who_somebody_is() {
     let other = Certs::at(dir.path());
     other.init(&[]).expect("made");
     other.mint_agent(&agent("agent-1"), vec![PoolName::default()]).expect("minted");
-    for (certificate, key) in [("flux/flux.pem", "flux/flux-key.pem"), ("agents/agent-1/agent.pem", "agents/agent-1/agent-key.pem")] {
+    for (certificate, key) in
+        [("flux/flux.pem", "flux/flux-key.pem"), ("agents/agent-1/agent.pem", "agents/agent-1/agent-key.pem")]
+    {
         let [certificate, key] = [certificate, key].map(|file| other.dir().join(file));
         let options = ConnectOptions::new().add_root_certificates(ca[0].clone()).require_tls(true);
         options.add_client_certificate(certificate, key).connect(&url).await.expect_err("another CA's");
