@@ -72,7 +72,9 @@ pub enum StartError {
     Code(#[from] CacheError),
     #[error("the queue cannot be reached")]
     Queue(#[from] flux_broker::BrokerError),
-    #[error("the agent cannot say who it is: let it in with `flux agent join`, or set `disable_mtls` on a private network")]
+    #[error(
+        "the agent cannot say who it is: let it in with `flux agent join`, or set `disable_mtls` on a private network"
+    )]
     Certificate(#[from] flux_pki::PkiError),
     #[error("no launcher can be started")]
     Launcher(#[from] crate::launch::LaunchError),

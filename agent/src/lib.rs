@@ -34,6 +34,7 @@ mod machine;
 mod node;
 mod plan;
 mod puller;
+mod renewal;
 mod retry;
 mod room;
 mod run;
@@ -43,7 +44,7 @@ mod warm;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{guard_queue, launchers, run, start};
+pub use run::{agent_id, guard_queue, launchers, run, start};
 pub use runtimes::Runtimes;
 
 /// An error and its causes in one line, for what is recorded or reported; logs have the chain itself.

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Up(up::Args),
     #[command(name = up::SERVE, hide = true)]
     Serve(up::ServeArgs),
+    #[command(name = up::IDENTITIES, hide = true)]
+    Identities(up::PkiArgs),
     /// Register and deploy a function from a directory or a zip
     Deploy(deploy::Args),
     /// Run a function and print what it returned

@@ -23,6 +23,7 @@ use std::{
 
 use flux_artifacts::Tiered;
 use flux_broker::Broker;
+use flux_pki::Certs;
 use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
 use flux_runtime::{
     Tasks,
@@ -84,6 +85,8 @@ pub struct GatewayParts {
     pub pools: Vec<PoolName>,
     /// As configured, to be told to whoever asks.
     pub durability: Durability,
+    /// Where identities are; `None` where the queue is talked to without.
+    pub certs: Option<Certs>,
     pub tasks: Tasks,
 }
 
@@ -110,6 +113,7 @@ struct Inner {
     artifacts: Arc<Tiered>,
     pools: Vec<PoolName>,
     durability: Durability,
+    certs: Option<Certs>,
     cool_after: Duration,
     history: Duration,
     tasks: Tasks,
@@ -139,7 +143,7 @@ impl Gateway {
     /// # Errors
     /// The queue is out of reach or refuses.
     pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
-        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, tasks } = parts;
+        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, certs, tasks } = parts;
         pools.push(PoolName::default());
         pools.sort();
         pools.dedup();
@@ -174,6 +178,7 @@ impl Gateway {
             artifacts,
             pools,
             durability,
+            certs,
             history,
             tasks,
         });

@@ -40,7 +40,7 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Dlq(args) => dlq::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
-        Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Version => Ok(()),
+        Command::Up(_) | Command::Serve(_) | Command::Identities(_) | Command::Init(_) | Command::Version => Ok(()),
     }
 }
 

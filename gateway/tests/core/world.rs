@@ -59,6 +59,7 @@ impl World {
             history: Duration::from_secs(3600),
             pools: Vec::new(),
             durability: Durability::default(),
+            certs: None,
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
         })
         .await
