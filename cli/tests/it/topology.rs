@@ -15,6 +15,7 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(15);
 
 fn agent(nats: &NatsServer, dir: &Path, id: &str) -> FluxProcess {
     FluxCommand::new("flux-agent")
+        .env("FLUX_DISABLE_MTLS", "true")
         .args(["--queue-url", &nats.url(), "--id", id, "--tasks", "8"])
         .arg("--work-dir")
         .arg(dir.join(id))
