@@ -77,7 +77,14 @@ pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -
         runtimes: Runtimes::default(),
         tasks,
     };
-    Agent::start(parts, pool).await
+    let agent = Agent::start(parts, pool).await?;
+    if let Some(address) = settings.agent.probe.clone().filter(|_| !settings.disable_mtls) {
+        let credential = Certs::at(settings.certs_dir()).agent(agent.id())?;
+        let listener = tokio::net::TcpListener::bind(&address).await;
+        let listener = listener.map_err(|source| StartError::Probe { address, source })?;
+        agent.answer_probes(listener, credential);
+    }
+    Ok(agent)
 }
 
 /// Dropping a launcher's driver ends it, and everything that it runs.

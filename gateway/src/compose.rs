@@ -56,6 +56,7 @@ pub async fn gateway(
         history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
         pools: pools.clone(),
         certs: certs.clone(),
+        queue_url: settings.queue.url.clone(),
         durability: settings.queue.durability,
         tasks: tasks.clone(),
     };

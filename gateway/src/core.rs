@@ -34,6 +34,7 @@ use flux_store::SharedStore;
 use crate::refusal::Refusal;
 
 mod admission;
+mod agents;
 mod call;
 mod cancel;
 mod dead_letters;
@@ -63,6 +64,8 @@ mod waiters;
 mod watch;
 mod why;
 
+pub use agents::Joined;
+pub(crate) use agents::Known;
 pub use request::{
     Accepted, AgentView, Called, InvokeRequest, Published, Readiness, Redriven, WatchEvent, WatchFrom, Why,
 };
@@ -87,6 +90,8 @@ pub struct GatewayParts {
     pub durability: Durability,
     /// Where identities are; `None` where the queue is talked to without.
     pub certs: Option<Certs>,
+    /// Where the queue is, for machines that join.
+    pub queue_url: String,
     pub tasks: Tasks,
 }
 
@@ -114,6 +119,7 @@ struct Inner {
     pools: Vec<PoolName>,
     durability: Durability,
     certs: Option<Certs>,
+    queue_url: String,
     cool_after: Duration,
     history: Duration,
     tasks: Tasks,
@@ -143,7 +149,18 @@ impl Gateway {
     /// # Errors
     /// The queue is out of reach or refuses.
     pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
-        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, certs, tasks } = parts;
+        let GatewayParts {
+            broker,
+            store,
+            artifacts,
+            settings,
+            history,
+            mut pools,
+            durability,
+            certs,
+            queue_url,
+            tasks,
+        } = parts;
         pools.push(PoolName::default());
         pools.sort();
         pools.dedup();
@@ -179,6 +196,7 @@ impl Gateway {
             pools,
             durability,
             certs,
+            queue_url,
             history,
             tasks,
         });

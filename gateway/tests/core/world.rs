@@ -60,6 +60,7 @@ impl World {
             pools: Vec::new(),
             durability: Durability::default(),
             certs: None,
+            queue_url: String::new(),
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
         })
         .await

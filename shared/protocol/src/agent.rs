@@ -196,3 +196,18 @@ pub enum RenewalReply {
     Renewed { certificate: String },
     Refused { message: String },
 }
+
+/// What an agent says on its probe port, to a gateway alone: one line of JSON, and then the connection ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeAnswer {
+    pub agent_id: AgentId,
+    pub node: NodeStatus,
+}
+
+/// A machine that somebody registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Of its probe port.
+    pub address: String,
+    pub at: Timestamp,
+}
