@@ -13,6 +13,7 @@ mod full_disk;
 mod init;
 mod kill;
 mod overload;
+mod pki;
 mod readme;
 mod stop;
 mod topology;
