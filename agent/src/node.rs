@@ -11,12 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     code::Code,
+    doubt::Doubts,
     executor::Executor,
     functions::{FunctionEvent, Functions},
     held::Held,
     ledger::Ledger,
     runtimes::Runtimes,
     warm::WarmPool,
+    window::Window,
 };
 
 pub(crate) struct Node {
@@ -32,11 +34,14 @@ pub(crate) struct Node {
     pub(crate) measured: RwLock<Option<flux_protocol::agent::NodeStatus>>,
     pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
+    pub(crate) doubts: Doubts,
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
-    /// Finished executions whose outcome is not recorded yet: beyond this their slots are not given back.
-    pub(crate) finishing: Semaphore,
+    /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
+    pub(crate) finishing: Window,
+    /// Large outputs that are stored apart at once.
+    pub(crate) storing: Semaphore,
     /// The agent goes away now: what has no recorded outcome is left to others.
     pub(crate) abandoned: CancellationToken,
 }

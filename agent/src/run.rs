@@ -11,7 +11,7 @@ use flux_launcher::{
     wire::{LauncherWish, TREE_FD},
 };
 use flux_pki::Certs;
-use flux_protocol::AgentId;
+use flux_protocol::{AgentId, subject};
 use flux_runtime::{Settings, Shutdown, Tasks, config, settings::AgentSettings};
 
 use crate::{
@@ -115,6 +115,7 @@ pub async fn run(settings: &Settings) -> Result<(), StartError> {
         let credential = Certs::at(settings.certs_dir()).agent(&id)?;
         options.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
         options.own_account = true;
+        options.answers = Some(subject::answers_of_agent(&id));
         Some(credential)
     };
     let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;

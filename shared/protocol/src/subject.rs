@@ -209,6 +209,20 @@ pub fn execution_of_cancel(subject: &str) -> Option<ExecutionId> {
     subject.strip_prefix("flux.cancel.")?.parse().ok()
 }
 
+/// Where an agent asks the others of its pool who holds what was delivered to it again.
+pub fn holders(pool: &PoolName, agent: &AgentId) -> String {
+    format!("flux.holders.{pool}.{agent}")
+}
+
+pub fn holders_of(pool: &PoolName) -> String {
+    format!("flux.holders.{pool}.*")
+}
+
+/// Who asks.
+pub fn agent_of_holders(subject: &str) -> Option<AgentId> {
+    AgentId::parse(subject.strip_prefix("flux.holders.")?.split_once('.')?.1).ok()
+}
+
 pub fn heartbeat(agent: &AgentId) -> String {
     format!("flux.agent.{agent}")
 }
@@ -223,6 +237,11 @@ pub fn dlq(function: &FunctionName) -> String {
 
 pub fn dlqs() -> &'static str {
     "flux.dlq.*"
+}
+
+/// Below it agents of other accounts answer this agent's questions.
+pub fn answers_of_agent(agent: &AgentId) -> String {
+    format!("flux.reply.agent-{agent}")
 }
 
 /// What an agent asks gateways: the sender is part of the subject, so that the broker can hold it to its own.

@@ -49,6 +49,7 @@ pub(super) struct Core {
     link: watch::Receiver<Link>,
     refused: Refused,
     api: &'static str,
+    pub(super) own_account: bool,
     publish_room: Semaphore,
     pub(super) storing: Storing,
     epochs: RwLock<HashMap<(Lane, PoolName), Epoch>>,
@@ -133,6 +134,7 @@ impl Core {
             client,
             inbox,
             replicas: options.replicas.max(1),
+            own_account: options.own_account,
             api: if options.own_account { AGENTS_API } else { API },
             tasks,
             closed,
@@ -341,6 +343,20 @@ impl Core {
     ) -> Result<(), BrokerError> {
         let size = body.len();
         let sending = self.client.publish_with_reply(subject.into(), reply_to.into(), body);
+        let sent = tokio::time::timeout(REQUEST_WITHIN, sending).await;
+        self.sent(attempted, size, sent)
+    }
+
+    /// The same with headers.
+    pub(super) async fn send_with_headers(
+        &self,
+        attempted: &'static str,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(), BrokerError> {
+        let size = body.len();
+        let sending = self.client.publish_with_headers(subject, headers, body);
         let sent = tokio::time::timeout(REQUEST_WITHIN, sending).await;
         self.sent(attempted, size, sent)
     }

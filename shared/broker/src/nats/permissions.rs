@@ -57,6 +57,7 @@ fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
             publish.push(format!("$JS.ACK.{stream}.>"));
             publish.push(format!("flux.ring.{}.{pool}.*", lane.as_str()));
         }
+        publish.push(subject::holders(pool, agent));
     }
     for table in [Table::Functions, Table::Versions, Table::Hot, Table::Cancelled] {
         let stream = bucket(table).stream;
@@ -73,6 +74,8 @@ fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
     publish.push(format!("$JS.API.DIRECT.GET.OBJ_{BLOB_BUCKET}.$O.{BLOB_BUCKET}.C.*.*"));
     publish.push(format!("$JS.API.DIRECT.GET.OBJ_{OUTPUT_BUCKET}.$O.{OUTPUT_BUCKET}.M.{agent}.*"));
     let mut subscribe = vec![subject::control(agent), subject::control_all().to_owned(), subject::cancels().to_owned()];
+    subscribe.extend(pools.iter().map(subject::holders_of));
+    subscribe.push(format!("{}.*", subject::answers_of_agent(agent)));
     subscribe.extend([Table::Functions, Table::Hot].iter().filter_map(|table| bucket(*table).changes()));
     Allowed { publish, subscribe }
 }
@@ -166,10 +169,11 @@ fn exports(pools: &[PoolName]) -> String {
         "flux.ask.*.*",
         "flux.reply.>",
         "flux.ring.>",
+        "flux.holders.*.*",
     ];
     let stored = [format!("{}*", bucket(Table::Agents).prefix), format!("$O.{OUTPUT_BUCKET}.>")];
     let queues = pools.iter().map(|pool| subject::stream_subjects(Lane::Invoke, pool));
-    let heard = ["flux.control", "flux.control.*", "flux.cancel.*", "flux.table.>", "flux.reply.>"];
+    let heard = ["flux.control", "flux.control.*", "flux.cancel.*", "flux.table.>", "flux.holders.*.*", "flux.reply.>"];
     let mut text = String::new();
     for subject in answered_often {
         let _ = writeln!(text, "      {{ service: {subject:?}, response: stream, threshold: {ANSWERS_WITHIN:?} }}");

@@ -9,8 +9,11 @@ use flux_protocol::subject;
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
-use super::{NatsBroker, deliveries::own_headers};
+use super::{NatsBroker, core::header_map, deliveries::own_headers};
 use crate::{BrokerError, Signal, Signals, Subscription};
+
+/// Names where an answer is awaited, in a question of an account of its own.
+const ANSWER_TO: &str = "Flux-Answer-To";
 
 #[async_trait]
 impl Signals for NatsBroker {
@@ -41,7 +44,13 @@ impl Signals for NatsBroker {
         let deadline = Instant::now() + timeout;
         self.core.connected(attempted, deadline).await?;
         let mut question = self.core.inbox.question(most.max(1));
-        self.core.send_with_reply(attempted, subject, question.subject(), body).await?;
+        if self.core.own_account {
+            // Between accounts the server gives a question another reply subject, to which gateways alone may answer.
+            let headers = header_map([(ANSWER_TO, question.subject())]);
+            self.core.send_with_headers(attempted, subject, headers, body).await?;
+        } else {
+            self.core.send_with_reply(attempted, subject, question.subject(), body).await?;
+        }
         let mut answers = Vec::new();
         while answers.len() < most {
             match tokio::time::timeout_at(deadline, question.next()).await {
@@ -87,10 +96,16 @@ fn heard(messages: Subscriber, pattern: &str) -> Subscription {
 }
 
 fn signal(message: Message) -> Signal {
+    let answer_to = message.headers.as_ref().and_then(|headers| headers.get(ANSWER_TO));
+    // Whoever answers does it with its own rights: nowhere but where answers come.
+    let answer_to = answer_to
+        .map(async_nats::HeaderValue::as_str)
+        .filter(|to| subject::is_gateway_reply(to) && subject::may_reply_to(to));
+    let reply_to = message.reply.as_ref().map(ToString::to_string).or_else(|| answer_to.map(str::to_owned));
     Signal {
         subject: message.subject.into_string(),
         headers: message.headers.as_ref().map(own_headers).unwrap_or_default(),
         body: message.payload,
-        reply_to: message.reply.map(async_nats::Subject::into_string),
+        reply_to,
     }
 }

@@ -89,6 +89,7 @@ impl Secure {
         let answers =
             (credential.identity() == Identity::Gateway).then(|| format!("flux.reply.{:032x}", rand::random::<u128>()));
         let own_account = answers.is_none();
+        let answers = answers.or_else(|| credential.identity().agent().map(subject::answers_of_agent));
         NatsOptions {
             auth: NatsAuth::Certificate(tls),
             answers,
@@ -229,6 +230,18 @@ async fn an_agent_does_all_of_its_work_from_an_account_of_its_own() {
     let own = subject::question(&agent("agent-1"), subject::RENEWAL);
     let (answer, ()) = tokio::join!(worker.ask(own, "?".into(), PATIENCE), answering);
     assert_eq!(answer.expect("asked").map(|answer| answer.body), Some("yes".into()));
+
+    // And others of its pool ask it, and answer it.
+    let other = secure.agent("agent-2").await;
+    let mut asked = other.listen(&subject::holders_of(&default)).await.expect("listen");
+    let answering = async {
+        let question = tokio::time::timeout(PATIENCE, asked.next()).await.expect("in time").expect("a question");
+        assert_eq!(subject::agent_of_holders(&question.subject), Some(agent("agent-1")));
+        other.signal(question.reply_to.expect("it is asked"), "no".into()).await.expect("signal");
+    };
+    let own = subject::holders(&default, &agent("agent-1"));
+    let (answer, ()) = tokio::join!(worker.ask(own, "?".into(), PATIENCE), answering);
+    assert_eq!(answer.expect("asked").map(|answer| answer.body), Some("no".into()));
 
     // Code, payloads, outputs, of several chunks each.
     let content = bytes::Bytes::from(vec![7; 3 * limits::MIB]);
