@@ -7,6 +7,7 @@ use std::{
 };
 
 use flux_testkit::{FluxCommand, FluxProcess, FluxUp, eventually, free_port, passable_dir};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::cluster::{deploy_script, flux};
@@ -59,6 +60,28 @@ async fn a_machine_joins_is_registered_and_is_shut_out() {
     let listed = agents(&up).await["far"].clone();
     assert_eq!(listed["identity"], "spiffe://flux/agent/far/1", "{listed}");
     assert!(listed["identity_expires"].is_string() && listed["last_heartbeat"].is_string(), "{listed}");
+
+    // A new certificate over the queue, and nobody else's.
+    let own = config.parent().expect("a directory");
+    let options = async_nats::ConnectOptions::new()
+        .add_root_certificates(dir.path().join("far-certs/ca/ca.pem"))
+        .add_client_certificate(own.join("agent.pem"), own.join("agent-key.pem"))
+        .require_tls(true);
+    let client = options.connect(up.queue_url()).await.expect("its identity");
+    let mut answers = client.subscribe("flux.reply.agent-far.1").await.expect("subscribed");
+    let (_, request) = flux_pki::request().expect("a request");
+    for (subject, answered) in [("flux.ask.other.renewal", false), ("flux.ask.far.renewal", true)] {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Flux-Answer-To", "flux.reply.agent-far.1");
+        client.publish_with_headers(subject, headers, request.clone().into()).await.expect("published");
+        if answered {
+            let answer = tokio::time::timeout(ENDS, answers.next()).await.expect("in time").expect("an answer");
+            let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+            assert_eq!(answer["status"], "renewed", "{answer}");
+            let renewed = flux_pki::Certificate::from_pem(answer["certificate"].as_str().expect("PEM")).expect("one");
+            assert_eq!(renewed.identity().to_string(), "agent far");
+        }
+    }
 
     // Registered by its probe port, once and at one address; nobody else is an agent.
     let address = format!("127.0.0.1:{port}");

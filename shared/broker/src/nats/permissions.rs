@@ -126,9 +126,18 @@ pub fn accounts(
         user(&Identity::Gateway)
     );
     let _ = writeln!(text, "{}    ]\n  }}", exports(pools));
-    for grant in grants {
-        let (identity, allowed) = (grant.identity(), allowed(&grant, pools, functions));
-        let _ = writeln!(text, "  {:?}: {{\n    {}\n    imports: [", identity.account(), user(&identity));
+    let grants: Vec<Grant> = grants.into_iter().collect();
+    for grant in &grants {
+        let (identity, allowed) = (grant.identity(), allowed(grant, pools, functions));
+        let _ = writeln!(text, "  {:?}: {{\n    {}", identity.account(), user(&identity));
+        if let Grant::Agent { id, pools, .. } = grant {
+            // To the others of its pool; whose answers it imports is said below.
+            let questions = pools.iter().map(|pool| subject::holders(pool, id));
+            let said = questions.chain(["flux.reply.>".to_owned()]);
+            let said: Vec<String> = said.map(|subject| format!("{{ stream: {subject:?} }}")).collect();
+            let _ = writeln!(text, "    exports: [ {} ]", said.join(", "));
+        }
+        let _ = writeln!(text, "    imports: [");
         for (kind, subjects) in [("service", &allowed.publish), ("stream", &allowed.subscribe)] {
             for subject in subjects {
                 // The account has an API of its own, which would answer too.
@@ -136,14 +145,37 @@ pub fn accounts(
                     Some(rest) => format!(", to: \"{AGENTS_API}STREAM.{rest}\""),
                     None => String::new(),
                 };
-                let _ =
-                    writeln!(text, "      {{ {kind}: {{ account: {GATEWAYS_ACCOUNT}, subject: {subject:?} }}{to} }}");
+                import(&mut text, kind, GATEWAYS_ACCOUNT, subject, &to);
             }
+        }
+        for (account, subject) in of_its_pools(grant, &grants) {
+            import(&mut text, "stream", &account, &subject, "");
         }
         let _ = writeln!(text, "    ]\n  }}");
     }
     text.push_str("}\n");
     text
+}
+
+fn import(text: &mut String, kind: &str, account: &str, subject: &str, to: &str) {
+    let _ = writeln!(text, "      {{ {kind}: {{ account: {account:?}, subject: {subject:?} }}{to} }}");
+}
+
+/// What an agent hears of each other of its pools: its questions, and its answers to this one's. From account to account, since
+/// what one imports as a service does not go on to whoever imports that as a stream.
+fn of_its_pools(grant: &Grant, grants: &[Grant]) -> Vec<(String, String)> {
+    let Grant::Agent { id: own, pools: own_pools, .. } = grant else { return Vec::new() };
+    let mut heard = Vec::new();
+    for other in grants {
+        let Grant::Agent { id, pools, .. } = other else { continue };
+        let shared: Vec<&PoolName> = pools.iter().filter(|pool| id != own && own_pools.contains(pool)).collect();
+        let account = other.identity().account();
+        heard.extend(shared.iter().map(|pool| (account.clone(), subject::holders(pool, id))));
+        if !shared.is_empty() {
+            heard.push((account, format!("{}.*", subject::answers_of_agent(own))));
+        }
+    }
+    heard
 }
 
 /// The `tls` block of the server's configuration: certificates of the CA alone, whose name is the user. `files` are the
