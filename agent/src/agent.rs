@@ -81,6 +81,16 @@ pub enum StartError {
     Code(#[from] CacheError),
     #[error("the queue cannot be reached")]
     Queue(#[from] flux_broker::BrokerError),
+    #[error(
+        "the agent cannot say who it is: let it in with `flux agent join`, or set `disable_mtls` on a private network"
+    )]
+    Certificate(#[from] flux_pki::PkiError),
+    #[error("the probe port cannot be listened on: `agent.probe` is {address}")]
+    Probe {
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("no launcher can be started")]
     Launcher(#[from] crate::launch::LaunchError),
     #[error("the link to the process tree cannot be used")]
@@ -150,6 +160,7 @@ impl Agent {
             code,
             held: Held::default(),
             runtimes: RwLock::new(runtimes),
+            measured: RwLock::default(),
             warm: Arc::new(WarmPool::new(total.memory_mb.into(), total.tasks as usize)),
             ledger,
             doubts,
@@ -219,6 +230,11 @@ impl Agent {
                 () = stop.cancelled() => {}
             }
         });
+    }
+
+    /// Answers gateways on the probe port.
+    pub(crate) fn answer_probes(&self, listener: tokio::net::TcpListener, credential: Arc<flux_pki::Credential>) {
+        self.essential("probe port", crate::probe::answer(listener, credential, Arc::clone(&self.node)));
     }
 
     pub fn id(&self) -> &AgentId {

@@ -91,6 +91,8 @@ impl Heart {
         running.extend(idle.map(|(function, warm)| RunningCount { function, calls: 0, invokes: 0, warm }));
         let active = running.iter().map(|count| count.calls + count.invokes).sum();
         let free = self.state.borrow().free;
+        let measured = self.machine.measure(active);
+        *self.node.measured.write() = Some(measured.clone());
         Heartbeat {
             agent_id: self.node.id.clone(),
             pool: self.node.pool.clone(),
@@ -99,7 +101,7 @@ impl Heart {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             at: time::now(),
-            node: self.machine.measure(active),
+            node: measured,
             total: self.total,
             free: if self.launcher.borrow().is_some() { free } else { Budget::default() },
             running,

@@ -13,7 +13,7 @@
 //! One task owns the planner (`puller`), one the ack handles (`ledger`); each execution is a task of its own.
 //! `held` is the table of what is under way, which cancels, control requests and heartbeats look at.
 //!
-//! **Architecture Invariants.** The agent opens no store and no listening socket; everything reaches it over the broker.
+//! **Architecture Invariants.** The agent opens no store, and no listening socket but the probe port, where it is told to; everything reaches it over the broker.
 //! It never forks: processes are started by the launcher. Workers wait in `warm`, and a warm invocation asks the launcher nothing. It never holds an invocation that it cannot start at once. It
 //! never retries a function's failure: the gateway that records it does.
 
@@ -35,7 +35,9 @@ mod ledger;
 mod machine;
 mod node;
 mod plan;
+mod probe;
 mod puller;
+mod renewal;
 mod retry;
 mod room;
 mod run;
@@ -47,7 +49,7 @@ mod window;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{container_driver, guard_queue, microvm_driver, run, start};
+pub use run::{agent_id, container_driver, guard_queue, microvm_driver, run, start};
 pub use runtimes::Runtimes;
 pub use sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Offer, Sandbox, Start, Tier, Tiers};
 

@@ -49,6 +49,9 @@ struct Args {
     /// Unpacked code and the agent's id [default: ~/.local/share/flux/agent; as root /var/lib/flux/agent]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
+    /// CA and certificates, this agent's among them [default: /etc/flux/certs]
+    #[arg(long, value_name = "DIR")]
+    certs_dir: Option<PathBuf>,
     /// Executions at once [default: 16 for each core]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     tasks: Option<u32>,
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
     flux_launcher::run_if_launcher();
     flux_containers::run_if_driver();
     flux_firecracker::run_if_driver();
+    flux_runtime::install_tls_provider();
     let args = Args::parse();
     let ended = if config::env(TREE_FD).is_some() { worker(&args) } else { process_tree(&args) };
     match ended {
@@ -95,6 +99,9 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     let mut given = serde_json::json!({ "agent": agent });
     if let Some(url) = &args.queue_url {
         given["queue"] = serde_json::json!({ "url": url });
+    }
+    if let Some(dir) = &args.certs_dir {
+        given["certs_dir"] = serde_json::json!(dir);
     }
     let mut settings: Settings = config::load(args.config.as_deref(), given)?;
     if settings.agent.work_dir.is_none() {
@@ -194,7 +201,6 @@ fn give(directory: &Path, to: Runner) -> io::Result<()> {
 fn worker(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
     telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
-    flux_runtime::install_tls_provider();
     let runtime = flux_runtime::async_runtime().context("no runtime")?;
     runtime.block_on(flux_agent::run(&settings))?;
     Ok(ExitCode::SUCCESS)

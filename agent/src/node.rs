@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) functions: Functions,
     pub(crate) held: Held,
     pub(crate) runtimes: RwLock<Runtimes>,
+    /// The machine, as the last heartbeat told it.
+    pub(crate) measured: RwLock<Option<flux_protocol::agent::NodeStatus>>,
     pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
     pub(crate) doubts: Doubts,

@@ -9,14 +9,15 @@ use std::{
 
 use flux_broker::{
     Broker,
-    nats::{NatsBroker, NatsOptions},
+    nats::{NatsAuth, NatsBroker, NatsOptions},
 };
 use flux_containers::DriverConfig;
 use flux_launcher::{
     LauncherConfig, Runner, UidRange,
     wire::{LauncherWish, TREE_FD},
 };
-use flux_protocol::function::Isolation;
+use flux_pki::Certs;
+use flux_protocol::{AgentId, function::Isolation, subject};
 use flux_runtime::{Settings, Shutdown, Tasks, config, settings::AgentSettings};
 
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     budget, identity,
     launch::{LauncherPool, Source, TreeLink},
     machine::Machine,
+    renewal,
     runtimes::Runtimes,
     sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Tiers},
 };
@@ -154,7 +156,14 @@ pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -
         tiers,
         tasks,
     };
-    Agent::start(parts, pool).await
+    let agent = Agent::start(parts, pool).await?;
+    if let Some(address) = settings.agent.probe.clone().filter(|_| !settings.disable_mtls) {
+        let credential = Certs::at(settings.certs_dir()).agent(agent.id())?;
+        let listener = tokio::net::TcpListener::bind(&address).await;
+        let listener = listener.map_err(|source| StartError::Probe { address, source })?;
+        agent.answer_probes(listener, credential);
+    }
+    Ok(agent)
 }
 
 /// Dropping a launcher's driver ends it, and everything that it runs.
@@ -165,14 +174,41 @@ async fn end_with(driver: crate::launch::Driver, kill: tokio_util::sync::Cancell
     }
 }
 
+/// The agent's id: configured, or made once and kept.
+pub fn agent_id(settings: &Settings) -> Result<AgentId, StartError> {
+    identity::agent_id(&settings.agent, &work_dir(&settings.agent))
+}
+
 /// Runs an agent as a process: connect, start, wait for a signal, drain within the deadline.
 pub async fn run(settings: &Settings) -> Result<(), StartError> {
     let tasks = Tasks::new(Shutdown::new());
-    let id = identity::agent_id(&settings.agent, &work_dir(&settings.agent))?;
+    let id = agent_id(settings)?;
     let mut options = NatsOptions::new("", format!("flux-agent {id}"));
     options.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+    let credential = if settings.disable_mtls {
+        tracing::warn!(
+            "`disable_mtls` is set: whoever reaches the queue can do everything, and this agent believes whoever answers"
+        );
+        None
+    } else {
+        let credential = Certs::at(settings.certs_dir()).agent(&id)?;
+        options.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
+        options.own_account = true;
+        options.answers = Some(subject::answers_of_agent(&id));
+        Some(credential)
+    };
     let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;
     let agent = start(settings, Arc::clone(&broker), tasks.clone()).await?;
+    if let Some(credential) = credential {
+        let (certs, broker, id) = (Certs::at(settings.certs_dir()), Arc::clone(&broker), id.clone());
+        let stop = tasks.shutdown().kill_token();
+        tasks.spawn("certificate", async move {
+            tokio::select! {
+                () = renewal::keep(certs, broker, id, credential) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
     let drain_timeout = Duration::from_secs(settings.agent.drain_timeout);
     let shutdown = Arc::clone(tasks.shutdown());
     // The agent keeps its own deadline, a little before the one that ends the process.

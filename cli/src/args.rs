@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     bench,
-    commands::{agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, ps, rollback, top},
+    commands::{agent, agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, pki, ps, rollback, top},
     microvm, up,
 };
 
@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Up(up::Args),
     #[command(name = up::SERVE, hide = true)]
     Serve(up::ServeArgs),
+    #[command(name = up::IDENTITIES, hide = true)]
+    Identities(up::PkiArgs),
     /// Register and deploy a function from a directory or a zip
     Deploy(deploy::Args),
     /// Run a function and print what it returned
@@ -61,6 +63,10 @@ pub(crate) enum Command {
     Delete(delete::Args),
     /// List agents
     Agents(agents::Args),
+    /// Let machines in and look after them
+    Agent(agent::Args),
+    /// Give, list, renew and revoke identities
+    Pki(pki::Args),
     /// Watch agents and functions
     Top(top::Args),
     /// Look after executions that were given up on

@@ -53,6 +53,8 @@ fn run(cli: Cli, out: Output) -> Result<(), CliError> {
     match cli.command {
         Command::Up(args) => up::run(&args, out),
         Command::Serve(args) => up::serve(&args, out),
+        Command::Identities(args) => up::make_identities(&args),
+        Command::Pki(args) => commands::pki::run(args, out),
         Command::Init(args) => commands::init::run(&args, out),
         Command::Microvm(args) => microvm::run(args, out),
         Command::Version => {

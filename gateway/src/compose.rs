@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use flux_artifacts::{BlobArtifacts, Filesystem, Tiered};
 use flux_broker::{
     Broker,
-    nats::{NatsBroker, NatsOptions},
+    nats::{NatsAuth, NatsBroker, NatsOptions},
 };
+use flux_pki::Certs;
 use flux_protocol::PoolName;
 use flux_runtime::{Settings, Shutdown, Tasks, settings::Durability};
 use flux_store::{SharedStore, Tuning};
@@ -20,6 +21,7 @@ use nix::sys::stat::{Mode, umask};
 use crate::{
     core::{Gateway, GatewayParts},
     http::{self, HttpOptions},
+    identities,
 };
 
 /// For what nobody waits for any more, after everything was drained.
@@ -31,6 +33,7 @@ const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
 /// The store or the folder of archives cannot be opened, a pool's name is not valid, or the queue refuses.
 pub async fn gateway(
     settings: &Settings,
+    certs: Option<Certs>,
     broker: &Arc<dyn Broker>,
     tasks: &Tasks,
 ) -> anyhow::Result<(Gateway, SharedStore)> {
@@ -44,18 +47,61 @@ pub async fn gateway(
     let origin = Filesystem::open(folder).context("the folder of code archives cannot be opened")?;
     let distribution = BlobArtifacts::new(Arc::clone(broker));
     let pools: Result<Vec<_>, _> = settings.gateway.pools.iter().map(|pool| PoolName::parse(pool)).collect();
+    let pools = pools.context("`gateway.pools`")?;
     let parts = GatewayParts {
         broker: Arc::clone(broker),
         store: Arc::clone(&store),
         artifacts: Arc::new(Tiered::new(Arc::new(origin), Arc::new(distribution))),
         settings: settings.gateway.clone(),
         history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
-        pools: pools.context("`gateway.pools`")?,
+        pools: pools.clone(),
+        certs: certs.clone(),
+        queue_url: settings.queue.url.clone(),
         durability: settings.queue.durability,
         tasks: tasks.clone(),
     };
     let gateway = Gateway::start(parts).await.context("the gateway cannot start")?;
+    if let Some(certs) = certs {
+        identities::keep(settings, certs, pools, broker, tasks)?;
+    }
     Ok((gateway, store))
+}
+
+/// The directory of certificates, with all that a gateway needs; `None` where the queue is talked to without.
+///
+/// # Errors
+/// Something in it is damaged, or nothing can be made there.
+pub fn certs(settings: &Settings) -> anyhow::Result<Option<Certs>> {
+    if settings.disable_mtls {
+        tracing::warn!("`disable_mtls` is set: whoever reaches the queue can run, read and change everything");
+        return Ok(None);
+    }
+    let certs = Certs::at(settings.certs_dir());
+    // Where the CA is elsewhere, so are its gateways' identities made.
+    let elsewhere = !certs.has_authority() && certs.dir().join("flux/flux.pem").exists();
+    if !elsewhere {
+        certs.init(&settings.queue.names).with_context(|| {
+            format!("no identities can be made in {}; on a private network, set `disable_mtls`", certs.dir().display())
+        })?;
+    }
+    Ok(Some(certs))
+}
+
+/// How a gateway connects.
+///
+/// # Errors
+/// Its certificate cannot be used.
+pub fn queue_options(settings: &Settings, certs: Option<&Certs>, name: &str) -> anyhow::Result<NatsOptions> {
+    let mut queue = NatsOptions::new(&settings.queue.url, name);
+    queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+    queue.replicas = settings.queue.replicas.into();
+    if let Some(certs) = certs {
+        let credential = certs.gateway().context("this gateway cannot say who it is")?;
+        queue.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
+        // Agents are asked, and may not publish into an inbox.
+        queue.answers = Some(format!("flux.reply.{:032x}", rand::random::<u128>()));
+    }
+    Ok(queue)
 }
 
 /// The store's commits promise what the queue's acks do: an invocation is accepted once both hold it.
@@ -108,13 +154,12 @@ pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<
     // Bound before anything else is ready: who calls early waits instead of being refused.
     let listener = http::listen(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
-    let mut queue = NatsOptions::new(&settings.queue.url, "flux-gateway");
-    queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
-    queue.replicas = settings.queue.replicas.into();
+    let certs = certs(&settings)?;
+    let queue = queue_options(&settings, certs.as_ref(), "flux-gateway")?;
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
     say_durability(settings.queue.durability, false);
-    let (gateway, store) = gateway(&settings, &broker, &tasks).await?;
+    let (gateway, store) = gateway(&settings, certs, &broker, &tasks).await?;
 
     let (served, serving) = tokio::sync::oneshot::channel::<()>();
     tasks.spawn_essential("http", {

@@ -23,6 +23,7 @@ use std::{
 
 use flux_artifacts::Tiered;
 use flux_broker::Broker;
+use flux_pki::Certs;
 use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
 use flux_runtime::{
     Tasks,
@@ -33,6 +34,7 @@ use flux_store::SharedStore;
 use crate::refusal::Refusal;
 
 mod admission;
+mod agents;
 mod call;
 mod cancel;
 mod dead_letters;
@@ -62,6 +64,8 @@ mod waiters;
 mod watch;
 mod why;
 
+pub use agents::Joined;
+pub(crate) use agents::Known;
 pub use request::{
     Accepted, AgentView, Called, InvokeRequest, Published, Readiness, Redriven, WatchEvent, WatchFrom, Why,
 };
@@ -84,6 +88,10 @@ pub struct GatewayParts {
     pub pools: Vec<PoolName>,
     /// As configured, to be told to whoever asks.
     pub durability: Durability,
+    /// Where identities are; `None` where the queue is talked to without.
+    pub certs: Option<Certs>,
+    /// Where the queue is, for machines that join.
+    pub queue_url: String,
     pub tasks: Tasks,
 }
 
@@ -110,6 +118,8 @@ struct Inner {
     artifacts: Arc<Tiered>,
     pools: Vec<PoolName>,
     durability: Durability,
+    certs: Option<Certs>,
+    queue_url: String,
     cool_after: Duration,
     history: Duration,
     tasks: Tasks,
@@ -139,7 +149,18 @@ impl Gateway {
     /// # Errors
     /// The queue is out of reach or refuses.
     pub async fn start(parts: GatewayParts) -> Result<Self, StartError> {
-        let GatewayParts { broker, store, artifacts, settings, history, mut pools, durability, tasks } = parts;
+        let GatewayParts {
+            broker,
+            store,
+            artifacts,
+            settings,
+            history,
+            mut pools,
+            durability,
+            certs,
+            queue_url,
+            tasks,
+        } = parts;
         pools.push(PoolName::default());
         pools.sort();
         pools.dedup();
@@ -174,6 +195,8 @@ impl Gateway {
             artifacts,
             pools,
             durability,
+            certs,
+            queue_url,
             history,
             tasks,
         });

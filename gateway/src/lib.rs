@@ -8,6 +8,8 @@
 pub mod compose;
 pub mod core;
 pub mod http;
+mod identities;
 pub mod refusal;
 
 pub use core::Gateway;
+pub use identities::accounts;

@@ -13,11 +13,11 @@ pub fn passable_dir(prefix: &str) -> TempDir {
     dir
 }
 
-/// `flux-gateway` with its store, archives and configuration in `dir`; not ready yet.
+/// `flux-gateway` on a queue that asks for no certificates, with its store, archives and configuration in `dir`; not ready yet.
 pub fn start_gateway(nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
     let config = dir.join("gateway.yaml");
     let text = format!(
-        "queue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
+        "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
          gateway: {{ listen: \"{listen}\", api_key: {key} }}\n",
         nats.url(),
         dir.join("flux.db").display(),

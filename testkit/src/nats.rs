@@ -24,6 +24,8 @@ pub struct NatsServer {
     /// None while it is down.
     running: Option<Running>,
     log: Log,
+    /// What its clients show, where it takes certificates alone.
+    tls: Option<rustls::ClientConfig>,
 }
 
 impl NatsServer {
@@ -37,6 +39,21 @@ impl NatsServer {
         let mut server = Self::prepare(configuration);
         server.launch().await;
         server
+    }
+
+    /// One that takes certificates alone, as further lines of its configuration say. `tls` is what [`NatsServer::client`]
+    /// shows: an identity that JetStream answers.
+    pub async fn start_secure(configuration: &str, tls: rustls::ClientConfig) -> Self {
+        let mut server = Self::prepare(configuration);
+        server.tls = Some(tls);
+        server.launch().await;
+        server
+    }
+
+    /// Has it read other further lines of its configuration, which it does while it goes on.
+    pub fn reload(&self, configuration: &str) {
+        self.write_configuration(configuration);
+        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGHUP);
     }
 
     /// Several that are one cluster, so that streams can have as many replicas. They tell clients of no other server than
@@ -70,16 +87,21 @@ impl NatsServer {
     fn prepare(configuration: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("flux-nats-").tempdir().expect("cannot make a temporary directory");
         let port = free_port();
-        let store = dir.path().join("store");
+        let log = Log::new("nats-server", dir.path().join("nats.log"));
+        let server = Self { dir, port, running: None, log, tls: None };
+        server.write_configuration(configuration);
+        server
+    }
+
+    fn write_configuration(&self, configuration: &str) {
+        let (port, store) = (self.port, self.store_dir());
         // Streams reserve their max_bytes, so the limits are what the product's streams add up to and more; the
         // disk is used only as far as messages are stored.
         let text = format!(
             "listen: \"127.0.0.1:{port}\"\nserver_name: \"testkit-{port}\"\nmax_payload: {MAX_PAYLOAD}\n\
              jetstream {{ store_dir: {store:?}, max_memory_store: 4GB, max_file_store: 64GB }}\n{configuration}\n"
         );
-        std::fs::write(dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
-        let log = Log::new("nats-server", dir.path().join("nats.log"));
-        Self { dir, port, running: None, log }
+        std::fs::write(self.dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -106,7 +128,7 @@ impl NatsServer {
 
     /// A client that is connected, and connects again by itself.
     pub async fn client(&self) -> async_nats::Client {
-        async_nats::connect(self.url())
+        connect(&self.url(), self.tls.as_ref())
             .await
             .unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.url()))
     }
@@ -178,7 +200,7 @@ impl NatsServer {
         eventually_some(READY_WITHIN, format!("JetStream to answer on {url}"), || {
             let exited = self.running.as_mut().and_then(Running::exited);
             assert!(exited.is_none(), "nats-server ended ({exited:?}):\n{}", self.log.tail());
-            jetstream_answers(&url)
+            jetstream_answers(&url, self.tls.as_ref())
         })
         .await;
     }
@@ -196,7 +218,18 @@ impl Drop for NatsServer {
     }
 }
 
-async fn jetstream_answers(url: &str) -> Option<()> {
-    let client = async_nats::connect(url).await.ok()?;
+async fn connect(
+    url: &str,
+    tls: Option<&rustls::ClientConfig>,
+) -> Result<async_nats::Client, async_nats::ConnectError> {
+    let mut options = async_nats::ConnectOptions::new();
+    if let Some(tls) = tls {
+        options = options.tls_client_config(tls.clone()).require_tls(true);
+    }
+    options.connect(url).await
+}
+
+async fn jetstream_answers(url: &str, tls: Option<&rustls::ClientConfig>) -> Option<()> {
+    let client = connect(url, tls).await.ok()?;
     async_nats::jetstream::new(client).query_account().await.ok().map(|_| ())
 }

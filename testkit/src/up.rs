@@ -71,6 +71,26 @@ impl FluxUp {
         self.data_dir().join(within)
     }
 
+    /// A client of its queue, as a gateway: one that may do everything.
+    pub async fn queue(&self) -> async_nats::Client {
+        self.queue_options().connect(self.queue_url()).await.expect("a connection to the queue")
+    }
+
+    /// Where its queue listens.
+    pub fn queue_url(&self) -> String {
+        let text = std::fs::read_to_string(self.path("run/settings.json")).expect("what `flux up` wrote");
+        let settings: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        settings["queue"]["url"].as_str().expect("the queue's URL").to_owned()
+    }
+
+    /// How to connect there as a gateway.
+    pub fn queue_options(&self) -> async_nats::ConnectOptions {
+        async_nats::ConnectOptions::new()
+            .add_root_certificates(self.path("certs/ca/ca.pem"))
+            .add_client_certificate(self.path("certs/flux/flux.pem"), self.path("certs/flux/flux-key.pem"))
+            .require_tls(true)
+    }
+
     /// Asks it to drain and go, and waits for its end.
     pub async fn stop(&mut self) -> ExitStatus {
         self.process.terminate();

@@ -89,11 +89,11 @@ impl Attempt {
         // One is in memory twice meanwhile. The semaphore is never closed.
         let _storing = self.node.storing.acquire().await;
         let content = log.encode();
-        let key = subject::output_blob(self.execution.id, self.execution.attempt());
+        let key = subject::output_blob(&self.node.id, self.execution.id, self.execution.attempt());
         let blob = BlobRef { key, digest: Digest::of(&content), size: content.len() as u64 };
         let mut tries = 0;
         loop {
-            match self.node.broker.put_blob(subject::BLOB_BUCKET, &blob.key, content.clone()).await {
+            match self.node.broker.put_blob(subject::blob_bucket(&blob.key), &blob.key, content.clone()).await {
                 Ok(()) => return Ok(blob),
                 Err(error) if error.is_retryable() && tries < BLOB_TRIES => {
                     tries += 1;

@@ -196,7 +196,7 @@ impl Attempt {
         };
         let mut tries = 0;
         loop {
-            let fetched = self.node.broker.get_blob(subject::BLOB_BUCKET, &blob.key, limits::PAYLOAD).await;
+            let fetched = self.node.broker.get_blob(subject::blob_bucket(&blob.key), &blob.key, limits::PAYLOAD).await;
             match fetched {
                 Ok(Some(bytes)) if Digest::of(&bytes) == blob.digest => return Ok(bytes),
                 Ok(Some(_)) => {

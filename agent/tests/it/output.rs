@@ -103,7 +103,7 @@ async fn the_middle_of_too_much_output_is_dropped_and_counted() {
     let _agent = world.agent(&executor, World::settings()).await;
     let reply = world.call("f", "").await;
     let blob = reply.outcome.expect("an outcome").output_ref.expect("by reference");
-    let stored = world.broker.get_blob(subject::BLOB_BUCKET, &blob.key, 2 * size).await.expect("read");
+    let stored = world.broker.get_blob(subject::blob_bucket(&blob.key), &blob.key, 2 * size).await.expect("read");
     let log = flux_protocol::OutputLog::decode(stored.expect("there")).expect("an output");
     assert!(log.len() <= limits::OUTPUT);
     assert_eq!(log.len() as u64 + log.dropped_bytes, (size + 8) as u64);

@@ -25,7 +25,7 @@ async fn output(world: &World, status: &StatusMessage) -> OutputLog {
         Some(blob) => {
             assert!(outcome.output.is_empty());
             let most = usize::try_from(blob.size).expect("it fits");
-            let stored = world.broker.get_blob(subject::BLOB_BUCKET, &blob.key, most).await.expect("read");
+            let stored = world.broker.get_blob(subject::blob_bucket(&blob.key), &blob.key, most).await.expect("read");
             let stored = stored.expect("it is there");
             assert_eq!(Digest::of(&stored), blob.digest);
             OutputLog::decode(stored).expect("an output")

@@ -140,7 +140,12 @@ async fn the_largest_payload_goes_through_a_process_and_back() {
         let log = match &back.output_ref {
             None => back.output,
             Some(blob) => {
-                let stored = real.world.broker.get_blob(bucket, &blob.key, 2 * limits::PAYLOAD).await.expect("read");
+                let stored = real
+                    .world
+                    .broker
+                    .get_blob(flux_protocol::subject::blob_bucket(&blob.key), &blob.key, 2 * limits::PAYLOAD)
+                    .await
+                    .expect("read");
                 flux_protocol::OutputLog::decode(stored.expect("there")).expect("an output")
             }
         };

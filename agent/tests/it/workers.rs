@@ -252,7 +252,7 @@ impl Workers {
     /// Also of one that is too large for a message.
     pub(crate) async fn whole_output(&self, outcome: &Outcome) -> flux_protocol::OutputLog {
         let Some(blob) = &outcome.output_ref else { return outcome.output.clone() };
-        let bucket = flux_protocol::subject::BLOB_BUCKET;
+        let bucket = flux_protocol::subject::blob_bucket(&blob.key);
         let stored = self.0.world.broker.get_blob(bucket, &blob.key, limits::OUTPUT).await.expect("read");
         flux_protocol::OutputLog::decode(stored.expect("there")).expect("an output")
     }

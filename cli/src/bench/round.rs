@@ -86,7 +86,7 @@ impl Bench {
             // A synced queue is ten times slower and more.
             let fewer = if durability == Durability::Fsync { 10 } else { 1 };
             let (messages, singles) = (self.effort.piped / fewer, self.effort.singles * 5);
-            let pipe = self.yardsticks.nats_pipe(subject.queue_url(), messages, singles)?;
+            let pipe = self.yardsticks.nats_pipe(subject.queue(), messages, singles)?;
             measured.figures.add("delivered_p50_us", pipe.delivered_p50_us);
             measured.figures.add("core_p50_us", pipe.core_p50_us);
             measured.figures.add("pipe_per_s", pipe.pipe_per_s);
@@ -112,7 +112,7 @@ impl Bench {
         }
         if self.wants(Part::Direct) {
             let published =
-                self.yardsticks.publish(subject.queue_url(), &subject::queue(ECHO)?, self.effort.invocations)?;
+                self.yardsticks.publish(subject.queue(), &subject::queue(ECHO)?, self.effort.invocations)?;
             measured.figures.add("direct_per_s", published.executed_per_s);
             subject.until_done(ECHO).await?;
         }
@@ -133,7 +133,7 @@ impl Bench {
     }
 
     fn sync(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
-        let route = self.yardsticks.route(subject.queue_url())?;
+        let route = self.yardsticks.route(subject.queue())?;
         let floor = self.yardsticks.load(&self.load(&route.url, 1).body(BODY))?;
         measured.figures.add("route_p50_us", floor.p50_us);
         let url = subject.execute_url(ECHO);
@@ -153,7 +153,7 @@ impl Bench {
 
     /// The route is measured again beside it: a part may be measured by itself.
     async fn warm(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
-        let route = self.yardsticks.route(subject.queue_url())?;
+        let route = self.yardsticks.route(subject.queue())?;
         let url = subject.execute_url(WARM);
         let floor = self.yardsticks.load(&self.load(&route.url, 1).body(BODY))?;
         let (one, used) = self.costing(subject, &self.load(&url, 1).headers(&headers()).body(&body()))?;
@@ -171,7 +171,7 @@ impl Bench {
 
         // Each is far quicker than a process: more of them, or their beginning is most of it.
         let messages = self.effort.invocations * 5;
-        let published = self.yardsticks.publish(subject.queue_url(), &subject::queue(WARM)?, messages)?;
+        let published = self.yardsticks.publish(subject.queue(), &subject::queue(WARM)?, messages)?;
         measured.figures.add("warm_direct_per_s", published.executed_per_s);
         subject.until_done(WARM).await
     }

@@ -43,8 +43,26 @@ const BETWEEN_SINGLES: Duration = Duration::from_millis(15);
 pub(super) struct Subject {
     process: Guarded,
     pub(super) client: Client,
-    queue_url: String,
+    queue: Queue,
     _dir: TempDir,
+}
+
+/// Where the queue is, and what is shown there.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) url: String,
+    /// `None`: it asks for nothing.
+    pub(super) certs: Option<PathBuf>,
+}
+
+impl Queue {
+    pub(super) fn args(&self) -> Vec<String> {
+        let mut args = vec!["--url".to_owned(), self.url.clone()];
+        if let Some(dir) = &self.certs {
+            args.extend(["--certs".to_owned(), dir.display().to_string()]);
+        }
+        args
+    }
 }
 
 /// How long invocations waited until their process started, in microseconds.
@@ -100,16 +118,18 @@ impl Subject {
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
         command.arg("up").arg("--data-dir").arg(dir.path().join("data")).args(["--listen", &listen, "--api-key", KEY]);
         command.args(["--queue-listen", &queue]).args(durability.flags());
+        let certs = Some(dir.path().join("data/certs"));
+        let queue = Queue { url: format!("nats://{queue}"), certs };
         let process = Guarded::start(guard, &command, dir.path().join("flux.log"))?;
         let client = Client::try_new(Some(&format!("http://{listen}")), Some(KEY))?;
-        let mut subject = Self { process, client, queue_url: format!("nats://{queue}"), _dir: dir };
+        let mut subject = Self { process, client, queue, _dir: dir };
         until_ready(&subject.client, &mut [&mut subject.process]).await?;
         deploy(&subject.client, functions).await?;
         Ok(subject)
     }
 
-    pub(super) fn queue_url(&self) -> &str {
-        &self.queue_url
+    pub(super) fn queue(&self) -> &Queue {
+        &self.queue
     }
 
     pub(super) fn execute_url(&self, function: &str) -> String {

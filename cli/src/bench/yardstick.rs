@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+use super::subject::Queue;
 use super::{costs::Cost, guarded::Server};
 use crate::error::CliError;
 
@@ -117,8 +118,11 @@ impl Yardsticks {
         Server::start(&self.program, &["echo-http"])
     }
 
-    pub(super) fn route(&self, queue_url: &str) -> Result<Server, CliError> {
-        Server::start(&self.program, &["nats-route", "--url", queue_url, "--storage", "memory"])
+    pub(super) fn route(&self, queue: &Queue) -> Result<Server, CliError> {
+        let to = queue.args();
+        let mut args = vec!["nats-route", "--storage", "memory"];
+        args.extend(to.iter().map(String::as_str));
+        Server::start(&self.program, &args)
     }
 
     /// A load in which every request has to succeed: a refusal is quick, and would look like speed.
@@ -157,22 +161,25 @@ impl Yardsticks {
         self.run(&args)
     }
 
-    pub(super) fn nats_pipe(&self, queue_url: &str, messages: usize, singles: usize) -> Result<Piped, CliError> {
-        let (messages, singles) = (messages.to_string(), singles.to_string());
-        let args = ["--url", queue_url, "--storage", "file", "--messages", &messages, "--singles", &singles];
-        self.run(&[&["nats-pipe"], args.as_slice()].concat())
+    pub(super) fn nats_pipe(&self, queue: &Queue, messages: usize, singles: usize) -> Result<Piped, CliError> {
+        let (messages, singles, to) = (messages.to_string(), singles.to_string(), queue.args());
+        let mut args = vec!["nats-pipe", "--storage", "file", "--messages", &messages, "--singles", &singles];
+        args.extend(to.iter().map(String::as_str));
+        self.run(&args)
     }
 
     /// Publishes onto a function's queue, and waits until all of it has been worked on.
     pub(super) fn publish(
         &self,
-        queue_url: &str,
+        queue: &Queue,
         [subject, stream]: &[String; 2],
         messages: usize,
     ) -> Result<Published, CliError> {
-        let messages = messages.to_string();
-        let to = ["--url", queue_url, "--subject", subject, "--stream", stream];
-        self.run(&[&["nats-publish", "--messages", &messages, "--body", BODY], to.as_slice()].concat())
+        let (messages, to) = (messages.to_string(), queue.args());
+        let mut args =
+            vec!["nats-publish", "--messages", &messages, "--body", BODY, "--subject", subject, "--stream", stream];
+        args.extend(to.iter().map(String::as_str));
+        self.run(&args)
     }
 
     fn run<T: DeserializeOwned>(&self, args: &[impl AsRef<std::ffi::OsStr>]) -> Result<T, CliError> {

@@ -2,6 +2,7 @@
 
 use crate::{args::Command, client::Client, error::CliError, output::Output};
 
+pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod cancel;
 pub(crate) mod delete;
@@ -12,6 +13,7 @@ pub(crate) mod functions;
 pub(crate) mod init;
 pub(crate) mod invoke;
 pub(crate) mod logs;
+pub(crate) mod pki;
 pub(crate) mod ps;
 pub(crate) mod rollback;
 pub(crate) mod shown;
@@ -35,12 +37,19 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Functions(args) => functions::run(args, cx).await,
         Command::Rollback(args) => rollback::run(args, cx).await,
         Command::Delete(args) => delete::run(args, cx).await,
+        Command::Agent(args) => agent::run(args, cx).await,
         Command::Agents(args) => agents::run(args, cx).await,
         Command::Top(args) => top::run(args, cx).await,
         Command::Dlq(args) => dlq::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
-        Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Microvm(_) | Command::Version => Ok(()),
+        Command::Up(_)
+        | Command::Serve(_)
+        | Command::Identities(_)
+        | Command::Pki(_)
+        | Command::Init(_)
+        | Command::Microvm(_)
+        | Command::Version => Ok(()),
     }
 }
 

@@ -4,14 +4,15 @@
 //!  D/lock          held by the one `flux up` that uses it, with its pid
 //!    api-key       0600
 //!    run/          nats.conf, settings.json, both written at each start; the queue's port
-//!    run/worker/   what the worker and nats-server write: that all is ready; pid and log of nats-server
+//!    run/worker/   what the worker and nats-server write: that all is ready; accounts, pid and log of nats-server
+//!    certs/        CA, certificates and keys
 //!    db/           records: flux.db and its -wal, -shm
 //!    artifacts/    code archives            agent/     unpacked code, reachable for functions
 //!    nats/         the queue's streams      launcher/  the launcher's own
 //! ```
 //!
-//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `db`, `artifacts`, `agent` and
-//! `nats`. All else is root's, since root works in it at the next start: see [`guarded`].
+//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `certs`, `db`, `artifacts`,
+//! `agent` and `nats`. All else is root's, since root works in it at the next start: see [`guarded`].
 
 use std::{
     fs::{self, File, OpenOptions, Permissions, TryLockError},
@@ -87,7 +88,8 @@ impl DataDir {
 
     fn make_all(&self) -> io::Result<()> {
         let Some(user) = self.platform else {
-            let all = ["run", WORKER, "db", "nats", "artifacts", "agent", "launcher", "containers", "microvms"];
+            let all =
+                ["run", WORKER, "certs", "db", "nats", "artifacts", "agent", "launcher", "containers", "microvms"];
             return all.iter().try_for_each(|dir| {
                 let dir = self.path.join(dir);
                 fs::create_dir_all(&dir)?;
@@ -99,7 +101,9 @@ impl DataDir {
         guarded::own_dir(&self.launcher_dir(), ENTERED_BY_ALL, 0, None)?;
         guarded::own_dir(&self.containers_dir(), OWN, 0, None)?;
         guarded::own_dir(&self.microvms_dir(), OWN, 0, None)?;
-        for (dir, mode) in [(WORKER, OWN), ("db", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)] {
+        for (dir, mode) in
+            [(WORKER, OWN), ("certs", OWN), ("db", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)]
+        {
             guarded::given_dir(&self.path.join(dir), mode, user)?;
         }
         Ok(())
@@ -326,6 +330,7 @@ mod tests {
                 ("run/settings.json", (0, FLUX.gid, 0o640)),
                 ("launcher", (0, 0, 0o711)),
                 ("run/worker", (FLUX.uid, FLUX.gid, 0o700)),
+                ("certs", (FLUX.uid, FLUX.gid, 0o700)),
                 ("db", (FLUX.uid, FLUX.gid, 0o700)),
                 ("nats", (FLUX.uid, FLUX.gid, 0o700)),
                 ("artifacts", (FLUX.uid, FLUX.gid, 0o700)),

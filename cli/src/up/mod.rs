@@ -34,6 +34,7 @@ mod full_disk;
 mod guarded;
 mod identity;
 mod nats_server;
+mod pki;
 mod ports;
 mod ready;
 mod serve;
@@ -42,10 +43,13 @@ use data_dir::DataDir;
 use identity::Identity;
 use ready::Ready;
 
+pub(crate) use pki::{PkiArgs, make as make_identities};
 pub(crate) use serve::{ServeArgs, serve};
 
 /// The hidden command that the worker is started with.
 pub(crate) const SERVE: &str = "__serve";
+/// The one that makes identities, as whom they belong to.
+pub(crate) const IDENTITIES: &str = "__identities";
 /// The worker's name in the log.
 const WORKER: &str = "worker";
 /// Executions at once, for each core, unless the configuration says.
@@ -75,6 +79,9 @@ pub(crate) struct Args {
     /// Where the queue listens, for remote agents and producers [default: 127.0.0.1:4222, or a free port]
     #[arg(long, value_name = "HOST:PORT")]
     queue_listen: Option<String>,
+    /// Let the queue be reached from elsewhere without certificates, where `disable_mtls` is set
+    #[arg(long)]
+    insecure: bool,
     /// What is accepted survives the death of every `process`, or with `fsync` a power cut too [default: process]
     #[arg(long, value_parser = Durability::NAMES, value_name = "WHAT")]
     queue_durability: Option<String>,
@@ -90,11 +97,13 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     let queue = ports::queue(&settings, args.queue_listen.as_deref(), &data)?;
     let nats = nats_server::find(settings.queue.nats_server.as_deref(), &identity)?;
     let key = api_key::resolve(settings.gateway.api_key.take(), &data)?;
-    if queue.is_public() {
-        out.note(format!(
-            "the queue listens on {}: whoever reaches it can run and read everything. It has neither passwords nor TLS in \
-             this release, so keep it on a private network",
-            queue.listen
+    if settings.disable_mtls && queue.is_public() && !args.insecure {
+        return Err(CliError::problem(
+            format!(
+                "the queue would listen on {} without certificates: whoever reaches it could run and read everything",
+                queue.listen
+            ),
+            "remove `disable_mtls`; or, on a network where everybody may, add --insecure",
         ));
     }
     if let Some(note) = api_key::remember(&key, &listen.to_string()) {
@@ -102,7 +111,8 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     }
     let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
-    let nats_config = nats_server::configure(&data, &queue, file.settings.queue.durability)?;
+    pki::prepare(&file, &identity)?;
+    let nats_config = nats_server::configure(&data, &queue, &file.settings)?;
     if let Some(note) = &queue.note {
         out.note(note);
     }
@@ -160,6 +170,10 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
 fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: String) -> Settings {
     let mut settings = settings;
     settings.data_dir = Some(data.path().to_owned());
+    settings.certs_dir.get_or_insert_with(|| data.path().join("certs"));
+    settings.queue.accounts_file = Some(data.worker("accounts.conf"));
+    settings.queue.server_pid_file = Some(data.worker("nats.pid"));
+    settings.queue.names.extend(queue.name());
     settings.queue.url = queue.url();
     settings.gateway.api_key = Some(key);
     settings.agent.tasks.get_or_insert_with(default_tasks);

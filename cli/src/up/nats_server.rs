@@ -7,12 +7,14 @@ use std::{
     process::Command,
 };
 
-use flux_protocol::limits;
-use flux_runtime::{config::env, settings::Durability};
+use flux_broker::nats;
+use flux_pki::Certs;
+use flux_protocol::{identity::Identity, limits};
+use flux_runtime::{Settings, config::env, settings::Durability};
 
 use super::{
     data_dir::{DataDir, first_closed},
-    identity::Identity,
+    identity::Identity as RunsAs,
     ports::Queue,
 };
 use crate::error::CliError;
@@ -23,7 +25,7 @@ const NAME: &str = "nats-server";
 const REMEDY: &str = "`make setup` installs one; or put nats-server 2.12 or later on PATH, or name it: `queue.nats_server` or FLUX_NATS_SERVER";
 
 /// The program, of a version that will do.
-pub(super) fn find(configured: Option<&Path>, identity: &Identity) -> Result<PathBuf, CliError> {
+pub(super) fn find(configured: Option<&Path>, identity: &RunsAs) -> Result<PathBuf, CliError> {
     let named = configured.map(Path::to_owned).or_else(|| env("FLUX_NATS_SERVER").map(PathBuf::from));
     let candidates = match &named {
         Some(path) => vec![path.clone()],
@@ -58,7 +60,7 @@ fn candidates() -> Vec<PathBuf> {
 }
 
 /// `None`: nothing is there.
-fn check(path: &Path, identity: &Identity) -> Result<Option<PathBuf>, String> {
+fn check(path: &Path, identity: &RunsAs) -> Result<Option<PathBuf>, String> {
     let Ok(path) = path.canonicalize() else { return Ok(None) };
     let runs = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     if !runs {
@@ -85,16 +87,23 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Writes its configuration; returns where.
-pub(super) fn configure(data: &DataDir, queue: &Queue, durability: Durability) -> Result<PathBuf, CliError> {
+pub(super) fn configure(data: &DataDir, queue: &Queue, settings: &Settings) -> Result<PathBuf, CliError> {
     let path = data.run("nats.conf");
-    data.write_shared(&path, &configuration(data.path(), queue.listen.to_string().as_str(), durability))
+    let access = if settings.disable_mtls {
+        // Whoever comes is a gateway.
+        format!("no_auth_user: {:?}\n", Identity::Gateway.uri())
+    } else {
+        nats::server_tls(&Certs::at(settings.certs_dir()).queue_files())
+    };
+    let text = configuration(data.path(), &queue.listen.to_string(), settings.queue.durability, &access);
+    data.write_shared(&path, &text)
         .map_err(|source| CliError::local(format!("{} cannot be written", path.display()), source))?;
     Ok(path)
 }
 
 /// Streams reserve what they may grow to, so the limits are above what all of them add up to; the disk is used only
 /// as far as messages are stored. Unless it is told to sync always, the server does so every two minutes.
-fn configuration(data: &Path, listen: &str, durability: Durability) -> String {
+fn configuration(data: &Path, listen: &str, durability: Durability, access: &str) -> String {
     let sync = match durability {
         Durability::Process => "",
         Durability::Fsync => "  sync_interval: always\n",
@@ -110,7 +119,9 @@ fn configuration(data: &Path, listen: &str, durability: Durability) -> String {
          log_file: {log}\n\
          log_size_limit: 16MB\n\
          log_max_num: 4\n\
-         jetstream {{\n  store_dir: {store}\n  max_memory_store: 4GB\n  max_file_store: 256GB\n{sync}}}\n",
+         jetstream {{\n  store_dir: {store}\n  max_memory_store: 4GB\n  max_file_store: 256GB\n{sync}}}\n\
+         {access}\
+         include \"worker/accounts.conf\"\n",
         payload = limits::MESSAGE,
         pid = quoted(data.join("run/worker/nats.pid")),
         log = quoted(data.join("run/worker/nats.log")),
@@ -131,7 +142,9 @@ mod tests {
 
     #[test]
     fn the_configuration_is_the_one_that_was_reviewed() {
-        let written = |durability| configuration(Path::new("/var/lib/flux"), "127.0.0.1:4222", durability);
+        let certs = Certs::at("/var/lib/flux/certs");
+        let access = nats::server_tls(&certs.queue_files());
+        let written = |durability| configuration(Path::new("/var/lib/flux"), "127.0.0.1:4222", durability, &access);
         assert_eq!(written(Durability::Process), include_str!("../../tests/golden/nats.conf"));
         assert_eq!(written(Durability::Fsync), include_str!("../../tests/golden/nats-fsync.conf"));
     }

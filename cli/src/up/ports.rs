@@ -51,6 +51,12 @@ impl Queue {
         format!("nats://{}", SocketAddr::new(host, self.listen.port()))
     }
 
+    /// Under which others reach it, as far as that is known.
+    pub(super) fn name(&self) -> Option<String> {
+        let ip = self.listen.ip();
+        (!ip.is_unspecified() && !ip.is_loopback()).then(|| ip.to_string())
+    }
+
     pub(super) fn is_public(&self) -> bool {
         !self.listen.ip().is_loopback()
     }

@@ -4,10 +4,7 @@ use std::{error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duratio
 
 use anyhow::Context as _;
 use flux_agent::Agent;
-use flux_broker::{
-    Broker,
-    nats::{NatsBroker, NatsOptions},
-};
+use flux_broker::{Broker, nats::NatsBroker};
 use flux_gateway::{
     Gateway, compose,
     http::{self, HttpOptions},
@@ -99,12 +96,12 @@ impl Worker {
     async fn start(settings: Settings) -> anyhow::Result<Self> {
         let part = || Tasks::new(Shutdown::new());
         let (core, http, agent_tasks) = (part(), part(), part());
-        let mut options = NatsOptions::new(&settings.queue.url, "flux up");
-        options.replicas = settings.queue.replicas.into();
+        let certs = compose::certs(&settings)?;
+        let options = compose::queue_options(&settings, certs.as_ref(), "flux up")?;
         let broker: Arc<dyn Broker> =
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
         compose::say_durability(settings.queue.durability, true);
-        let (gateway, store) = compose::gateway(&settings, &broker, &core).await?;
+        let (gateway, store) = compose::gateway(&settings, certs, &broker, &core).await?;
         let agent = flux_agent::start(&settings, Arc::clone(&broker), agent_tasks.clone())
             .await
             .context("the agent cannot start")?;

@@ -6,7 +6,7 @@ use flux_testkit::{FluxUp, eventually};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::{cluster::deploy_script, direct::queue};
+use crate::cluster::deploy_script;
 
 const ENDS: Duration = Duration::from_secs(60);
 
@@ -16,7 +16,7 @@ async fn a_retry_that_was_due_and_waits_for_its_turn_does_not_start() {
     let more =
         "max_concurrency: 1\nmax_concurrency_behavior: wait\ntimeout: 60\nretry: { max_attempts: 2, backoff: 2s }";
     deploy_script(&up, "fails", "grep -q block && exec sleep 60; exit 1", more).await;
-    let mut statuses = queue(&up).await.subscribe("flux.status.>").await.expect("statuses");
+    let mut statuses = up.queue().await.subscribe("flux.status.>").await.expect("statuses");
     let record = async |id: &str| up.api.get(&format!("/executions/{id}")).await.expect(200).json;
     let has_failed_once = async |id: &str| record(id).await["attempt"] == 2;
 

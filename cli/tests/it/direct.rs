@@ -7,19 +7,15 @@ use flux_testkit::{FluxUp, eventually_some};
 use futures::StreamExt as _;
 use serde_json::Value;
 
-use crate::cluster::{deploy_script, flux, settings};
+use crate::cluster::{deploy_script, flux};
 
 const ENDS: Duration = Duration::from_secs(30);
-
-pub(crate) async fn queue(up: &FluxUp) -> async_nats::Client {
-    async_nats::connect(settings(up)["queue"]["url"].as_str().expect("a URL")).await.expect("a connection")
-}
 
 #[tokio::test]
 async fn a_bare_publish_is_an_invocation_and_its_outcome_arrives_where_asked() {
     let up = FluxUp::start().await;
     deploy_script(&up, "echo", "cat", "").await;
-    let nats = queue(&up).await;
+    let nats = up.queue().await;
 
     nats.publish("flux.invoke.echo", r#"{"n":1}"#.into()).await.expect("published");
     let record = eventually_some(ENDS, "its record", || async {
@@ -46,7 +42,7 @@ async fn a_bare_publish_is_an_invocation_and_its_outcome_arrives_where_asked() {
 #[tokio::test]
 async fn a_publish_for_nobody_becomes_a_dead_letter() {
     let up = FluxUp::start().await;
-    let nats = queue(&up).await;
+    let nats = up.queue().await;
     nats.publish("flux.invoke.nobody", "{}".into()).await.expect("published");
     let record = eventually_some(ENDS, "its record", || async {
         up.api.get("/executions?function=nobody&status=failed").await.json["executions"].get(0).cloned()

@@ -27,6 +27,7 @@ async fn a_queue_of_another_s_is_warned_about() {
     let dir = tempfile::tempdir().expect("a directory");
     let listen = format!("127.0.0.1:{}", free_port());
     let gateway = FluxCommand::new("flux-gateway")
+        .env("FLUX_DISABLE_MTLS", "true")
         .args(["--queue-url", &nats.url(), "--listen", &listen, "--api-key", "key", "--queue-durability", "fsync"])
         .arg("--data-dir")
         .arg(dir.path())

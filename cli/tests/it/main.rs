@@ -16,6 +16,7 @@ mod kill;
 mod lambda;
 mod overload;
 mod packages;
+mod pki;
 mod readme;
 mod stop;
 mod topology;

@@ -15,6 +15,7 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(15);
 
 fn agent(nats: &NatsServer, dir: &Path, id: &str) -> FluxProcess {
     FluxCommand::new("flux-agent")
+        .env("FLUX_DISABLE_MTLS", "true")
         .args(["--queue-url", &nats.url(), "--id", id, "--tasks", "8"])
         .arg("--work-dir")
         .arg(dir.join(id))
@@ -106,14 +107,9 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
 
 #[tokio::test]
 async fn a_remote_agent_joins_a_flux_up() {
-    let queue = format!("127.0.0.1:{}", free_port());
-    let up = flux_testkit::FluxUp::start_with(&["--queue-listen", &queue]).await;
+    let up = flux_testkit::FluxUp::start().await;
     let dir = passable_dir("flux-apart-");
-    let mut remote = FluxCommand::new("flux-agent")
-        .args(["--queue-url", &format!("nats://{queue}"), "--id", "remote"])
-        .arg("--work-dir")
-        .arg(dir.path().join("remote"))
-        .spawn();
+    let mut remote = crate::pki::joined(&up, dir.path(), "remote").await;
     eventually(ENDS, "both agents", || async {
         online(&up.api, "remote").await && up.api.get("/agents").await.json.as_array().map(Vec::len) == Some(2)
     })

@@ -123,15 +123,17 @@ impl Inner {
         let payload = match &letter.invocation.payload {
             Payload::Inline(bytes) => bytes.clone(),
             Payload::Blob(blob) => {
-                self.broker.get_blob(subject::BLOB_BUCKET, &blob.key, limits::PAYLOAD).await?.ok_or_else(|| {
-                    Refusal::new(
-                        ErrorCode::MessageNotFound,
-                        format!(
-                            "the payload of dead letter {} is no longer in the blob store; purge the letter",
-                            letter.sequence
-                        ),
-                    )
-                })?
+                self.broker.get_blob(subject::blob_bucket(&blob.key), &blob.key, limits::PAYLOAD).await?.ok_or_else(
+                    || {
+                        Refusal::new(
+                            ErrorCode::MessageNotFound,
+                            format!(
+                                "the payload of dead letter {} is no longer in the blob store; purge the letter",
+                                letter.sequence
+                            ),
+                        )
+                    },
+                )?
             }
         };
         let request = InvokeRequest {

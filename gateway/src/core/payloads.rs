@@ -73,7 +73,7 @@ impl Inner {
     pub(super) async fn place_payload(&self, id: ExecutionId, payload: Bytes) -> Result<Payload, BrokerError> {
         let placed = payload_of(id, &payload);
         if let Payload::Blob(blob) = &placed {
-            self.broker.put_blob(subject::BLOB_BUCKET, &blob.key, payload).await?;
+            self.broker.put_blob(subject::blob_bucket(&blob.key), &blob.key, payload).await?;
         }
         Ok(placed)
     }
@@ -91,7 +91,7 @@ impl Inner {
     }
 
     pub(super) async fn delete_blob(&self, key: &str) {
-        if let Err(error) = self.broker.delete_blob(subject::BLOB_BUCKET, key).await {
+        if let Err(error) = self.broker.delete_blob(subject::blob_bucket(key), key).await {
             tracing::warn!(
                 key,
                 error = &error as &dyn std::error::Error,
@@ -110,7 +110,7 @@ impl Inner {
 
     pub(super) async fn fetch_output(&self, blob: &BlobRef) -> Result<OutputLog, Refusal> {
         let most = limits::OUTPUT + OUTPUT_ENCODING;
-        let content = self.broker.get_blob(subject::BLOB_BUCKET, &blob.key, most).await?;
+        let content = self.broker.get_blob(subject::blob_bucket(&blob.key), &blob.key, most).await?;
         let intact = content.filter(|content| Digest::of(content) == blob.digest);
         intact.and_then(OutputLog::decode).ok_or_else(|| {
             Refusal::new(

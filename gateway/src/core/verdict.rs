@@ -60,9 +60,20 @@ impl Holders {
 /// Whether the sender of a status may say it: an agent speaks for itself, and what no agent ran is said by gateways.
 /// The broker holds each process to its own name in the subject, not to what it writes into the body.
 pub(super) fn may_say(sender: &str, status: &StatusMessage) -> bool {
-    match &status.agent_id {
+    let names_itself = match &status.agent_id {
         Some(agent) => agent.as_str() == sender,
         None => sender.starts_with("gw-"),
+    };
+    let output = status.outcome.as_ref().and_then(|outcome| outcome.output_ref.as_ref());
+    names_itself && output.is_none_or(|blob| is_its_output(sender, status, &blob.key))
+}
+
+/// An output that lies elsewhere is read, shown and deleted with its execution: it must not be another's, nor a payload.
+fn is_its_output(sender: &str, status: &StatusMessage, key: &str) -> bool {
+    match key.split_once('.') {
+        Some((writer, _)) => writer == sender,
+        // Of a release without identities.
+        None => key == format!("output-{}-{}", status.execution_id, status.attempt),
     }
 }
 
@@ -132,6 +143,23 @@ mod tests {
         status.agent_id = None;
         assert!(!may_say("a", &status));
         assert!(may_say(flux_protocol::GatewayId::random().as_str(), &status));
+    }
+
+    #[test]
+    fn an_output_that_lies_elsewhere_is_the_sender_s_own() {
+        let id = ExecutionId::new();
+        let says = |key: String| {
+            let mut status = reply(id, 1, "a", Phase::Ended);
+            let blob = flux_protocol::execution::BlobRef { key, digest: flux_protocol::Digest::of(b""), size: 0 };
+            status.outcome.as_mut().unwrap().output_ref = Some(blob);
+            may_say("a", &status)
+        };
+        let agent = |id: &str| AgentId::parse(id).unwrap();
+        assert!(says(flux_protocol::subject::output_blob(&agent("a"), id, 1)));
+        assert!(says(format!("output-{id}-1")));
+        assert!(!says(flux_protocol::subject::output_blob(&agent("b"), id, 1)));
+        assert!(!says(format!("output-{}-1", ExecutionId::new())));
+        assert!(!says(flux_protocol::subject::payload_blob(id)));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::{
 use crate::refusal::Refusal;
 
 /// Rows of the API that need no key.
-const PUBLIC: &[&str] = &["/health", "/ready", "/agents", "/openapi.json", "/docs"];
+const PUBLIC: &[&str] = &["/health", "/ready", "/agents", "/agents/join", "/openapi.json", "/docs"];
 
 #[derive(Clone)]
 pub(super) struct EntryLayer {

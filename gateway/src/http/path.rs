@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::request::Parts,
 };
-use flux_protocol::{ErrorCode, ExecutionId, FunctionName};
+use flux_protocol::{AgentId, ErrorCode, ExecutionId, FunctionName};
 
 use crate::refusal::Refusal;
 
@@ -18,6 +18,9 @@ pub(super) struct New(pub(super) FunctionName);
 
 /// `{id}` of an execution.
 pub(super) struct Id(pub(super) ExecutionId);
+
+/// `{id}` of an agent.
+pub(super) struct Agent(pub(super) AgentId);
 
 /// `{function}` and `{seq}` of a dead letter.
 pub(super) struct Letter(pub(super) FunctionName, pub(super) u64);
@@ -53,6 +56,14 @@ impl<S: Send + Sync> FromRequestParts<S> for New {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let name = parse(get(&params(parts).await?, &["name"]), ErrorCode::InvalidRequest);
         name.map(Self).map_err(|refusal| refusal.with_field("name"))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Agent {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parse(get(&params(parts).await?, &["id"]), ErrorCode::AgentNotFound).map(Self)
     }
 }
 

@@ -17,6 +17,7 @@ mod function_url;
 mod functions;
 mod health;
 mod invocation;
+mod machines;
 mod metrics;
 mod redrive;
 mod stream;
@@ -28,6 +29,12 @@ pub(super) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(health::ready))
         .routes(routes!(agents::agents))
         .routes(routes!(agents::resources))
+        .routes(routes!(machines::token))
+        .routes(routes!(machines::join))
+        .routes(routes!(machines::register))
+        .routes(routes!(machines::cordon))
+        .routes(routes!(machines::uncordon))
+        .routes(routes!(machines::remove))
         .routes(routes!(functions::list, functions::register))
         .routes(routes!(functions::show, functions::remove))
         .routes(routes!(deploy::deploy))

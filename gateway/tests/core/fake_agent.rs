@@ -334,7 +334,13 @@ impl FakeAgent {
                 flux_protocol::Payload::Inline(bytes) => bytes.clone(),
                 flux_protocol::Payload::Blob(blob) => {
                     let most = limits::PAYLOAD;
-                    agent.inner.broker.get_blob(subject::BLOB_BUCKET, &blob.key, most).await.unwrap().unwrap()
+                    agent
+                        .inner
+                        .broker
+                        .get_blob(subject::blob_bucket(&blob.key), &blob.key, most)
+                        .await
+                        .unwrap()
+                        .unwrap()
                 }
             };
             let job = Job { id, attempt, payload, invocation, queue };
@@ -489,11 +495,11 @@ impl FakeAgent {
         }
         let encoded = output.encode();
         let blob = flux_protocol::execution::BlobRef {
-            key: subject::output_blob(job.id, job.attempt),
+            key: subject::output_blob(&self.inner.id, job.id, job.attempt),
             digest: flux_protocol::Digest::of(&encoded),
             size: encoded.len() as u64,
         };
-        self.inner.broker.put_blob(subject::BLOB_BUCKET, &blob.key, encoded).await.unwrap();
+        self.inner.broker.put_blob(subject::blob_bucket(&blob.key), &blob.key, encoded).await.unwrap();
         outcome.output_ref = Some(blob);
     }
 

@@ -59,6 +59,8 @@ impl World {
             history: Duration::from_secs(3600),
             pools: Vec::new(),
             durability: Durability::default(),
+            certs: None,
+            queue_url: String::new(),
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
         })
         .await

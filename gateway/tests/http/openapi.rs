@@ -28,6 +28,7 @@ fn these_are_the_operations() {
         .collect();
     listed.sort();
     let expected = [
+        "DELETE /agents/{id}",
         "DELETE /dlq/{function}",
         "DELETE /dlq/{function}/{seq}",
         "DELETE /executions/{id}",
@@ -48,6 +49,11 @@ fn these_are_the_operations() {
         "GET /openapi.json",
         "GET /ready",
         "GET /resources",
+        "POST /agents/join",
+        "POST /agents/register",
+        "POST /agents/tokens",
+        "POST /agents/{id}/cordon",
+        "POST /agents/{id}/uncordon",
         "POST /dlq/{function}/redrive",
         "POST /dlq/{function}/{seq}/redrive",
         "POST /execute/{name}",

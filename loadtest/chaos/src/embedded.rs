@@ -61,9 +61,11 @@ impl Topology for Embedded {
     }
 
     fn queue_urls(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.up.path("run/settings.json")).expect("what `flux up` wrote");
-        let settings: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        vec![settings["queue"]["url"].as_str().expect("the queue's URL").to_owned()]
+        vec![self.up.queue_url()]
+    }
+
+    fn queue_options(&self) -> async_nats::ConnectOptions {
+        self.up.queue_options()
     }
 
     fn markers(&self) -> Vec<String> {

@@ -84,7 +84,8 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Resu
         flux_testkit::eventually(READY_WITHIN, "a first call", || faults::probe(api)).await;
     }
     let before = leaks::descriptors(&topology);
-    let queue = async_nats::ConnectOptions::new()
+    let queue = topology
+        .queue_options()
         .retry_on_initial_connect()
         .connect(topology.queue_urls())
         .await

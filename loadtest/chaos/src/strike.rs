@@ -21,6 +21,8 @@ pub(crate) trait Topology {
     fn apis(&self) -> Vec<Api>;
 
     fn queue_urls(&self) -> Vec<String>;
+    /// How to connect there, as who may do everything.
+    fn queue_options(&self) -> async_nats::ConnectOptions;
 
     /// What is in the arguments of each of its processes.
     fn markers(&self) -> Vec<String>;

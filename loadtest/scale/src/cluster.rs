@@ -49,6 +49,7 @@ impl Cluster {
     /// An agent with a launcher, beside the simulated ones.
     pub(crate) async fn start_real(&mut self, online: usize) {
         let agent = FluxCommand::new("flux-agent")
+            .env("FLUX_DISABLE_MTLS", "true")
             .args(["--queue-url", &self.nats.url(), "--id", REAL, "--tasks", &REAL_TASKS.to_string()])
             .arg("--work-dir")
             .arg(self.dir.path().join(REAL))

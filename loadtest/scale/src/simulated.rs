@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use async_trait::async_trait;
 use flux_agent::{
-    Agent, AgentParts, Code, CodeError, CodeFolder, Executor, Process, Runtimes,
+    Agent, AgentParts, Code, CodeError, CodeFolder, Executor, Process, Runtimes, Tiers,
     launch::{Ended, EndedReport, ExitStatus, LaunchError},
 };
 use flux_broker::{
@@ -86,6 +86,7 @@ async fn agent(args: &Args, n: usize, executor: Arc<Nothing>, work_dir: PathBuf)
         private_ip: Some("127.0.0.1".to_owned()),
         public_ip: None,
         runtimes: Runtimes::default(),
+        tiers: Tiers::default(),
         tasks,
     };
     Ok(Agent::start_with(parts, executor, Arc::new(NoCode))?)

@@ -8,6 +8,18 @@ use async_nats::jetstream::{
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
+/// A connection; with a directory of certificates, as a gateway.
+pub(crate) async fn connect(url: &str, certs: Option<&std::path::Path>) -> anyhow::Result<async_nats::Client> {
+    let mut options = async_nats::ConnectOptions::new();
+    if let Some(dir) = certs {
+        options = options
+            .add_root_certificates(dir.join("ca/ca.pem"))
+            .add_client_certificate(dir.join("flux/flux.pem"), dir.join("flux/flux-key.pem"))
+            .require_tls(true);
+    }
+    Ok(options.connect(url).await?)
+}
+
 /// Where messages are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Storage {

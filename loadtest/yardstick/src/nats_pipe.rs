@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// The NATS server.
     #[arg(long)]
     url: String,
+    /// The certificates of a queue that takes nothing else
+    #[arg(long, value_name = "DIR")]
+    certs: Option<std::path::PathBuf>,
     #[arg(long, value_enum, default_value = "file")]
     storage: Storage,
     /// Messages of the pipeline.
@@ -37,9 +40,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
-    let client = async_nats::connect(&args.url).await?;
+    let client = crate::nats::connect(&args.url, args.certs.as_deref()).await?;
     // Who publishes and who is delivered to are two processes in life: here two connections.
-    let other = async_nats::connect(&args.url).await?;
+    let other = crate::nats::connect(&args.url, args.certs.as_deref()).await?;
     let body = Bytes::from(vec![b'x'; args.size]);
     let core = core_request(&client, other.clone(), &body, args.singles).await?;
 

@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// The NATS server.
     #[arg(long)]
     url: String,
+    /// The certificates of a queue that takes nothing else
+    #[arg(long, value_name = "DIR")]
+    certs: Option<std::path::PathBuf>,
     /// Where to publish.
     #[arg(long)]
     subject: String,
@@ -33,7 +36,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Value> {
-    let client = async_nats::connect(&args.url).await?;
+    let client = crate::nats::connect(&args.url, args.certs.as_deref()).await?;
     let jetstream = async_nats::jetstream::context::ContextBuilder::new()
         .max_ack_inflight(IN_FLIGHT)
         .timeout(PATIENCE)

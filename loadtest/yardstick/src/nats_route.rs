@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// The NATS server.
     #[arg(long)]
     url: String,
+    /// The certificates of a queue that takes nothing else
+    #[arg(long, value_name = "DIR")]
+    certs: Option<std::path::PathBuf>,
     #[arg(long, value_enum, default_value = "memory")]
     storage: Storage,
     /// Wait for the publish ack before waiting for the reply, as an asynchronous invocation has to.
@@ -51,9 +54,9 @@ struct Gateway {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let client = async_nats::connect(&args.url).await?;
+    let client = crate::nats::connect(&args.url, args.certs.as_deref()).await?;
     let queue = Queue::make(&client, "route", args.storage).await?;
-    let agent = async_nats::connect(&args.url).await?;
+    let agent = crate::nats::connect(&args.url, args.certs.as_deref()).await?;
     let queue = queue.consumed_by(agent.clone()).await?;
     tokio::spawn(answer(agent, queue.consumer.clone()));
 

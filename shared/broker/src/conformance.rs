@@ -141,7 +141,8 @@ async fn take(broker: &Arc<dyn Broker>, queue: &QueueName) -> Delivery {
     next(&mut pull(broker, queue, 1, PATIENCE).await).await
 }
 
-fn status(function: &FunctionName) -> StatusMessage {
+/// A status of some execution of that function.
+pub fn status(function: &FunctionName) -> StatusMessage {
     let error = ExecutionError::new(ErrorKind::Exit, "it exited with 3");
     StatusMessage {
         execution_id: ExecutionId::new(),

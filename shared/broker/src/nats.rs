@@ -20,6 +20,7 @@ use crate::{Broker, BrokerError, Capabilities};
 
 mod ack_subject;
 mod blobs;
+mod changes;
 mod core;
 mod dead_letters;
 mod delayed;
@@ -42,7 +43,7 @@ mod storing;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
-pub use permissions::{Permissions, agent_permissions};
+pub use permissions::{Allowed, accounts, allowed, server_tls};
 
 /// A connection to a NATS server or cluster with JetStream (2.12 or newer).
 pub struct NatsBroker {
@@ -63,19 +64,18 @@ impl NatsBroker {
             options.inbox_prefix.clone().unwrap_or_else(|| format!("_INBOX.{:016x}", rand::random::<u64>()));
         let link::Connected { client, link, public: connection, refused } =
             link::connect(&options, &inbox_prefix).await?;
-        let (inbox, to_give_back) = inbox::Inbox::new(&inbox_prefix);
+        let (inbox, to_give_back) = inbox::Inbox::new(&inbox_prefix, options.answers.clone());
         let messages = client
             .subscribe(inbox.pattern())
             .await
             .map_err(|error| BrokerError::refused("subscribe to this process's inbox", error))?;
-        let core = Arc::new(core::Core::new(
-            client.clone(),
-            Arc::clone(&inbox),
-            options.replicas.max(1),
-            tasks,
-            link.clone(),
-            refused,
-        ));
+        let core =
+            Arc::new(core::Core::new(client.clone(), Arc::clone(&inbox), &options, tasks, link.clone(), refused));
+        if let Some(pattern) = inbox.answers_pattern() {
+            let answers =
+                client.subscribe(pattern).await.map_err(|error| BrokerError::refused("subscribe to answers", error))?;
+            core.tasks.spawn("nats answers", Arc::clone(&inbox).answers(answers, core.closed.clone()));
+        }
         core.tasks.spawn("nats inbox", inbox.run(messages, link, core.closed.clone()));
         core.tasks.spawn("nats echoes", inbox::echo(client.clone(), Arc::clone(&core.inbox), core.closed.clone()));
         core.tasks.spawn("nats late messages", inbox::give_back(client, to_give_back, core.closed.clone()));

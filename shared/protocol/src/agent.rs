@@ -234,6 +234,29 @@ pub struct CancelReply {
     pub cancelled: bool,
 }
 
+/// The answer to an agent that asks for a new certificate ([`crate::subject::RENEWAL`]); the question is a signing request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum RenewalReply {
+    Renewed { certificate: String },
+    Refused { message: String },
+}
+
+/// What an agent says on its probe port, to a gateway alone: one line of JSON, and then the connection ends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeAnswer {
+    pub agent_id: AgentId,
+    pub node: NodeStatus,
+}
+
+/// A machine that somebody registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Of its probe port.
+    pub address: String,
+    pub at: Timestamp,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

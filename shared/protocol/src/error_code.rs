@@ -47,6 +47,16 @@ codes! {
     /// The function is registered but has no code yet.
     FunctionNotDeployed = "function_not_deployed", 409;
     ExecutionNotFound = "execution_not_found", 404;
+    /// No agent of that id was let in or is heard of.
+    AgentNotFound = "agent_not_found", 404;
+    /// The id is another agent's, or known at another address.
+    AgentExists = "agent_exists", 409;
+    /// Nobody at that address shows an agent's certificate.
+    AgentUnreachable = "agent_unreachable", 502;
+    /// A join token that is unknown, used or expired, or a request that it is not the proof for.
+    JoinRefused = "join_refused", 403;
+    /// This gateway gives no identities: it has no CA, or its queue asks for none.
+    NoAuthority = "no_authority", 501;
     MessageNotFound = "message_not_found", 404;
     /// The execution has its outcome already.
     AlreadyTerminal = "already_terminal", 409;

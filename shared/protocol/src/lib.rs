@@ -12,6 +12,7 @@ pub mod function;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod id;
+pub mod identity;
 pub mod invocation;
 pub mod limits;
 pub mod output;

@@ -216,3 +216,16 @@ pub const REQUEST_ID_LENGTH: usize = 128;
 pub const HTTP_DRAIN_GRACE: Duration = Duration::from_millis(250);
 /// An idle event stream gets a comment this often.
 pub const EVENT_STREAM_KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Certificates of gateways, agents, producers and the queue: how long they live, and how long before their end they are renewed.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+pub const CERTIFICATE_RENEWED_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The CA's own.
+pub const CA_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// A join token: how long it can be used, and at most.
+pub const JOIN_TOKEN_LIFE: Duration = Duration::from_secs(3600);
+pub const JOIN_TOKEN_LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Join tokens that are open at once.
+pub const JOIN_TOKENS: usize = 1000;
+/// A file of the PKI that is read; a certificate signing request.
+pub const PKI_FILE: usize = 64 * KIB;

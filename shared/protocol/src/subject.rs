@@ -17,7 +17,9 @@ pub const AGENTS_BUCKET: &str = "flux_agents";
 /// Which queues are hot: what agents with room pull on.
 pub const HOT_BUCKET: &str = "flux_hot";
 pub const CODE_BUCKET: &str = "flux_code";
+/// Payloads; and outputs that releases without identities stored.
 pub const BLOB_BUCKET: &str = "flux_blobs";
+pub const OUTPUT_BUCKET: &str = "flux_outputs";
 /// Queue group in which gateways hear rings.
 pub const GATEWAYS_GROUP: &str = "flux_gateways";
 
@@ -237,11 +239,77 @@ pub fn dlqs() -> &'static str {
     "flux.dlq.*"
 }
 
-/// Keys in the blob bucket.
+/// Below it agents of other accounts answer this agent's questions.
+pub fn answers_of_agent(agent: &AgentId) -> String {
+    format!("flux.reply.agent-{agent}")
+}
+
+/// What an agent asks gateways: the sender is part of the subject, so that the broker can hold it to its own.
+pub fn question(agent: &AgentId, what: &str) -> String {
+    format!("flux.ask.{agent}.{what}")
+}
+
+/// All agents' questions of that kind.
+pub fn questions(what: &str) -> String {
+    format!("flux.ask.*.{what}")
+}
+
+/// An agent asks for a new certificate.
+pub const RENEWAL: &str = "renewal";
+
+/// Where a table that agents follow is said again, once it is stored.
+pub fn table_changes(bucket: &str) -> String {
+    format!("flux.table.{bucket}.>")
+}
+
+/// Whether a subject is one of those that a pattern with wildcards stands for.
+pub fn matches(pattern: &str, subject: &str) -> bool {
+    let (mut wanted, mut given) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (wanted.next(), given.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(given)) if wanted == given => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Keys of blobs.
 pub fn payload_blob(execution: ExecutionId) -> String {
     format!("payload-{execution}")
 }
 
-pub fn output_blob(execution: ExecutionId, attempt: u32) -> String {
-    format!("output-{execution}-{attempt}")
+/// Before the point: who may write it.
+pub fn output_blob(agent: &AgentId, execution: ExecutionId, attempt: u32) -> String {
+    format!("{agent}.output-{execution}-{attempt}")
+}
+
+/// Where a payload or an output is: agents write to a bucket of their own, each below its id.
+pub fn blob_bucket(key: &str) -> &'static str {
+    if key.contains('.') { OUTPUT_BUCKET } else { BLOB_BUCKET }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{matches, may_reply_to};
+
+    #[test]
+    fn patterns() {
+        let cases = [
+            ("flux.control", "flux.control", true),
+            ("flux.control", "flux.control.a", false),
+            ("flux.cancel.*", "flux.cancel.x", true),
+            ("flux.cancel.*", "flux.cancel", false),
+            ("flux.cancel.*", "flux.cancel.x.y", false),
+            ("flux.ring.>", "flux.ring.call.default.f", true),
+            ("flux.ring.>", "flux.ring", false),
+            ("flux.ask.*.renewal", "flux.ask.a.renewal", true),
+            ("flux.ask.*.renewal", "flux.invoke.a", false),
+        ];
+        for (pattern, subject, expected) in cases {
+            assert_eq!(matches(pattern, subject), expected, "{pattern} {subject}");
+        }
+        assert!(may_reply_to("flux.reply.producer-shop.1"));
+    }
 }

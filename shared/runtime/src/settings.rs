@@ -12,6 +12,10 @@ use crate::telemetry::LogFormat;
 pub struct Settings {
     /// Where `flux up` keeps everything: database, queue, code.
     pub data_dir: Option<PathBuf>,
+    /// CA, certificates and keys; `/etc/flux/certs` unless it is set, under `flux up` in `data_dir`.
+    pub certs_dir: Option<PathBuf>,
+    /// The queue is talked to without certificates: for private networks. Whoever reaches it can do everything.
+    pub disable_mtls: bool,
     pub log: LogSettings,
     pub queue: QueueSettings,
     pub store: StoreSettings,
@@ -41,6 +45,12 @@ pub struct QueueSettings {
     pub url: String,
     /// The `nats-server` program of `flux up`: on `PATH` or in `.tools/bin` unless it is named.
     pub nats_server: Option<PathBuf>,
+    /// Names and addresses under which the queue and the gateway are reached, for their certificates: besides this machine's own.
+    pub names: Vec<String>,
+    /// Where the gateway that has the CA writes the server's `accounts`, and the file with the server's pid, which is told to
+    /// read them again. `flux up` sets both; unset, `flux pki export-nats-conf` prints them.
+    pub accounts_file: Option<PathBuf>,
+    pub server_pid_file: Option<PathBuf>,
     /// Copies of each stream in a NATS cluster.
     pub replicas: u8,
     pub durability: Durability,
@@ -70,11 +80,21 @@ impl Durability {
     }
 }
 
+impl Settings {
+    /// Where certificates are.
+    pub fn certs_dir(&self) -> PathBuf {
+        self.certs_dir.clone().unwrap_or_else(|| PathBuf::from("/etc/flux/certs"))
+    }
+}
+
 impl Default for QueueSettings {
     fn default() -> Self {
         Self {
             url: "nats://127.0.0.1:4222".to_owned(),
             nats_server: None,
+            names: Vec::new(),
+            accounts_file: None,
+            server_pid_file: None,
             replicas: 1,
             durability: Durability::default(),
         }
@@ -156,6 +176,8 @@ pub struct AgentSettings {
     pub code_cache_mb: u64,
     pub container: ContainerSettings,
     pub microvm: MicrovmSettings,
+    /// Where it tells a gateway who it is and how its machine does, such as `0.0.0.0:50052`; nowhere unless it is set.
+    pub probe: Option<String>,
 }
 
 /// Functions with `isolation: microvm`.
@@ -219,6 +241,7 @@ impl Default for AgentSettings {
             code_cache_mb: 4096,
             container: ContainerSettings::default(),
             microvm: MicrovmSettings::default(),
+            probe: None,
         }
     }
 }

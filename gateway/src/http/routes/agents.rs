@@ -1,5 +1,7 @@
 //! Agents, and what they and this gateway use of their machines.
 
+use std::collections::BTreeMap;
+
 use axum::{extract::State, response::IntoResponse};
 
 use super::{
@@ -9,13 +11,19 @@ use super::{
     },
     answer::ok,
 };
+use crate::core::AgentView;
 
 /// Agents as this gateway last heard of them
 ///
 /// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later.
 #[utoipa::path(get, path = "/agents", tag = "agents", security(()), responses((status = 200, description = "The agents", body = Vec<AgentBody>)))]
 pub(super) async fn agents(State(api): State<Api>) -> impl IntoResponse {
-    ok(api.gateway.agents().into_iter().map(AgentBody::from).collect::<Vec<_>>())
+    let known: BTreeMap<_, _> = api.gateway.identities().await.into_iter().collect();
+    let body = |agent: AgentView| {
+        let of = known.get(&agent.heartbeat.agent_id).cloned().unwrap_or_default();
+        AgentBody::new(agent, of)
+    };
+    ok(api.gateway.agents().into_iter().map(body).collect::<Vec<_>>())
 }
 
 /// What Flux and its agents use of their machines

@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::time;
-use crate::core::AgentView;
+use crate::core::{AgentView, Known};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct AgentBody {
@@ -25,6 +25,17 @@ pub(in crate::http) struct AgentBody {
     free: BudgetBody,
     node_status: NodeBody,
     capabilities: CapabilitiesBody,
+    /// The name in its certificate; none where the queue is talked to without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "spiffe://flux/agent/agent-7/1")]
+    identity: Option<String>,
+    /// When its certificate ends; it is renewed before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    identity_expires: Option<String>,
+    /// `manual`: somebody registered it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<&'static str>,
 }
 
 #[derive(ToSchema)]
@@ -107,11 +118,14 @@ pub(in crate::http) struct AgentResourcesBody {
     node: NodeBody,
 }
 
-impl From<AgentView> for AgentBody {
-    fn from(AgentView { heartbeat, status, last_heartbeat }: AgentView) -> Self {
+impl AgentBody {
+    pub(in crate::http) fn new(AgentView { heartbeat, status, last_heartbeat }: AgentView, known: Known) -> Self {
         Self {
             id: heartbeat.agent_id.to_string(),
-            address: heartbeat.address,
+            provider: known.registered.as_ref().map(|_| "manual"),
+            address: known.registered.map_or(heartbeat.address, |registered| registered.address),
+            identity: known.identity,
+            identity_expires: known.not_after.map(time),
             active_count: heartbeat.running.iter().map(|running| running.calls + running.invokes).sum(),
             status,
             last_heartbeat: time(last_heartbeat),

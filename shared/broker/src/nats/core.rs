@@ -23,6 +23,7 @@ use super::{
     error::ApiError,
     inbox::Inbox,
     link::{Link, Refused},
+    options::NatsOptions,
     storing::Storing,
 };
 use crate::BrokerError;
@@ -34,8 +35,10 @@ const TRY_WITHIN: Duration = Duration::from_secs(2);
 /// Nobody answers on a subject: a stream that is being made anew, or one that nobody will make.
 const NOBODY_WITHIN: Duration = Duration::from_secs(2);
 const NOBODY_PAUSE: Duration = Duration::from_millis(20);
-/// Requests to JetStream itself; all others store something.
+/// Requests to JetStream itself; all others store something. An agent's account has an API of its own there, which knows no
+/// streams and answers as well, so that of the gateways' account has another name in it.
 const API: &str = "$JS.API.";
+pub(super) const AGENTS_API: &str = "flux.api.";
 
 pub(super) struct Core {
     pub(super) client: Client,
@@ -45,6 +48,8 @@ pub(super) struct Core {
     pub(super) closed: CancellationToken,
     link: watch::Receiver<Link>,
     refused: Refused,
+    api: &'static str,
+    pub(super) own_account: bool,
     publish_room: Semaphore,
     pub(super) storing: Storing,
     epochs: RwLock<HashMap<(Lane, PoolName), Epoch>>,
@@ -119,7 +124,7 @@ impl Core {
     pub(super) fn new(
         client: Client,
         inbox: Arc<Inbox>,
-        replicas: usize,
+        options: &NatsOptions,
         tasks: Tasks,
         link: watch::Receiver<Link>,
         refused: Refused,
@@ -128,7 +133,9 @@ impl Core {
         Self {
             client,
             inbox,
-            replicas,
+            replicas: options.replicas.max(1),
+            own_account: options.own_account,
+            api: if options.own_account { AGENTS_API } else { API },
             tasks,
             closed,
             link,
@@ -193,7 +200,7 @@ impl Core {
                         return Err(BrokerError::Denied { attempted: attempted.to_owned() });
                     }
                     Err(Lost::TimedOut) => {
-                        if !subject.starts_with(API) {
+                        if !subject.starts_with(API) && !subject.starts_with(AGENTS_API) {
                             self.storing.unanswered(subject, left, link.connects, Instant::now());
                         }
                         "no answer came in time".into()
@@ -247,7 +254,7 @@ impl Core {
         body: impl Into<Bytes>,
     ) -> Result<T, ApiFailure> {
         let body = body.into();
-        let subject = format!("{API}{subject}");
+        let subject = format!("{}{subject}", self.api);
         let deadline = Instant::now() + REQUEST_WITHIN;
         loop {
             let answer = self.request(attempted, &subject, || None, body.clone()).await.map_err(ApiFailure::Broker)?;
@@ -291,6 +298,12 @@ impl Core {
         }
     }
 
+    /// Of payloads and outputs an agent reads what it can name; a leader would tell it any message by its number.
+    pub(super) fn may_ask_leader(&self, stream: &str) -> bool {
+        let by_name_alone = [subject::BLOB_BUCKET, subject::OUTPUT_BUCKET];
+        self.api == API || stream.strip_prefix("OBJ_").is_none_or(|bucket| !by_name_alone.contains(&bucket))
+    }
+
     /// Sends what is buffered and closes. What waits for the connection ends with `Closed`.
     pub(super) async fn close(&self) {
         let mut link = self.link();
@@ -330,6 +343,20 @@ impl Core {
     ) -> Result<(), BrokerError> {
         let size = body.len();
         let sending = self.client.publish_with_reply(subject.into(), reply_to.into(), body);
+        let sent = tokio::time::timeout(REQUEST_WITHIN, sending).await;
+        self.sent(attempted, size, sent)
+    }
+
+    /// The same with headers.
+    pub(super) async fn send_with_headers(
+        &self,
+        attempted: &'static str,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(), BrokerError> {
+        let size = body.len();
+        let sending = self.client.publish_with_headers(subject, headers, body);
         let sent = tokio::time::timeout(REQUEST_WITHIN, sending).await;
         self.sent(attempted, size, sent)
     }

@@ -48,6 +48,9 @@ impl Core {
             message: RawMessage,
         }
 
+        if !self.may_ask_leader(stream) {
+            return Err(BrokerError::Denied { attempted: attempted.to_owned() });
+        }
         let body = json!({ "last_by_subj": subject }).to_string();
         let answer: Answer = match self.api(attempted, &format!("STREAM.MSG.GET.{stream}"), body).await {
             Ok(answer) => answer,

@@ -33,6 +33,7 @@ const WRONG_LAST_SEQUENCE_CONSTANT: u32 = 10164;
 const DUPLICATE_IN_PROCESS: u32 = 10158;
 const MAX_CONSUMERS: u32 = 10026;
 const NAME_IN_USE: u32 = 10058;
+const NOT_ENABLED_FOR_ACCOUNT: u32 = 10039;
 
 impl ApiError {
     /// A stream of that name exists with another configuration.
@@ -60,7 +61,12 @@ impl ApiError {
 
     /// The same request may succeed in a moment: a leader is being chosen, or the first try of it is under way.
     pub(super) fn is_passing(&self) -> bool {
-        self.err_code == DUPLICATE_IN_PROCESS || (self.code == 503 && !self.is_full())
+        self.err_code == DUPLICATE_IN_PROCESS || (self.code == 503 && !self.is_full() && !self.is_not_ours())
+    }
+
+    /// The account that this identity has may not ask that of the account with the streams.
+    pub(super) fn is_not_ours(&self) -> bool {
+        self.err_code == NOT_ENABLED_FOR_ACCOUNT
     }
 
     fn is_full(&self) -> bool {
@@ -75,6 +81,7 @@ impl ApiError {
     /// `what` is a stream, queue or key; `size` the message's, where one was sent.
     pub(super) fn into_broker(self, attempted: &'static str, what: &str, size: Option<usize>) -> BrokerError {
         match self.err_code {
+            _ if self.is_not_ours() => BrokerError::Denied { attempted: attempted.to_owned() },
             _ if self.is_full() => BrokerError::Full { what: format!("{what} ({})", self.description) },
             MESSAGE_TOO_LARGE | STORE_FAILED if self.err_code == MESSAGE_TOO_LARGE || self.is_too_large() => {
                 BrokerError::TooLarge { size: size.unwrap_or(0), limit: flux_protocol::limits::MESSAGE }
@@ -115,6 +122,7 @@ mod tests {
             (400, 10071, "wrong last sequence: 3", "conflict"),
             (400, 10164, "wrong last sequence", "conflict"),
             (503, 10008, "JetStream system temporarily unavailable", "retry"),
+            (503, 10039, "JetStream not enabled for account", "denied"),
             (409, 10158, "duplicate message id is in process", "retry"),
             (400, 10058, "stream name already in use with a different configuration", "refused"),
             (500, 99999, "what nobody has seen yet", "refused"),
@@ -127,6 +135,7 @@ mod tests {
                 "full-or-large" => matches!(error, BrokerError::Full { .. } | BrokerError::TooLarge { .. }),
                 "gone" => matches!(error, BrokerError::NotFound { .. }),
                 "conflict" => matches!(error, BrokerError::Conflict { .. }),
+                "denied" => matches!(error, BrokerError::Denied { .. }),
                 "retry" => matches!(error, BrokerError::Unavailable { .. }) && error.is_retryable(),
                 _ => matches!(error, BrokerError::Refused { .. }) && !error.is_retryable(),
             };

@@ -90,10 +90,13 @@ struct Routes {
     /// By `<stream>.<consumer>`.
     pulls: HashMap<Box<str>, Ledger<Events>>,
     mailboxes: HashMap<u64, mpsc::Sender<Message>>,
+    questions: HashMap<u128, mpsc::Sender<Message>>,
 }
 
 pub(super) struct Inbox {
     prefix: String,
+    /// Where those answer who may not publish into the inbox itself.
+    answers: Option<String>,
     next_token: AtomicU64,
     routes: Mutex<Routes>,
     given_back: mpsc::Sender<String>,
@@ -107,10 +110,11 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// The inbox, and what its router works on.
-    pub(super) fn new(prefix: &str) -> (Arc<Self>, mpsc::Receiver<String>) {
+    pub(super) fn new(prefix: &str, answers: Option<String>) -> (Arc<Self>, mpsc::Receiver<String>) {
         let (given_back, to_give_back) = mpsc::channel(limits::CHANNEL);
         let inbox = Self {
             prefix: format!("{prefix}.F"),
+            answers,
             next_token: AtomicU64::new(1),
             routes: Mutex::default(),
             given_back,
@@ -124,6 +128,11 @@ impl Inbox {
 
     pub(super) fn pattern(&self) -> String {
         format!("{}.>", self.prefix)
+    }
+
+    /// Where answers of others come, if that is not the inbox.
+    pub(super) fn answers_pattern(&self) -> Option<String> {
+        Some(format!("{}.*", self.answers.as_ref()?))
     }
 
     /// Messages that came when their pull had ended, and were given back.
@@ -159,6 +168,28 @@ impl Inbox {
         let (sender, received) = mpsc::channel(capacity);
         self.routes.lock().mailboxes.insert(token, sender);
         Mailbox { inbox: Arc::clone(self), token, subject: format!("{}.M.{token:x}", self.prefix), received }
+    }
+
+    /// The same for answers of those who may know nothing of this process but this subject.
+    pub(super) fn question(self: &Arc<Self>, capacity: usize) -> Question {
+        let Some(answers) = &self.answers else { return Question::Own(self.mailbox(capacity)) };
+        let token = rand::random();
+        let (sender, received) = mpsc::channel(capacity);
+        self.routes.lock().questions.insert(token, sender);
+        Question::Elsewhere { inbox: Arc::clone(self), token, subject: format!("{answers}.{token:032x}"), received }
+    }
+
+    /// Takes answers until the connection is closed. Their subject is the permission to give one.
+    pub(super) async fn answers(self: Arc<Self>, mut messages: Subscriber, closed: CancellationToken) {
+        while let Some(message) = tokio::select! {
+            message = messages.next() => message,
+            () = closed.cancelled() => None,
+        } {
+            let token = message.subject.rsplit('.').next().and_then(|token| u128::from_str_radix(token, 16).ok());
+            if let Some(question) = token.and_then(|token| self.routes.lock().questions.get(&token).cloned()) {
+                let _ = question.try_send(message);
+            }
+        }
     }
 
     /// Routes until the connection is closed.
@@ -454,5 +485,36 @@ impl Mailbox {
 impl Drop for Mailbox {
     fn drop(&mut self) {
         self.inbox.routes.lock().mailboxes.remove(&self.token);
+    }
+}
+
+/// Answers of others to one question.
+pub(super) enum Question {
+    Own(Mailbox),
+    Elsewhere { inbox: Arc<Inbox>, token: u128, subject: String, received: mpsc::Receiver<Message> },
+}
+
+impl Question {
+    pub(super) fn subject(&self) -> &str {
+        match self {
+            Self::Own(mailbox) => &mailbox.subject,
+            Self::Elsewhere { subject, .. } => subject,
+        }
+    }
+
+    /// Safe to cancel.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        match self {
+            Self::Own(mailbox) => mailbox.next().await,
+            Self::Elsewhere { received, .. } => received.recv().await,
+        }
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if let Self::Elsewhere { inbox, token, .. } = self {
+            inbox.routes.lock().questions.remove(token);
+        }
     }
 }

@@ -87,6 +87,7 @@ fn client_options(options: &NatsOptions, inbox_prefix: &str, watcher: &Arc<Watch
     let watcher = Arc::clone(watcher);
     let made = match &options.auth {
         NatsAuth::None => ConnectOptions::new(),
+        NatsAuth::Certificate(tls) => ConnectOptions::new().tls_client_config((**tls).clone()).require_tls(true),
         NatsAuth::Token(token) => ConnectOptions::with_token(token.clone()),
         NatsAuth::User { name, password } => ConnectOptions::with_user_and_password(name.clone(), password.clone()),
     };

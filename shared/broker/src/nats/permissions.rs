@@ -1,76 +1,220 @@
-//! What an agent's identity must be allowed on the server, subject by subject: this engine's wire, said once.
+//! What an identity may do on the server, subject by subject: this engine's wire, said once (ADR 12).
 //!
-//! A server that is told less leaves the agent waiting for answers that never come (then `Denied`); one that is
-//! told more lets an agent act for others. Gateways may do everything.
+//! Gateways may do everything, in the account that has the streams. Everyone else has an account of its own and imports what
+//! is listed here. A server that is told less leaves an agent waiting for answers that never come; one that is told more lets
+//! it act for others.
+
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use flux_protocol::{
-    AgentId, PoolName,
+    AgentId, FunctionName, PoolName,
+    identity::{FunctionGlob, GATEWAYS_ACCOUNT, Grant, Identity, ProducerName},
     invocation::Lane,
-    subject::{self, BLOB_BUCKET, CODE_BUCKET},
+    subject::{self, BLOB_BUCKET, CODE_BUCKET, OUTPUT_BUCKET, QueueName},
 };
 
-use super::tables::bucket;
+use super::{core::AGENTS_API, tables::bucket};
 use crate::Table;
 
-/// Subjects for the `publish` and `subscribe` permissions of one user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Permissions {
+/// How long the server remembers where answers to a pull go: longer than any is open.
+const ANSWERS_WITHIN: &str = "2m";
+
+/// What an account imports: requests that it may make and messages that it may send; messages that it hears.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed {
     pub publish: Vec<String>,
     pub subscribe: Vec<String>,
 }
 
-/// An agent's: pull what is queued in its pools, say what became of it under its own id, read functions and code.
-/// `inbox_prefix` is the one it connects with.
-pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str) -> Permissions {
+/// What a grant allows. `functions` are those that there are, with their pools.
+pub fn allowed(grant: &Grant, pools: &[PoolName], functions: &[(FunctionName, PoolName)]) -> Allowed {
+    match grant {
+        Grant::Agent { id, pools, .. } => agent(id, pools),
+        Grant::Producer { name, invoke, .. } => producer(name, invoke, pools, functions),
+    }
+}
+
+/// Pull what is queued in its pools, say what became of it under its own id, read functions and code.
+fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
     let mut publish = vec![
-        // Its own round trips and answers.
-        format!("{inbox_prefix}.>"),
         subject::status_log(agent.as_str()),
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
         subject::heartbeat(agent),
         format!("{}{agent}", bucket(Table::Agents).prefix),
-        // Replies: to gateways and to producers. Who knows the subject may be answered.
+        subject::question(agent, "*"),
+        // To gateways and to producers. Who knows the subject may be answered.
         "flux.reply.>".to_owned(),
-        "_INBOX.>".to_owned(),
+        // Outputs that do not fit a status.
+        format!("$O.{OUTPUT_BUCKET}.M.{agent}.*"),
+        format!("$O.{OUTPUT_BUCKET}.C.{agent}.>"),
     ];
     for pool in pools {
         for lane in Lane::ALL {
             let stream = subject::stream(lane, pool);
             publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
             publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"));
-            // The second form is that of servers with a domain.
             publish.push(format!("$JS.ACK.{stream}.>"));
-            publish.push(format!("$JS.ACK.*.*.{stream}.>"));
             publish.push(format!("flux.ring.{}.{pool}.*", lane.as_str()));
         }
         publish.push(subject::holders(pool, agent));
     }
-    for table in [Table::Functions, Table::Versions, Table::Hot] {
+    for table in [Table::Functions, Table::Versions, Table::Hot, Table::Cancelled] {
         let stream = bucket(table).stream;
         publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
-        publish.push(format!("$JS.API.DIRECT.GET.{stream}.>"));
         publish.push(format!("$JS.API.STREAM.MSG.GET.{stream}"));
-        publish.push(format!("$JS.API.CONSUMER.CREATE.{stream}.*.>"));
-        publish.push(format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"));
-        publish.push(format!("$JS.API.CONSUMER.DELETE.{stream}.*"));
+        publish.push(format!("$JS.API.DIRECT.GET.{stream}"));
+        publish.push(format!("$JS.API.DIRECT.GET.{stream}.>"));
     }
-    publish.push(format!("$JS.API.DIRECT.GET.{}.>", bucket(Table::Cancelled).stream));
-    publish.push(format!("$JS.API.STREAM.MSG.GET.{}", bucket(Table::Cancelled).stream));
-    for objects in [CODE_BUCKET, BLOB_BUCKET] {
-        publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}"));
-        publish.push(format!("$JS.API.DIRECT.GET.OBJ_{objects}.>"));
-        publish.push(format!("$JS.API.STREAM.MSG.GET.OBJ_{objects}"));
-    }
-    // Outputs that do not fit a status.
-    publish.push(format!("$O.{BLOB_BUCKET}.>"));
-    publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{BLOB_BUCKET}"));
-    let mut subscribe = vec![
-        format!("{inbox_prefix}.>"),
-        subject::control(agent),
-        subject::control_all().to_owned(),
-        subject::cancels().to_owned(),
-    ];
+    publish.push(format!("$JS.API.STREAM.MSG.GET.OBJ_{CODE_BUCKET}"));
+    publish.push(format!("$JS.API.DIRECT.GET.OBJ_{CODE_BUCKET}"));
+    publish.push(format!("$JS.API.DIRECT.GET.OBJ_{CODE_BUCKET}.>"));
+    // By the whole subject, which names the execution, and then by 128 random bits: not one after the other.
+    publish.push(format!("$JS.API.DIRECT.GET.OBJ_{BLOB_BUCKET}.$O.{BLOB_BUCKET}.M.*"));
+    publish.push(format!("$JS.API.DIRECT.GET.OBJ_{BLOB_BUCKET}.$O.{BLOB_BUCKET}.C.*.*"));
+    publish.push(format!("$JS.API.DIRECT.GET.OBJ_{OUTPUT_BUCKET}.$O.{OUTPUT_BUCKET}.M.{agent}.*"));
+    let mut subscribe = vec![subject::control(agent), subject::control_all().to_owned(), subject::cancels().to_owned()];
     subscribe.extend(pools.iter().map(subject::holders_of));
-    Permissions { publish, subscribe }
+    subscribe.push(format!("{}.*", subject::answers_of_agent(agent)));
+    subscribe.extend([Table::Functions, Table::Hot].iter().filter_map(|table| bucket(*table).changes()));
+    Allowed { publish, subscribe }
+}
+
+/// Invoke what its globs match, and hear the outcomes.
+fn producer(
+    name: &ProducerName,
+    invoke: &[FunctionGlob],
+    pools: &[PoolName],
+    functions: &[(FunctionName, PoolName)],
+) -> Allowed {
+    let mut publish = BTreeSet::new();
+    for glob in invoke {
+        if glob.is_all() {
+            publish.extend(pools.iter().map(|pool| subject::stream_subjects(Lane::Invoke, pool)));
+            continue;
+        }
+        let known = functions.iter().filter(|(function, _)| glob.matches(function.as_str()));
+        publish.extend(
+            known.map(|(function, pool)| QueueName::new(Lane::Invoke, pool.clone(), function.clone()).subject()),
+        );
+        // Named outright it may come later; then to the default pool, unless it is in another.
+        if let Some(function) = glob.exact().filter(|exact| functions.iter().all(|(known, _)| known != exact)) {
+            publish.insert(QueueName::new(Lane::Invoke, PoolName::default(), function).subject());
+        }
+    }
+    Allowed { publish: publish.into_iter().collect(), subscribe: vec![format!("{}.>", producer_replies(name))] }
+}
+
+/// Below it a producer hears outcomes: `Flux-Reply-To: <this>.<random>`.
+fn producer_replies(name: &ProducerName) -> String {
+    format!("flux.reply.producer-{name}")
+}
+
+/// The `accounts` of the server's configuration: gateways, and everyone who was let in. `pools` are all that there are.
+pub fn accounts(
+    grants: impl IntoIterator<Item = Grant>,
+    pools: &[PoolName],
+    functions: &[(FunctionName, PoolName)],
+) -> String {
+    let mut text =
+        String::from("# Written by Flux whenever an identity comes, changes or goes; changes are lost.\naccounts {\n");
+    let user = |identity: &Identity| format!("users: [ {{ user: {:?} }} ]", identity.uri());
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "  {GATEWAYS_ACCOUNT}: {{\n    jetstream: enabled\n    {}\n    exports: [",
+        user(&Identity::Gateway)
+    );
+    let _ = writeln!(text, "{}    ]\n  }}", exports(pools));
+    let grants: Vec<Grant> = grants.into_iter().collect();
+    for grant in &grants {
+        let (identity, allowed) = (grant.identity(), allowed(grant, pools, functions));
+        let _ = writeln!(text, "  {:?}: {{\n    {}", identity.account(), user(&identity));
+        if let Grant::Agent { id, pools, .. } = grant {
+            // To the others of its pool; whose answers it imports is said below.
+            let questions = pools.iter().map(|pool| subject::holders(pool, id));
+            let said = questions.chain(["flux.reply.>".to_owned()]);
+            let said: Vec<String> = said.map(|subject| format!("{{ stream: {subject:?} }}")).collect();
+            let _ = writeln!(text, "    exports: [ {} ]", said.join(", "));
+        }
+        let _ = writeln!(text, "    imports: [");
+        for (kind, subjects) in [("service", &allowed.publish), ("stream", &allowed.subscribe)] {
+            for subject in subjects {
+                // The account has an API of its own, which would answer too.
+                let to = match subject.strip_prefix("$JS.API.STREAM.") {
+                    Some(rest) => format!(", to: \"{AGENTS_API}STREAM.{rest}\""),
+                    None => String::new(),
+                };
+                import(&mut text, kind, GATEWAYS_ACCOUNT, subject, &to);
+            }
+        }
+        for (account, subject) in of_its_pools(grant, &grants) {
+            import(&mut text, "stream", &account, &subject, "");
+        }
+        let _ = writeln!(text, "    ]\n  }}");
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn import(text: &mut String, kind: &str, account: &str, subject: &str, to: &str) {
+    let _ = writeln!(text, "      {{ {kind}: {{ account: {account:?}, subject: {subject:?} }}{to} }}");
+}
+
+/// What an agent hears of each other of its pools: its questions, and its answers to this one's. From account to account, since
+/// what one imports as a service does not go on to whoever imports that as a stream.
+fn of_its_pools(grant: &Grant, grants: &[Grant]) -> Vec<(String, String)> {
+    let Grant::Agent { id: own, pools: own_pools, .. } = grant else { return Vec::new() };
+    let mut heard = Vec::new();
+    for other in grants {
+        let Grant::Agent { id, pools, .. } = other else { continue };
+        let shared: Vec<&PoolName> = pools.iter().filter(|pool| id != own && own_pools.contains(pool)).collect();
+        let account = other.identity().account();
+        heard.extend(shared.iter().map(|pool| (account.clone(), subject::holders(pool, id))));
+        if !shared.is_empty() {
+            heard.push((account, format!("{}.*", subject::answers_of_agent(own))));
+        }
+    }
+    heard
+}
+
+/// The `tls` block of the server's configuration: certificates of the CA alone, whose name is the user. `files` are the
+/// server's certificate, its key and the CA's certificate.
+pub fn server_tls(files: &[std::path::PathBuf; 3]) -> String {
+    let [certificate, key, ca] = files.each_ref().map(|path| path.display().to_string());
+    format!(
+        "tls {{\n  cert_file: {certificate:?}\n  key_file: {key:?}\n  ca_file: {ca:?}\n  verify_and_map: true\n  timeout: 5\n}}\n"
+    )
+}
+
+/// What can be imported; what is, is said by each account's imports, which this file alone writes.
+fn exports(pools: &[PoolName]) -> String {
+    let answered_often = ["$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.API.DIRECT.GET.>"];
+    let requests = [
+        "$JS.API.STREAM.INFO.*",
+        "$JS.API.STREAM.MSG.GET.*",
+        "$JS.ACK.>",
+        "flux.statuses.*",
+        "flux.status.*.*",
+        "flux.output.*.*",
+        "flux.agent.*",
+        "flux.ask.*.*",
+        "flux.reply.>",
+        "flux.ring.>",
+        "flux.holders.*.*",
+    ];
+    let stored = [format!("{}*", bucket(Table::Agents).prefix), format!("$O.{OUTPUT_BUCKET}.>")];
+    let queues = pools.iter().map(|pool| subject::stream_subjects(Lane::Invoke, pool));
+    let heard = ["flux.control", "flux.control.*", "flux.cancel.*", "flux.table.>", "flux.holders.*.*", "flux.reply.>"];
+    let mut text = String::new();
+    for subject in answered_often {
+        let _ = writeln!(text, "      {{ service: {subject:?}, response: stream, threshold: {ANSWERS_WITHIN:?} }}");
+    }
+    for subject in requests.map(str::to_owned).into_iter().chain(stored).chain(queues) {
+        let _ = writeln!(text, "      {{ service: {subject:?} }}");
+    }
+    for subject in heard {
+        let _ = writeln!(text, "      {{ stream: {subject:?} }}");
+    }
+    text
 }

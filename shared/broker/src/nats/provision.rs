@@ -7,7 +7,7 @@ use flux_protocol::{
     PoolName, Timestamp,
     invocation::Lane,
     limits,
-    subject::{self, BLOB_BUCKET, CODE_BUCKET, DLQ_STREAM, STATUS_STREAM},
+    subject::{self, BLOB_BUCKET, CODE_BUCKET, DLQ_STREAM, OUTPUT_BUCKET, STATUS_STREAM},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
@@ -35,8 +35,9 @@ pub(super) async fn provision(core: &Core, pools: &[PoolName]) -> Result<(), Bro
     let lanes = pools.iter().flat_map(|pool| Lane::ALL.map(|lane| (lane, pool.clone())));
     let mut wanted: Vec<(Option<(Lane, PoolName)>, Config)> =
         lanes.map(|(lane, pool)| (Some((lane, pool.clone())), queues(lane, &pool))).collect();
-    let tables = [Table::Functions, Table::Versions, Table::Agents, Table::Hot, Table::Cancelled].map(table);
-    let objects = [CODE_BUCKET, BLOB_BUCKET].map(object_store);
+    let tables =
+        [Table::Functions, Table::Versions, Table::Agents, Table::Hot, Table::Cancelled, Table::Registered].map(table);
+    let objects = [CODE_BUCKET, BLOB_BUCKET, OUTPUT_BUCKET].map(object_store);
     wanted.extend(pools.iter().map(|pool| (None, delayed::config(pool))));
     wanted.extend([statuses(), dead_letters()].into_iter().chain(tables).chain(objects).map(|config| (None, config)));
 
@@ -142,11 +143,12 @@ fn dead_letters() -> Config {
 fn table(table: Table) -> Config {
     let bucket = bucket(table);
     let mut config = base(bucket.stream, vec![format!("{}>", bucket.prefix)]);
-    config.allow_rollup = true;
+    // Rolling up can be asked for by whoever publishes, and of a whole stream: not where agents do.
+    config.allow_rollup = table != Table::Agents;
     config.deny_delete = true;
     config.max_messages_per_subject = match table {
         Table::Functions => i64::from(limits::VERSION_HISTORY),
-        Table::Versions | Table::Agents | Table::Hot | Table::Cancelled => 1,
+        Table::Versions | Table::Agents | Table::Hot | Table::Cancelled | Table::Registered => 1,
     };
     if is_passing(table) {
         config.storage = StorageType::Memory;
@@ -154,6 +156,9 @@ fn table(table: Table) -> Config {
     }
     if let Some(ttl) = table.ttl() {
         config.max_age = ttl;
+    }
+    if let Some(destination) = bucket.changes() {
+        config.republish = Some(Republish { source: format!("{}>", bucket.prefix), destination, headers_only: false });
     }
     if let Table::Agents = table {
         config.duplicate_window = Duration::from_secs(5);
@@ -163,6 +168,11 @@ fn table(table: Table) -> Config {
 
 fn object_store(bucket: &str) -> Config {
     let mut config = base(format!("OBJ_{bucket}"), vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")]);
+    if bucket == OUTPUT_BUCKET {
+        // Agents write here. Each subject has one message.
+        config.max_messages_per_subject = 1;
+        return config;
+    }
     config.allow_rollup = true;
     config
 }

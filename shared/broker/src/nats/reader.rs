@@ -3,10 +3,11 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flux_protocol::Timestamp;
+use flux_protocol::{Timestamp, subject};
 use serde_json::json;
 
 use super::{
+    changes::Changes,
     core::{Core, StreamInfo},
     deliveries::{Standing, Wait, end_error, request},
     heat::nanos,
@@ -27,6 +28,10 @@ pub(super) struct Bucket {
     pub(super) stream: &'static str,
     /// Of its subjects, up to the key.
     pub(super) prefix: &'static str,
+    /// Its stream says what it stored once more, to whoever listens.
+    pub(super) said_again: bool,
+    /// It keeps the last entry of each key alone.
+    pub(super) one_each: bool,
 }
 
 /// A change of a key.
@@ -134,6 +139,12 @@ impl Reader {
 }
 
 impl Bucket {
+    /// Where changes are said again.
+    pub(super) fn changes(self) -> Option<String> {
+        let name = self.stream.strip_prefix("KV_").filter(|_| self.said_again)?;
+        Some(subject::table_changes(name))
+    }
+
     fn entry(self, message: &async_nats::Message, info: Info) -> Option<BucketEntry> {
         let key = message.subject.strip_prefix(self.prefix)?;
         let operation = message.headers.as_ref().and_then(|headers| headers.get(OPERATION));
@@ -180,8 +191,30 @@ pub(super) struct Follow {
 enum State {
     Closed,
     /// Reads what is there; told as the beginning or as changes.
-    CatchingUp(Reader, Told),
-    Following(Reader),
+    CatchingUp(Source, Told),
+    Following(Source),
+}
+
+/// What a bucket is read through.
+enum Source {
+    Consumer(Reader),
+    Changes(Box<Changes>),
+}
+
+impl Source {
+    async fn next_there(&mut self) -> Result<Option<BucketEntry>, BrokerError> {
+        match self {
+            Self::Consumer(reader) => reader.next_there().await,
+            Self::Changes(changes) => changes.next_there().await,
+        }
+    }
+
+    async fn next(&mut self) -> Result<BucketEntry, BrokerError> {
+        match self {
+            Self::Consumer(reader) => reader.next().await,
+            Self::Changes(changes) => changes.next().await,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -251,8 +284,11 @@ impl Follow {
             (_, true) => (From::Beginning, Told::Anew),
             (_, false) => (From::LastOfEach, Told::Anew),
         };
-        let reader = Reader::open(&self.core, self.bucket, from, false).await?;
-        self.state = State::CatchingUp(reader, told);
+        let source = match self.bucket.changes().filter(|_| self.history || self.bucket.one_each) {
+            Some(changes) => Source::Changes(Box::new(Changes::open(&self.core, self.bucket, changes, from).await?)),
+            None => Source::Consumer(Reader::open(&self.core, self.bucket, from, false).await?),
+        };
+        self.state = State::CatchingUp(source, told);
         self.epoch = Some(info.created);
         if told == Told::Resumed {
             return Ok(None);

@@ -24,12 +24,20 @@ use crate::{BrokerError, Change, Entry, Table, Tables, Watch};
 const REMOVED_REMEMBERED: Duration = Duration::from_secs(60);
 
 pub(super) const fn bucket(table: Table) -> Bucket {
-    match table {
-        Table::Functions => Bucket { stream: "KV_flux_functions", prefix: "$KV.flux_functions." },
-        Table::Versions => Bucket { stream: "KV_flux_versions", prefix: "$KV.flux_versions." },
-        Table::Agents => Bucket { stream: "KV_flux_agents", prefix: "$KV.flux_agents." },
-        Table::Hot => Bucket { stream: "KV_flux_hot", prefix: "$KV.flux_hot." },
-        Table::Cancelled => Bucket { stream: "KV_flux_cancelled", prefix: "$KV.flux_cancelled." },
+    let (stream, prefix) = match table {
+        Table::Functions => ("KV_flux_functions", "$KV.flux_functions."),
+        Table::Versions => ("KV_flux_versions", "$KV.flux_versions."),
+        Table::Agents => ("KV_flux_agents", "$KV.flux_agents."),
+        Table::Hot => ("KV_flux_hot", "$KV.flux_hot."),
+        Table::Cancelled => ("KV_flux_cancelled", "$KV.flux_cancelled."),
+        Table::Registered => ("KV_flux_registered", "$KV.flux_registered."),
+    };
+    // Of the functions' table each key has several entries, and only agents want all of them.
+    Bucket {
+        stream,
+        prefix,
+        said_again: matches!(table, Table::Functions | Table::Hot),
+        one_each: !matches!(table, Table::Functions),
     }
 }
 
@@ -175,7 +183,7 @@ pub(super) async fn delete_key(core: &Core, table: Table, key: &str) -> Result<(
     let mut headers = tries();
     if is_passing(table) {
         headers.insert(HeaderName::from_static(OPERATION), "PURGE");
-        headers.insert(HeaderName::from_static("Nats-Rollup"), "sub");
+        // Where a key keeps its last value alone, that is replaced without being asked to.
         headers.insert(HeaderName::from_static("Nats-TTL"), HeaderValue::from(REMOVED_REMEMBERED.as_secs()));
     } else {
         headers.insert(HeaderName::from_static(OPERATION), "DEL");

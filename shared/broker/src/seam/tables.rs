@@ -22,6 +22,8 @@ pub enum Table {
     /// Key: execution. Value: why it was cancelled. What was cancelled while nobody could say where its message was;
     /// kept for [`limits::EVENT_AGE`], after which no message is started any more.
     Cancelled,
+    /// Key: agent. Value: its `Registered`: machines that somebody registered, which no autoscaler touches.
+    Registered,
 }
 
 impl Table {
@@ -30,7 +32,7 @@ impl Table {
         match self {
             Self::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
             Self::Cancelled => Some(limits::EVENT_AGE),
-            Self::Functions | Self::Versions | Self::Hot => None,
+            Self::Functions | Self::Versions | Self::Hot | Self::Registered => None,
         }
     }
 }

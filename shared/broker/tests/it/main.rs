@@ -2,6 +2,8 @@
 
 mod engines;
 mod nats;
+mod secure;
+mod stolen;
 
 /// One module for each engine, one test in it for each clause.
 macro_rules! on_every_engine {

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flux_broker::nats::{NatsAuth, NatsBroker, NatsOptions, agent_permissions};
+use flux_broker::nats::{NatsBroker, NatsOptions};
 use flux_broker::{
-    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
+    Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
 };
 use flux_protocol::{FunctionName, PoolName, invocation::Lane, limits, subject, subject::QueueName};
-use flux_runtime::{Shutdown, Tasks};
-use flux_testkit::{NatsServer, eventually};
+use flux_runtime::Tasks;
+use flux_testkit::eventually;
 use futures::StreamExt as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -454,84 +454,6 @@ async fn closing_sends_what_is_buffered() {
         assert_eq!(&*signal.body, n.to_string().as_bytes());
     }
     assert!(matches!(gateway.signal("flux.control.x".to_owned(), "x".into()).await, Err(BrokerError::Closed)));
-}
-
-/// A server that knows a gateway and an agent, the latter with the permissions that it is said to need.
-async fn guarded(agent: &flux_protocol::AgentId, inbox: &str) -> Nats {
-    let allowed = agent_permissions(agent, &default_pool(), inbox);
-    let list = |subjects: &[String]| serde_json::to_string(subjects).expect("JSON");
-    let users = format!(
-        "authorization {{ users: [\n\
-         {{ user: gateway, password: right }}\n\
-         {{ user: agent, password: right, permissions: {{ publish: {}, subscribe: {} }} }}\n\
-         {{ user: testkit, password: right }} ] }}\nno_auth_user: testkit\n",
-        list(&allowed.publish),
-        list(&allowed.subscribe),
-    );
-    Nats { server: NatsServer::start_with(&users).await, tasks: Tasks::new(Shutdown::new()) }
-}
-
-fn identity(engine: &Nats, user: &str, password: &str, inbox: &str) -> NatsOptions {
-    let auth = NatsAuth::User { name: user.to_owned(), password: password.to_owned() };
-    NatsOptions { auth, inbox_prefix: Some(inbox.to_owned()), ..NatsOptions::new(engine.server.url(), user) }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_can_do_its_work_and_nothing_else() {
-    let agent_id = flux_protocol::AgentId::parse("agent-1").expect("a valid id");
-    let engine = guarded(&agent_id, "flux_inbox.agent-1").await;
-    let gateway = NatsBroker::connect(identity(&engine, "gateway", "right", "flux_inbox.gw"), engine.tasks.clone());
-    let gateway = gateway.await.expect("connect");
-    gateway.provision(&default_pool()).await.expect("provision");
-    let agent = NatsBroker::connect(identity(&engine, "agent", "right", "flux_inbox.agent-1"), engine.tasks.clone());
-    let agent = agent.await.expect("connect");
-
-    // All that an agent does.
-    gateway.put(Table::Functions, "hello", "1".into()).await.expect("put");
-    let mut functions = agent.watch(Table::Functions, true).await.expect("watch");
-    assert!(matches!(next_change(&mut functions).await, Change::Put(_)));
-    assert!(agent.get(Table::Functions, "hello").await.expect("get").is_some());
-    gateway.put(Table::Cancelled, "exc-1", "why".into()).await.expect("put");
-    assert!(agent.get(Table::Cancelled, "exc-1").await.expect("get").is_some());
-    assert!(agent.get(Table::Cancelled, "exc-2").await.expect("get").is_none());
-    for lane in Lane::ALL {
-        let queue = queue(lane);
-        gateway.heat(&queue).await.expect("heat");
-        gateway.publish(&queue, message("m.1")).await.expect("publish");
-        let delivery = next(&agent, &queue).await;
-        delivery.ack.progress().await.expect("progress");
-        delivery.ack.ack().await.expect("ack");
-        eventually(PATIENCE, "the ack to be heard", || async {
-            gateway.depth(&queue).await.is_ok_and(|depth| depth == 0)
-        })
-        .await;
-    }
-    agent.put(Table::Agents, "agent-1", "beat".into()).await.expect("heartbeat");
-    let mut cancels = agent.listen(subject::cancels()).await.expect("listen");
-    gateway.signal("flux.cancel.x".to_owned(), "".into()).await.expect("signal");
-    assert!(tokio::time::timeout(PATIENCE, cancels.next()).await.expect("in time").is_some());
-    let content = bytes::Bytes::from(vec![7; 1024 * 1024]);
-    gateway.put_blob(subject::CODE_BUCKET, "code", content.clone()).await.expect("put");
-    assert_eq!(agent.get_blob(subject::CODE_BUCKET, "code", 1 << 21).await.expect("get"), Some(content.clone()));
-    agent.put_blob(subject::BLOB_BUCKET, "output", content).await.expect("put");
-
-    // And some of what it must not.
-    let denied =
-        |what: &str, error: BrokerError| assert!(matches!(error, BrokerError::Denied { .. }), "{what}: {error:?}");
-    denied("invoke", agent.publish(&queue(Lane::Invoke), message("m.2")).await.expect_err("denied"));
-    denied("deploy", agent.put(Table::Functions, "hello", "2".into()).await.expect_err("denied"));
-    denied("cancel", agent.put(Table::Cancelled, "exc-3", "no".into()).await.expect_err("denied"));
-    denied("be another", agent.put(Table::Agents, "agent-2", "beat".into()).await.expect_err("denied"));
-    denied("heat", agent.heat(&queue(Lane::Invoke)).await.expect_err("denied"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_denied() {
-    let agent = flux_protocol::AgentId::parse("agent-1").expect("a valid id");
-    let engine = guarded(&agent, "flux_inbox.agent-1").await;
-    let connecting = NatsBroker::connect(identity(&engine, "gateway", "wrong", "flux_inbox.gw"), engine.tasks.clone());
-    let error = connecting.await.err().expect("it is wrong");
-    assert!(matches!(error, BrokerError::Denied { .. }), "{error:?}");
 }
 
 /// Between a client and its server: what is sent waits while it is stalled, as on a network that comes back.

@@ -401,7 +401,9 @@ fn subjects() {
         (subject::dlq(&function()), "flux.dlq.hello"),
         (subject::dlqs().to_owned(), "flux.dlq.*"),
         (subject::payload_blob(id()), "payload-exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
-        (subject::output_blob(id(), 2), "output-exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6-2"),
+        (subject::output_blob(&agent(), id(), 2), "agent-1.output-exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6-2"),
+        (subject::question(&agent(), subject::RENEWAL), "flux.ask.agent-1.renewal"),
+        (subject::table_changes("flux_hot"), "flux.table.flux_hot.>"),
     ] {
         assert_eq!(built, golden);
     }

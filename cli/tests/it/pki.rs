@@ -1,0 +1,239 @@
+//! Identities: machines that join, are registered, cordoned and shut out; producers; a data directory from before.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use flux_testkit::{FluxCommand, FluxProcess, FluxUp, eventually, free_port, passable_dir};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+
+use crate::cluster::{deploy_script, flux};
+
+const ENDS: Duration = Duration::from_secs(40);
+
+/// An agent on this machine as on another: with a token, a directory of its own and its own key.
+pub(crate) async fn joined(up: &FluxUp, dir: &Path, id: &str) -> FluxProcess {
+    let (config, _) = join(up, dir, id).await;
+    FluxCommand::new("flux-agent").arg("--config").arg(config).arg("--work-dir").arg(dir.join(id)).spawn()
+}
+
+/// Where its configuration is, and its probe port.
+async fn join(up: &FluxUp, dir: &Path, id: &str) -> (PathBuf, u16) {
+    let made = flux(up, &["agent", "token", "create", "--json"]).await.ok();
+    let token: Value = serde_json::from_str(&made.stdout).expect("JSON");
+    let certs = dir.join(format!("{id}-certs"));
+    let join = FluxCommand::new("flux")
+        .args(["agent", "join", token["token"].as_str().expect("a token"), "--id", id, "--certs-dir"])
+        .arg(&certs);
+    let ran = join.output(ENDS).await;
+    assert!(ran.status.success(), "{ran:?}");
+    let config = certs.join("agents").join(id).join("agent.yaml");
+    // All of them are on one machine here.
+    let port = free_port();
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, text.replace("0.0.0.0:50052", &format!("127.0.0.1:{port}"))).expect("written");
+    (config, port)
+}
+
+async fn agents(up: &FluxUp) -> BTreeMap<String, Value> {
+    let all = up.api.get("/agents").await.json;
+    let by_id = |agent: &Value| (agent["id"].as_str().unwrap_or_default().to_owned(), agent.clone());
+    all.as_array().expect("a list").iter().map(by_id).collect()
+}
+
+async fn has_status(up: &FluxUp, id: &str, status: &str) -> bool {
+    agents(up).await.get(id).is_some_and(|agent| agent["status"] == status)
+}
+
+#[tokio::test]
+async fn a_machine_joins_is_registered_and_is_shut_out() {
+    let up = FluxUp::start().await;
+    let dir = passable_dir("flux-join-");
+    let (config, port) = join(&up, dir.path(), "far").await;
+    let start =
+        || FluxCommand::new("flux-agent").arg("--config").arg(&config).arg("--work-dir").arg(dir.path().join("far"));
+    let mut far = start().spawn();
+    eventually(ENDS, "it to be online", || has_status(&up, "far", "online")).await;
+    let listed = agents(&up).await["far"].clone();
+    assert_eq!(listed["identity"], "spiffe://flux/agent/far/1", "{listed}");
+    assert!(listed["identity_expires"].is_string() && listed["last_heartbeat"].is_string(), "{listed}");
+
+    // A new certificate over the queue, and nobody else's.
+    let own = config.parent().expect("a directory");
+    let options = async_nats::ConnectOptions::new()
+        .add_root_certificates(dir.path().join("far-certs/ca/ca.pem"))
+        .add_client_certificate(own.join("agent.pem"), own.join("agent-key.pem"))
+        .require_tls(true);
+    let client = options.connect(up.queue_url()).await.expect("its identity");
+    let mut answers = client.subscribe("flux.reply.agent-far.1").await.expect("subscribed");
+    let (_, request) = flux_pki::request().expect("a request");
+    for (subject, answered) in [("flux.ask.other.renewal", false), ("flux.ask.far.renewal", true)] {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Flux-Answer-To", "flux.reply.agent-far.1");
+        client.publish_with_headers(subject, headers, request.clone().into()).await.expect("published");
+        if answered {
+            let answer = tokio::time::timeout(ENDS, answers.next()).await.expect("in time").expect("an answer");
+            let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+            assert_eq!(answer["status"], "renewed", "{answer}");
+            let renewed = flux_pki::Certificate::from_pem(answer["certificate"].as_str().expect("PEM")).expect("one");
+            assert_eq!(renewed.identity().to_string(), "agent far");
+        }
+    }
+
+    // Registered by its probe port, once and at one address; nobody else is an agent.
+    let address = format!("127.0.0.1:{port}");
+    let registered = up.api.post("/agents/register", &json!({ "address": address })).await.expect(201).json;
+    assert_eq!((&registered["status"], &registered["id"]), (&json!("registered"), &json!("far")), "{registered}");
+    assert!(registered["node"]["memory_total_mb"].as_u64().is_some_and(|mb| mb > 0), "{registered}");
+    up.api.post("/agents/register", &json!({ "address": address })).await.expect(201);
+    let again =
+        up.api.post("/agents/register", &json!({ "address": format!("localhost:{port}") })).await.expect(409).json;
+    assert_eq!(again["error"]["code"], "agent_exists", "{again}");
+    for nobody in [format!("127.0.0.1:{}", free_port()), up.api.base().trim_start_matches("http://").to_owned()] {
+        let refused = up.api.post("/agents/register", &json!({ "address": nobody })).await.expect(502).json;
+        assert_eq!(refused["error"]["code"], "agent_unreachable", "{refused}");
+    }
+    assert_eq!(agents(&up).await["far"]["provider"], "manual");
+
+    // Cordoned, drained and taken back.
+    flux(&up, &["agent", "drain", "far"]).await.ok();
+    assert!(has_status(&up, "far", "draining").await);
+    flux(&up, &["agent", "uncordon", "far"]).await.ok();
+    eventually(ENDS, "it to be online again", || has_status(&up, "far", "online")).await;
+
+    // Shut out: at once where it is connected, and when it comes again.
+    let begun = Instant::now();
+    flux(&up, &["agent", "remove", "far"]).await.ok();
+    eventually(ENDS, "it to be cut off", || async { far.log().contains("the connection to the queue was lost") }).await;
+    let within = begun.elapsed();
+    println!("cut off {within:?} after it was removed");
+    assert!(within < Duration::from_secs(5), "{within:?}");
+    eventually(ENDS, "it to be silent", || async { !has_status(&up, "far", "online").await }).await;
+    far.kill9();
+    let mut again = start().spawn();
+    eventually(ENDS, "it to be refused", || async { again.log().contains("flux-agent: ") }).await;
+    assert!(!has_status(&up, "far", "online").await);
+    again.kill9();
+    up.api.post("/agents/register", &json!({ "address": address })).await.expect(502);
+    let nobody = flux(&up, &["agent", "remove", "nobody"]).await;
+    assert!(nobody.stderr.contains("agent_not_found"), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn a_token_lets_one_machine_in() {
+    let up = FluxUp::start().await;
+    let dir = passable_dir("flux-token-");
+    let made = flux(&up, &["agent", "token", "create", "--json"]).await.ok();
+    let token: Value = serde_json::from_str(&made.stdout).expect("JSON");
+    let token = token["token"].as_str().expect("a token");
+    let join = async |id: &str| {
+        let certs = dir.path().join(id);
+        let command = FluxCommand::new("flux").args(["agent", "join", token, "--id", id, "--certs-dir"]).arg(&certs);
+        command.output(ENDS).await
+    };
+    assert!(join("first").await.status.success());
+    let second = join("second").await;
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("join_refused"), "{second:?}");
+    // Without a key nobody makes one.
+    up.api.with_key("").post("/agents/tokens", &json!({ "url": "http://x" })).await.expect(401);
+}
+
+#[tokio::test]
+async fn a_producer_has_what_it_was_given() {
+    let up = FluxUp::start().await;
+    deploy_script(&up, "resize-small", "cat", "").await;
+    deploy_script(&up, "other", "cat", "").await;
+    let data = up.data_dir().display().to_string();
+    let minted = flux(&up, &["pki", "mint", "producer", "shop", "--invoke", "resize*", "--data-dir", &data, "--json"])
+        .await
+        .ok();
+    let files: Value = serde_json::from_str(&minted.stdout).expect("JSON");
+    let path = |name: &str| PathBuf::from(files[name].as_str().expect("a path"));
+    let options = || {
+        async_nats::ConnectOptions::new()
+            .add_root_certificates(path("ca"))
+            .add_client_certificate(path("certificate"), path("key"))
+            .require_tls(true)
+    };
+    // The gateway tells the server within moments.
+    let url = up.queue_url();
+    let client = flux_testkit::eventually_some(ENDS, "the producer to be let in", || async {
+        let client = options().connect(&url).await.ok()?;
+        client.request("flux.invoke.resize-small", "{}".into()).await.ok().map(|_| client)
+    })
+    .await;
+    client.request("flux.invoke.other", "{}".into()).await.expect_err("not its function");
+    eventually(ENDS, "its invocation to end", || async {
+        let list = up.api.get("/executions?function=resize-small&status=success").await;
+        !list.json["executions"].as_array().is_none_or(Vec::is_empty)
+    })
+    .await;
+    // What comes later and matches is its as well.
+    deploy_script(&up, "resize-big", "cat", "").await;
+    eventually(ENDS, "the new function", || async {
+        client.request("flux.invoke.resize-big", "{}".into()).await.is_ok()
+    })
+    .await;
+    flux(&up, &["pki", "revoke", "producer", "shop", "--data-dir", &data]).await.ok();
+    eventually(ENDS, "it to be shut out", || async { options().connect(&url).await.is_err() }).await;
+    let listed = flux(&up, &["pki", "list", "--data-dir", &data]).await.ok();
+    assert!(listed.stdout.lines().any(|line| line.contains("producer shop") && line.contains("revoked")), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_data_directory_from_before_identities_goes_on() {
+    let mut up = FluxUp::start().await;
+    deploy_script(&up, "hello", "echo hello", "").await;
+    let id = up.api.execute_async("hello", &json!({})).await;
+    up.api.outcome(&id, ENDS).await;
+    up.stop().await;
+    // As an earlier release left it: streams in the account without a name, and no certificates.
+    let streams = up.path("nats/jetstream");
+    std::fs::rename(streams.join("FLUX"), streams.join("$G")).expect("renamed");
+    std::fs::remove_dir_all(up.path("certs")).expect("removed");
+    std::fs::remove_file(up.path("run/worker/accounts.conf")).expect("removed");
+    up.restart().await;
+    up.api.execute("hello", &Value::Null).await.expect(200);
+    assert_eq!(up.api.get(&format!("/executions/{id}")).await.json["status"], "success");
+
+    // A further start changes nothing.
+    let all = |dir: PathBuf| -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = ["ca/ca.pem", "ca/ca-key.pem", "flux/flux.pem", "queue/queue.pem", "ssh/flux-agent.pem", "changed"];
+        files.iter().map(|file| (file.into(), std::fs::read(dir.join(file)).expect(file))).collect()
+    };
+    let before = all(up.path("certs"));
+    up.restart().await;
+    assert_eq!(all(up.path("certs")), before);
+
+    // A damaged file is an error, and no new CA.
+    up.stop().await;
+    std::fs::write(up.path("certs/ca/ca.pem"), "nonsense").expect("written");
+    let data = up.data_dir().display().to_string();
+    let refused =
+        FluxCommand::new("flux").args(["up", "--data-dir", &data, "--listen", "127.0.0.1:0"]).output(ENDS).await;
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ca.pem is damaged"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(up.path("certs/ca/ca.pem")).expect("a file"), "nonsense");
+}
+
+#[tokio::test]
+async fn without_certificates_only_on_loopback_or_when_told_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    let config = dir.path().join("flux.yaml");
+    std::fs::write(&config, "disable_mtls: true\n").expect("a file");
+    let config = config.display().to_string();
+    let data = dir.path().join("data").display().to_string();
+    let up = ["up", "--config", &config, "--data-dir", &data, "--listen", "127.0.0.1:0", "--queue-listen", "0.0.0.0:0"];
+    let refused = FluxCommand::new("flux").args(up).output(ENDS).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--insecure"), "{refused:?}");
+    let up = FluxUp::start_with(&["--config", &config]).await;
+    assert!(up.process.log().contains("`disable_mtls` is set"), "{}", up.process.log());
+    deploy_script(&up, "hello", "echo hello", "").await;
+    up.api.execute("hello", &Value::Null).await.expect(200);
+    async_nats::connect(up.queue_url()).await.expect("whoever reaches it");
+}

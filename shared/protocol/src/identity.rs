@@ -1,0 +1,217 @@
+//! Who connects to the queue, by the name in its certificate, and what that name was given.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::{
+    id::{AgentId, FunctionName, InvalidId, PoolName},
+    limits,
+};
+
+const TRUST_DOMAIN: &str = "spiffe://flux/";
+
+/// A producer's name has the form of an agent's id.
+pub type ProducerName = AgentId;
+
+/// What a certificate says of its holder.
+///
+/// `grant` counts how often the name was let in: who was revoked and is let in again is another identity, so that what it
+/// had before stays shut out.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Identity {
+    Gateway,
+    /// The broker's own servers.
+    Queue,
+    Agent {
+        id: AgentId,
+        grant: u32,
+    },
+    Producer {
+        name: ProducerName,
+        grant: u32,
+    },
+}
+
+impl Identity {
+    /// The URI that certificates carry, and that the broker maps to a user.
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Gateway => format!("{TRUST_DOMAIN}gateway"),
+            Self::Queue => format!("{TRUST_DOMAIN}queue"),
+            Self::Agent { id, grant } => format!("{TRUST_DOMAIN}agent/{id}/{grant}"),
+            Self::Producer { name, grant } => format!("{TRUST_DOMAIN}producer/{name}/{grant}"),
+        }
+    }
+
+    pub fn from_uri(uri: &str) -> Option<Self> {
+        let mut parts = uri.strip_prefix(TRUST_DOMAIN)?.split('/');
+        let kind = parts.next()?;
+        let mut named = || Some((AgentId::parse(parts.next()?).ok()?, parts.next()?.parse().ok()?));
+        let identity = match kind {
+            "gateway" => Self::Gateway,
+            "queue" => Self::Queue,
+            "agent" => named().map(|(id, grant)| Self::Agent { id, grant })?,
+            "producer" => named().map(|(name, grant)| Self::Producer { name, grant })?,
+            _ => return None,
+        };
+        // One name has one spelling.
+        (identity.uri() == uri).then_some(identity)
+    }
+
+    pub fn agent(&self) -> Option<&AgentId> {
+        match self {
+            Self::Agent { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The account that it has on the broker. Gateways share one.
+    pub fn account(&self) -> String {
+        match self {
+            Self::Gateway | Self::Queue => GATEWAYS_ACCOUNT.to_owned(),
+            Self::Agent { id, .. } => format!("agent-{id}"),
+            Self::Producer { name, .. } => format!("producer-{name}"),
+        }
+    }
+}
+
+/// The account that holds the streams.
+pub const GATEWAYS_ACCOUNT: &str = "FLUX";
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway => f.write_str("gateway"),
+            Self::Queue => f.write_str("queue"),
+            Self::Agent { id, .. } => write!(f, "agent {id}"),
+            Self::Producer { name, .. } => write!(f, "producer {name}"),
+        }
+    }
+}
+
+/// What an agent or a producer was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Grant {
+    Agent { id: AgentId, grant: u32, pools: Vec<PoolName> },
+    Producer { name: ProducerName, grant: u32, invoke: Vec<FunctionGlob> },
+}
+
+impl Grant {
+    pub fn identity(&self) -> Identity {
+        match self {
+            Self::Agent { id, grant, .. } => Identity::Agent { id: id.clone(), grant: *grant },
+            Self::Producer { name, grant, .. } => Identity::Producer { name: name.clone(), grant: *grant },
+        }
+    }
+}
+
+/// Functions by name, `*` standing for any number of characters: `*`, `resize*`, `hello`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FunctionGlob(String);
+
+impl FunctionGlob {
+    /// # Errors
+    /// It is empty, too long, or has a character that no function's name has.
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
+        let fits = (1..=limits::NAME_LENGTH).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'*'));
+        if fits {
+            return Ok(Self(text.to_owned()));
+        }
+        let rule = "use 1 to 64 of A-Z a-z 0-9 _ - and *, such as resize*";
+        Err(InvalidId { what: "function glob", given: text.chars().take(80).collect(), rule })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// It stands for every function.
+    pub fn is_all(&self) -> bool {
+        self.0.bytes().all(|b| b == b'*')
+    }
+
+    /// It names one function.
+    pub fn exact(&self) -> Option<FunctionName> {
+        FunctionName::parse(&self.0).ok()
+    }
+
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+        let mut last = None;
+        for part in parts {
+            // The part before can be anywhere; only the last one has to be at the end.
+            if let Some(before) = last.replace(part) {
+                let Some(at) = rest.find(before) else { return false };
+                rest = &rest[at + str::len(before)..];
+            }
+        }
+        last.map_or(rest.is_empty(), |last| rest.ends_with(last))
+    }
+}
+
+impl fmt::Display for FunctionGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for FunctionGlob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FunctionGlob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_one_spelling() {
+        let agent = Identity::Agent { id: AgentId::parse("a-1").expect("an id"), grant: 3 };
+        assert_eq!(agent.uri(), "spiffe://flux/agent/a-1/3");
+        for identity in [Identity::Gateway, Identity::Queue, agent] {
+            assert_eq!(Identity::from_uri(&identity.uri()), Some(identity));
+        }
+        for other in [
+            "spiffe://flux/agent/a-1",
+            "spiffe://flux/agent/a-1/03",
+            "spiffe://flux/agent/a-1/3/",
+            "spiffe://flux/agent/../3",
+            "spiffe://flux/gateway/1",
+            "spiffe://other/gateway",
+            "spiffe://flux/root",
+        ] {
+            assert_eq!(Identity::from_uri(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn globs() {
+        let cases = [
+            ("*", "x", true),
+            ("resize*", "resize", true),
+            ("resize*", "resize-big", true),
+            ("resize*", "a-resize", false),
+            ("*-big", "resize-big", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c", false),
+            ("a*a", "a", false),
+            ("hello", "hello", true),
+            ("hello", "hello2", false),
+        ];
+        for (glob, name, expected) in cases {
+            assert_eq!(FunctionGlob::parse(glob).expect("a glob").matches(name), expected, "{glob} {name}");
+        }
+        assert!(FunctionGlob::parse("a.b").is_err());
+        assert!(FunctionGlob::parse(">").is_err());
+    }
+}
