@@ -10,6 +10,8 @@ use tokio::{
 
 /// `OK ` and a port number.
 const ANSWER_BYTES: usize = 32;
+/// Of one try: what was asked before the guest had its device may never be answered.
+const TRY: Duration = Duration::from_secs(1);
 /// Between two tries: a guest that boots does not listen yet, and Firecracker then closes the connection.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -42,8 +44,8 @@ pub async fn connect(socket: &Path, port: u32, within: Duration) -> Result<UnixS
     let deadline = Instant::now() + within;
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
     loop {
-        match tokio::time::timeout_at(deadline, try_connect(socket, port)).await {
-            Err(_) => return Err(VsockError::Silent { port, within, last }),
+        match tokio::time::timeout_at(deadline.min(Instant::now() + TRY), try_connect(socket, port)).await {
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
             Ok(Ok(Ok(stream))) => return Ok(stream),
             Ok(Ok(Err(said))) => return Err(VsockError::Nonsense { port, said }),
             Ok(Err(error)) => last = error,

@@ -12,6 +12,8 @@ use flux_shim::{
     guest::PORT,
 };
 
+/// Of the answer to `CONNECT`: what was asked before the guest had its device may never be answered.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(1);
 /// Of a word of the guest, which runs without KVM beside other tests.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(170);
 
@@ -43,7 +45,7 @@ impl Line {
 
     /// `None`: nobody listens yet.
     pub(crate) fn open(stream: UnixStream) -> Option<Self> {
-        stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
+        stream.set_read_timeout(Some(CONNECTS_WITHIN)).ok()?;
         let mut line = Self { stream, decoder: Decoder::default() };
         line.stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).ok()?;
         let mut answer = Vec::new();
@@ -54,6 +56,7 @@ impl Line {
         if !answer.starts_with(b"OK ") {
             return None;
         }
+        line.stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
         // In a test the clock is no time of the product's.
         #[allow(clippy::disallowed_methods)]
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
