@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     bench,
-    commands::{agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, ps, rollback, top},
+    commands::{agents, audit, cancel, delete, deploy, dlq, functions, init, invoke, keys, logs, ps, rollback, top},
     up,
 };
 
@@ -14,7 +14,7 @@ use crate::{
     version,
     about = "A self-hosted serverless platform in one binary",
     after_help = "Start one here:   flux up\nFirst function:   flux init python hello && flux deploy hello && flux invoke hello\n\
-                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), NO_COLOR",
+                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), FLUX_CA (a PEM file: who signed the gateway's\n                  certificate), NO_COLOR",
     max_term_width = 110
 )]
 pub(crate) struct Cli {
@@ -65,6 +65,10 @@ pub(crate) enum Command {
     Top(top::Args),
     /// Look after executions that were given up on
     Dlq(dlq::Args),
+    /// Make, list, rotate and revoke API keys
+    Keys(keys::Args),
+    /// Who changed what, from where, newest first
+    Audit(audit::Args),
     /// Write a small working function
     Init(init::Args),
     /// Measure Flux beside its yardsticks, on this machine

@@ -3,6 +3,7 @@
 use crate::{args::Command, client::Client, error::CliError, output::Output};
 
 pub(crate) mod agents;
+pub(crate) mod audit;
 pub(crate) mod cancel;
 pub(crate) mod delete;
 pub(crate) mod deploy;
@@ -11,6 +12,7 @@ pub(crate) mod follow;
 pub(crate) mod functions;
 pub(crate) mod init;
 pub(crate) mod invoke;
+pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod ps;
 pub(crate) mod rollback;
@@ -38,6 +40,8 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Agents(args) => agents::run(args, cx).await,
         Command::Top(args) => top::run(args, cx).await,
         Command::Dlq(args) => dlq::run(args, cx).await,
+        Command::Keys(args) => keys::run(args, cx).await,
+        Command::Audit(args) => audit::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
         Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Version => Ok(()),

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::request::Parts,
 };
-use flux_protocol::{ErrorCode, ExecutionId, FunctionName};
+use flux_protocol::{ErrorCode, ExecutionId, FunctionName, KeyId};
 
 use crate::refusal::Refusal;
 
@@ -18,6 +18,9 @@ pub(super) struct New(pub(super) FunctionName);
 
 /// `{id}` of an execution.
 pub(super) struct Id(pub(super) ExecutionId);
+
+/// `{id}` of an API key.
+pub(super) struct Key(pub(super) KeyId);
 
 /// `{function}` and `{seq}` of a dead letter.
 pub(super) struct Letter(pub(super) FunctionName, pub(super) u64);
@@ -61,6 +64,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         parse(get(&params(parts).await?, &["id"]), ErrorCode::ExecutionNotFound).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parse(get(&params(parts).await?, &["id"]), ErrorCode::KeyNotFound).map(Self)
     }
 }
 

@@ -5,6 +5,7 @@ pub(super) mod dead_letter;
 pub(super) mod error;
 pub(super) mod execution;
 pub(super) mod function;
+pub(super) mod key;
 
 use flux_protocol::Timestamp;
 

@@ -26,9 +26,16 @@ fn error(reply: &Reply) -> &serde_json::Value {
 #[tokio::test]
 async fn what_is_not_there_has_the_same_shape() {
     let flux = Flux::start().await;
-    for path in
-        ["/", "/nothing", "/health/", "/jobs", "/workflows/x", "/keys", "/ui", "/2015-03-31/functions/echo/invocations"]
-    {
+    for path in [
+        "/",
+        "/nothing",
+        "/health/",
+        "/jobs",
+        "/workflows/x",
+        "/schedules",
+        "/ui",
+        "/2015-03-31/functions/echo/invocations",
+    ] {
         let reply = flux.api.get(path).await.expect(404);
         assert_eq!(error(&reply)["code"], "route_not_found", "{path}");
     }

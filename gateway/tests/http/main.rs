@@ -16,7 +16,9 @@ mod flux;
 mod function_url;
 mod functions;
 mod gateway;
+mod https;
 mod idempotency;
+mod keys;
 mod openapi;
 mod stream;
 #[allow(dead_code, clippy::unwrap_used)]

@@ -87,7 +87,7 @@ impl FromStr for Scope {
             None if text == "read" => Ok(Self::Read),
             _ => {
                 let given: String = text.chars().take(80).collect();
-                let hint = match nearest(&given, ["admin", "deploy", "read", "invoke:*"].into_iter()) {
+                let hint = match nearest(&given, ["admin", "deploy", "read", "invoke:*"]) {
                     Some(near) => format!("; did you mean `{near}`?"),
                     None => String::new(),
                 };

@@ -27,6 +27,7 @@ macro_rules! codes {
 codes! {
     /// No key, or one that is not known.
     Unauthorized = "unauthorized", 401;
+    /// A key or token that is known, and does not have the scope.
     Forbidden = "forbidden", 403;
     /// A field, parameter or body that is not valid: `details.field` names it.
     InvalidRequest = "invalid_request", 400;
@@ -48,6 +49,10 @@ codes! {
     FunctionNotDeployed = "function_not_deployed", 409;
     ExecutionNotFound = "execution_not_found", 404;
     MessageNotFound = "message_not_found", 404;
+    KeyNotFound = "key_not_found", 404;
+    SecretNotFound = "secret_not_found", 404;
+    /// There are as many of a kind as are kept.
+    LimitReached = "limit_reached", 409;
     /// The execution has its outcome already.
     AlreadyTerminal = "already_terminal", 409;
     /// The same `Idempotency-Key` came with another body.

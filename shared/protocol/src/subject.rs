@@ -21,6 +21,9 @@ pub const BLOB_BUCKET: &str = "flux_blobs";
 /// Queue group in which gateways hear rings.
 pub const GATEWAYS_GROUP: &str = "flux_gateways";
 
+/// Said by a gateway that changed an API key, to all gateways.
+pub const KEYS_CHANGED: &str = "flux.keys.changed";
+
 /// One function's queue in one lane.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueName {

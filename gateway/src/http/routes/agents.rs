@@ -1,10 +1,11 @@
 //! Agents, and what they and this gateway use of their machines.
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{Extension, extract::State, response::IntoResponse};
 
 use super::{
     super::{
         Api,
+        caller::Caller,
         wire::agent::{AgentBody, AgentResourcesBody, FluxNodeBody, ResourcesBody},
     },
     answer::ok,
@@ -12,10 +13,15 @@ use super::{
 
 /// Agents as this gateway last heard of them
 ///
-/// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later.
+/// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later. Without a key, `pool`, `total`
+/// and `free` are left out.
 #[utoipa::path(get, path = "/agents", tag = "agents", security(()), responses((status = 200, description = "The agents", body = Vec<AgentBody>)))]
-pub(super) async fn agents(State(api): State<Api>) -> impl IntoResponse {
-    ok(api.gateway.agents().into_iter().map(AgentBody::from).collect::<Vec<_>>())
+pub(super) async fn agents(State(api): State<Api>, caller: Option<Extension<Caller>>) -> impl IntoResponse {
+    let agents = api.gateway.agents().into_iter().map(AgentBody::from);
+    ok(match caller {
+        Some(_) => agents.collect::<Vec<_>>(),
+        None => agents.map(AgentBody::public).collect(),
+    })
 }
 
 /// What Flux and its agents use of their machines
