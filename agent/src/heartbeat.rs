@@ -14,7 +14,9 @@ use flux_protocol::{
     Timestamp,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
     function::Network,
-    limits, subject, time,
+    limits,
+    secret::Base64,
+    subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -110,6 +112,7 @@ impl Heart {
                 .map(|of| Capabilities { runtimes: self.node.runtimes.read().given(), ..capabilities(of) })
                 .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
+            secrets_key: Some(Base64(self.node.secrets_key.public_key().to_vec())),
         }
     }
 

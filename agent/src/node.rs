@@ -5,6 +5,7 @@ use std::sync::Arc;
 use flux_broker::Broker;
 use flux_protocol::{AgentId, FunctionName, PoolName};
 use flux_runtime::Tasks;
+use flux_secrets::Recipient;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
+    /// What secrets are sealed to: of this process alone.
+    pub(crate) secrets_key: Recipient,
     /// Finished executions whose outcome is not recorded yet: beyond this their slots are not given back.
     pub(crate) finishing: Semaphore,
     /// The agent goes away now: what has no recorded outcome is left to others.

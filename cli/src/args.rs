@@ -4,7 +4,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     bench,
-    commands::{agents, audit, cancel, delete, deploy, dlq, functions, init, invoke, keys, logs, ps, rollback, top},
+    commands::{
+        agents, audit, cancel, delete, deploy, dlq, functions, init, invoke, keys, logs, ps, rollback, secrets, top,
+    },
     up,
 };
 
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Dlq(dlq::Args),
     /// Make, list, rotate and revoke API keys
     Keys(keys::Args),
+    /// Set, list and remove what functions are given and nobody is shown
+    Secrets(secrets::Args),
     /// Who changed what, from where, newest first
     Audit(audit::Args),
     /// Write a small working function

@@ -172,6 +172,8 @@ pub(crate) struct Published {
     pub(crate) changed: Option<bool>,
     #[serde(default)]
     pub(crate) total_agents: usize,
+    #[serde(default)]
+    pub(crate) missing_secrets: Vec<String>,
 }
 
 /// The rows of a list, which the API gives as `{"<name>": […], "next_cursor": …}`, or bare for `/agents`.

@@ -59,6 +59,7 @@ mod reconciler;
 mod recorder;
 mod request;
 mod rings;
+mod secrets;
 mod tokens;
 mod unknown;
 mod verdict;
@@ -78,6 +79,7 @@ use function_cache::FunctionCache;
 use hot::HotQueues;
 use in_flight::InFlight;
 use keys::Keys;
+use secrets::SecretKeys;
 use tokens::Tokens;
 
 /// What a gateway is made of.
@@ -133,6 +135,7 @@ struct Inner {
     hot: Arc<HotQueues>,
     keys: Arc<Keys>,
     tokens: Tokens,
+    secret_keys: SecretKeys,
     ticket_key: [u8; 32],
     in_flight: InFlight,
     /// Waiters and watchers held now.
@@ -182,6 +185,7 @@ impl Gateway {
             fleet,
             keys,
             tokens,
+            secret_keys: SecretKeys::new(settings.secrets_key.clone()),
             ticket_key,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
@@ -260,6 +264,7 @@ impl Inner {
         self.essential("recorder", recorder::run(Arc::clone(self)));
         self.essential("reconciler", reconciler::run(Arc::clone(self)));
         self.essential("rings", rings::run(Arc::clone(self)));
+        self.essential("agents that ask for secrets", Arc::clone(self).answer_agents());
         self.essential("connection", provision::run(Arc::clone(self)));
     }
 

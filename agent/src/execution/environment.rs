@@ -6,6 +6,7 @@ use bytes::Bytes;
 use flux_launcher::wire::{Limits, Network, SpawnRequest};
 use flux_protocol::{ExecutionId, FunctionVersion, Timestamp, function, limits, trace::TraceParent};
 
+use super::Secrets;
 use crate::{code::CodeFolder, node::Addresses, runtimes::Interpreter};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
@@ -25,6 +26,7 @@ pub(super) struct Seen<'a> {
     pub(super) deadline: Option<Timestamp>,
     pub(super) trace: TraceParent,
     pub(super) addresses: &'a Addresses,
+    pub(super) secrets: &'a Secrets,
 }
 
 /// The process of one execution. `shell` is bash, for a script that bash is to read.
@@ -36,6 +38,7 @@ pub(super) fn request(
 ) -> SpawnRequest {
     let mut request = bare(version, code);
     request.env = environment(version, seen);
+    request.env.extend(seen.secrets.variables());
     request.args = seen.args.to_vec();
     match shell {
         Some(shell) => {
@@ -53,11 +56,13 @@ pub(super) fn worker_request(
     version: &FunctionVersion,
     code: &CodeFolder,
     addresses: &Addresses,
+    secrets: &Secrets,
     interpreter: &Interpreter,
     arguments: &[&str],
 ) -> SpawnRequest {
     let mut request = bare(version, code);
     request.env = with_own(version, of_the_node(version, addresses));
+    request.env.extend(secrets.variables());
     request.program.clone_from(&interpreter.program);
     request.args = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     request
@@ -146,7 +151,9 @@ mod tests {
     use super::*;
 
     fn seen<'a>(payload: &'a Bytes, addresses: &'a Addresses) -> Seen<'a> {
+        static NONE: std::sync::LazyLock<Secrets> = std::sync::LazyLock::new(Secrets::default);
         Seen {
+            secrets: &NONE,
             execution_id: ExecutionId::new(),
             attempt: 2,
             args: &[],

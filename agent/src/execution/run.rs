@@ -16,7 +16,7 @@ use futures::FutureExt as _;
 use nix::libc::{SIGKILL, SIGTERM};
 
 use super::{
-    Attempt, environment,
+    Attempt, Secrets, environment,
     outcome::{self, Ending},
     output::{Capture, Source},
     prepare::Ready,
@@ -90,7 +90,11 @@ impl Attempt {
 
     async fn run(&mut self, ready: &Ready) -> Ran {
         let spec = &ready.version.spec;
-        let (mut process, mut capture) = match self.start_within(ready).await {
+        let secrets = match self.secrets(&ready.version).await {
+            Ok(secrets) => secrets,
+            Err(not_given) => return not_given.ran(),
+        };
+        let (mut process, mut capture) = match self.start_within(ready, &secrets).await {
             Ok(started) => started,
             Err(not_started) => return not_started.ran(),
         };
@@ -124,10 +128,10 @@ impl Attempt {
         Ran::Ended { outcome: Box::new(outcome), by_cancel }
     }
 
-    async fn start_within(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+    async fn start_within(&self, ready: &Ready, secrets: &Secrets) -> Result<(Box<dyn Process>, Capture), Started> {
         let mut trouble = Trouble::default();
         loop {
-            match self.start(ready).await {
+            match self.start(ready, secrets).await {
                 Err(Started::Refused(error)) => self.wait_out(error, &mut trouble).await?,
                 other => return other,
             }
@@ -148,7 +152,7 @@ impl Attempt {
         Ok(())
     }
 
-    async fn start(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+    async fn start(&self, ready: &Ready, secrets: &Secrets) -> Result<(Box<dyn Process>, Capture), Started> {
         let refused = |error: std::io::Error| Started::Refused(LaunchError::Socket(error));
         let stdin = stdin::stdin(&ready.payload).map_err(refused)?;
         let (stdout, read_stdout) = stdin::output_pipe().map_err(refused)?;
@@ -166,12 +170,14 @@ impl Attempt {
                 deadline: environment::earlier(spec.timeout, self.invocation.deadline, time::now()),
                 trace: self.trace.child(),
                 addresses: &self.node.addresses,
+                secrets,
             },
             self.node.runtimes.read().of(spec.runtime),
         );
         let process = self.spawned(self.node.executor.spawn(request, [stdin, stdout, stderr])).await?;
         let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
-        Ok((process, Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, pipes)))
+        let (node, execution) = (Arc::clone(&self.node), Arc::clone(&self.execution));
+        Ok((process, Capture::new(node, execution, attempt, pipes, secrets.hidden())))
     }
 
     /// Starts it, unless it is stopped first.

@@ -15,6 +15,7 @@ use flux_protocol::{
     execution::{Start, StartKind},
     limits, time,
 };
+use flux_secrets::{Patterns, Redactor};
 use flux_worker::{Call, Fault, Load, Used, bootstrap};
 use futures::FutureExt as _;
 use nix::libc::SIGKILL;
@@ -90,10 +91,17 @@ impl Attempt {
             let message = format!("this agent has no `{}`; another one may", spec.runtime);
             return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
         };
+        let secrets = self.secrets(&ready.version).await?;
         let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
         let addresses = &self.node.addresses;
-        let request =
-            environment::worker_request(&ready.version, &ready.code, addresses, &interpreter, bootstrap.arguments);
+        let request = environment::worker_request(
+            &ready.version,
+            &ready.code,
+            addresses,
+            &secrets,
+            &interpreter,
+            bootstrap.arguments,
+        );
         let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
         let process = self.spawned(spawn).await?;
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
@@ -104,6 +112,7 @@ impl Attempt {
             served: 0,
             cpu_us: 0,
             version: Arc::clone(&ready.version),
+            secrets,
             _code: ready.code.clone(),
         };
         Ok((worker, FirstWords { bootstrap, load: Load::from(spec.entry()) }))
@@ -126,8 +135,10 @@ impl Attempt {
         };
         self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
         let call = self.call(ready);
-        let mut capture =
-            Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), self.execution.attempt(), worker.pipes);
+        let hidden = worker.secrets.hidden().cloned();
+        let (node, execution, attempt) =
+            (Arc::clone(&self.node), Arc::clone(&self.execution), self.execution.attempt());
+        let mut capture = Capture::new(node, execution, attempt, worker.pipes, hidden.as_ref());
         let mut ending = None;
         let mut watched = {
             let exchange = worker.channel.exchange(first.as_ref(), &call, &ready.payload);
@@ -173,6 +184,8 @@ impl Attempt {
         began: Instant,
     ) -> Ran {
         let Invoked { watched, ending, started, started_at_us, first } = invoked;
+        let hidden = worker.secrets.hidden().cloned();
+        let watched = redacted(watched, hidden.as_ref());
         let mut start = if first { Start::COLD } else { Start::WARM };
         let mut outcome = match watched {
             Watched::Abandoned => return Ran::Abandoned,
@@ -346,6 +359,29 @@ async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
 async fn end(process: &mut dyn Process) -> Option<Ended> {
     process.kill(SIGKILL);
     tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await.ok()
+}
+
+/// What a handler returned or raised, without the secrets that are hidden in what it prints.
+fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Exchange> {
+    let Some(hidden) = hidden else { return watched };
+    let text = |text: String| String::from_utf8_lossy(&Redactor::whole(hidden, text.as_bytes())).into_owned();
+    let fault = |fault: Fault| Fault {
+        kind: text(fault.kind),
+        message: text(fault.message),
+        stack: text(fault.stack),
+        ..fault
+    };
+    match watched {
+        Watched::Answered(Exchange::Served(served)) => {
+            let answer = match served.answer {
+                Ok(result) => Ok(Bytes::from(Redactor::whole(hidden, &result))),
+                Err(raised) => Err(fault(raised)),
+            };
+            Watched::Answered(Exchange::Served(Served { answer, ..served }))
+        }
+        Watched::Answered(Exchange::NotLoaded(raised)) => Watched::Answered(Exchange::NotLoaded(fault(raised))),
+        other => other,
+    }
 }
 
 fn usage_of(used: &Used) -> Usage {

@@ -47,6 +47,7 @@ fn worker() -> (Worker, impl Sized) {
         served: 0,
         cpu_us: 0,
         version: Arc::new(version),
+        secrets: crate::execution::Secrets::default(),
         _code: CodeFolder { path: "/".into(), hold: Arc::new(()) },
     };
     (worker, (stdio, their_channel))

@@ -16,6 +16,7 @@ pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod ps;
 pub(crate) mod rollback;
+pub(crate) mod secrets;
 pub(crate) mod shown;
 pub(crate) mod top;
 pub(crate) mod version;
@@ -41,6 +42,7 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Top(args) => top::run(args, cx).await,
         Command::Dlq(args) => dlq::run(args, cx).await,
         Command::Keys(args) => keys::run(args, cx).await,
+        Command::Secrets(args) => secrets::run(args, cx).await,
         Command::Audit(args) => audit::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.

@@ -8,10 +8,11 @@
 //!    db/           records: flux.db and its -wal, -shm
 //!    artifacts/    code archives            agent/     unpacked code, reachable for functions
 //!    nats/         the queue's streams      launcher/  the launcher's own
+//!    keys/         what secrets are encrypted with
 //! ```
 //!
-//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `db`, `artifacts`, `agent` and
-//! `nats`. All else is root's, since root works in it at the next start: see [`guarded`].
+//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `db`, `keys`, `artifacts`, `agent`
+//! and `nats`. All else is root's, since root works in it at the next start: see [`guarded`].
 
 use std::{
     fs::{self, File, OpenOptions, Permissions, TryLockError},
@@ -87,16 +88,20 @@ impl DataDir {
 
     fn make_all(&self) -> io::Result<()> {
         let Some(user) = self.platform else {
-            return ["run", WORKER, "db", "nats", "artifacts", "agent", "launcher"].iter().try_for_each(|dir| {
-                let dir = self.path.join(dir);
-                fs::create_dir_all(&dir)?;
-                fs::set_permissions(&dir, Permissions::from_mode(OWN))
-            });
+            return ["run", WORKER, "db", "keys", "nats", "artifacts", "agent", "launcher"].iter().try_for_each(
+                |dir| {
+                    let dir = self.path.join(dir);
+                    fs::create_dir_all(&dir)?;
+                    fs::set_permissions(&dir, Permissions::from_mode(OWN))
+                },
+            );
         };
         guarded::own_dir(&self.path.join("run"), READ_BY_GROUP_DIR, user.gid, Some(user))?;
         // Never the user's: what root removes is in it.
         guarded::own_dir(&self.launcher_dir(), ENTERED_BY_ALL, 0, None)?;
-        for (dir, mode) in [(WORKER, OWN), ("db", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)] {
+        for (dir, mode) in
+            [(WORKER, OWN), ("db", OWN), ("keys", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)]
+        {
             guarded::given_dir(&self.path.join(dir), mode, user)?;
         }
         Ok(())
@@ -314,6 +319,7 @@ mod tests {
                 ("launcher", (0, 0, 0o711)),
                 ("run/worker", (FLUX.uid, FLUX.gid, 0o700)),
                 ("db", (FLUX.uid, FLUX.gid, 0o700)),
+                ("keys", (FLUX.uid, FLUX.gid, 0o700)),
                 ("nats", (FLUX.uid, FLUX.gid, 0o700)),
                 ("artifacts", (FLUX.uid, FLUX.gid, 0o700)),
                 ("agent", (FLUX.uid, FLUX.gid, 0o711)),
@@ -336,7 +342,7 @@ mod tests {
             return;
         }
         let dir = passable();
-        for link in ["lock", "run/worker", "launcher", "db", "nats", "artifacts", "agent"] {
+        for link in ["lock", "run/worker", "launcher", "db", "keys", "nats", "artifacts", "agent"] {
             let _ = fs::remove_dir_all(dir.path().join("data"));
             let (data, target) = planted(dir.path(), link);
             let error = open(&data).expect_err(link);

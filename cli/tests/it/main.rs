@@ -14,6 +14,7 @@ mod init;
 mod kill;
 mod overload;
 mod readme;
+mod secrets;
 mod stop;
 mod topology;
 mod warm;

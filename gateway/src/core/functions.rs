@@ -221,7 +221,9 @@ impl Inner {
         if changed {
             tracing::info!(function = %name, version = version.version, "function published");
         }
-        Ok(Published { version, changed, agents: self.agents_online() })
+        // Said and not refused: the secret may be set after.
+        let missing_secrets = self.missing_secrets(&version.spec).await?;
+        Ok(Published { version, changed, agents: self.agents_online(), missing_secrets })
     }
 
     /// Where the origin keeps it and agents fetch it.

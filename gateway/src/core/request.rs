@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_protocol::{
-    AgentId, Chunk, Digest, ErrorCode, ExecutionId, ExecutionRecord, FunctionVersion, Outcome, Timestamp,
+    AgentId, Chunk, Digest, ErrorCode, ExecutionId, ExecutionRecord, FunctionVersion, Outcome, SecretName, Timestamp,
     agent::{AgentStatus, Heartbeat},
     limits,
     trace::TraceParent,
@@ -52,6 +52,8 @@ pub struct Published {
     pub changed: bool,
     /// Agents online now, all of which sync it.
     pub agents: Vec<AgentId>,
+    /// Secrets that it names and nobody has set.
+    pub missing_secrets: Vec<SecretName>,
 }
 
 /// An agent as this gateway last heard of it.

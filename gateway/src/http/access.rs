@@ -88,6 +88,12 @@ const TABLE: &[(&str, &str, Need, Audit)] = &[
     ("DELETE", "/keys/{id}", Need::Admin, Yes),
     ("POST", "/keys/{id}/rotate", Need::Admin, Yes),
     ("GET", "/audit", Need::Admin, No),
+    // Who deploys needs to know which there are.
+    ("GET", "/secrets", Need::Deploy, No),
+    ("GET", "/secrets/{name}", Need::Deploy, No),
+    ("PUT", "/secrets/{name}", Need::Admin, Yes),
+    ("DELETE", "/secrets/{name}", Need::Admin, Yes),
+    ("POST", "/secrets-key/rotate", Need::Admin, Yes),
 ];
 
 /// What a request needs, and whether it changes something.

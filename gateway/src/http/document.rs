@@ -30,6 +30,7 @@ const TAGS: &[(&str, &str)] = &[
     ("dead letters", "Invocations given up on"),
     ("agents", "Who runs functions"),
     ("keys", "Who may do what, and who did"),
+    ("secrets", "What functions are given, and nobody is shown"),
     ("operations", "Of the gateway itself"),
 ];
 

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::request::Parts,
 };
-use flux_protocol::{ErrorCode, ExecutionId, FunctionName, KeyId};
+use flux_protocol::{ErrorCode, ExecutionId, FunctionName, KeyId, SecretName};
 
 use crate::refusal::Refusal;
 
@@ -21,6 +21,9 @@ pub(super) struct Id(pub(super) ExecutionId);
 
 /// `{id}` of an API key.
 pub(super) struct Key(pub(super) KeyId);
+
+/// `{name}` of a secret, once what else is wrong with the request was said.
+pub(super) struct Secret(pub(super) Result<SecretName, Refusal>);
 
 /// `{function}` and `{seq}` of a dead letter.
 pub(super) struct Letter(pub(super) FunctionName, pub(super) u64);
@@ -72,6 +75,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Key {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         parse(get(&params(parts).await?, &["id"]), ErrorCode::KeyNotFound).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Secret {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        Ok(Self(parse(get(&params(parts).await?, &["name"]), ErrorCode::SecretNotFound)))
     }
 }
 

@@ -22,6 +22,7 @@ mod invocation;
 mod keys;
 mod metrics;
 mod redrive;
+mod secrets;
 mod stream;
 mod tickets;
 
@@ -55,6 +56,9 @@ pub(super) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(keys::revoke))
         .routes(routes!(keys::rotate))
         .routes(routes!(keys::audit))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::show, secrets::set, secrets::remove))
+        .routes(routes!(secrets::rotate))
         .routes(routes!(metrics::metrics))
         .routes(routes!(docs::openapi))
         .routes(routes!(docs::page))

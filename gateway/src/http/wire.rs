@@ -6,6 +6,7 @@ pub(super) mod error;
 pub(super) mod execution;
 pub(super) mod function;
 pub(super) mod key;
+pub(super) mod secret;
 
 use flux_protocol::Timestamp;
 

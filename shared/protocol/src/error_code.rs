@@ -51,6 +51,8 @@ codes! {
     MessageNotFound = "message_not_found", 404;
     KeyNotFound = "key_not_found", 404;
     SecretNotFound = "secret_not_found", 404;
+    /// The keys that secrets are encrypted with cannot be used.
+    SecretsUnavailable = "secrets_unavailable", 503;
     /// There are as many of a kind as are kept.
     LimitReached = "limit_reached", 409;
     /// The execution has its outcome already.

@@ -16,6 +16,7 @@ pub mod id;
 pub mod invocation;
 pub mod limits;
 pub mod output;
+pub mod secret;
 pub mod status;
 pub mod subject;
 pub mod suggest;

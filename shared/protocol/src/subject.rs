@@ -210,6 +210,15 @@ pub fn execution_of_cancel(subject: &str) -> Option<ExecutionId> {
     subject.strip_prefix("flux.cancel.")?.parse().ok()
 }
 
+/// Where an agent asks for the secrets of an attempt; one gateway hears it.
+pub fn secrets(agent: &AgentId) -> String {
+    format!("flux.secrets.{agent}")
+}
+
+pub fn secrets_all() -> &'static str {
+    "flux.secrets.*"
+}
+
 pub fn heartbeat(agent: &AgentId) -> String {
     format!("flux.agent.{agent}")
 }

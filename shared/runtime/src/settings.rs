@@ -118,6 +118,9 @@ pub struct GatewaySettings {
     pub pools: Vec<String>,
     /// Requests a second of each key or token that has no number of its own; none is without limit. `api_key` has none.
     pub requests_per_second: Option<u32>,
+    /// The file of the keys that secrets are encrypted with; `secrets.key` in the data directory unless it is set. Made when
+    /// the first secret is. Gateways of one store need the same.
+    pub secrets_key: Option<PathBuf>,
     /// Origins whose pages may ask from a browser; `"*"` is any. None gives no browser leave.
     pub cors: Vec<String>,
     /// HTTPS instead of HTTP.
@@ -172,6 +175,7 @@ impl Default for GatewaySettings {
             cool_after: flux_protocol::limits::COOL_AFTER.as_secs(),
             pools: Vec::new(),
             requests_per_second: None,
+            secrets_key: None,
             cors: Vec::new(),
             tls: None,
             jwt: Vec::new(),

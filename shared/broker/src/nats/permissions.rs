@@ -29,6 +29,7 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
         subject::heartbeat(agent),
+        subject::secrets(agent),
         format!("{}{agent}", bucket(Table::Agents).prefix),
         // Replies: to gateways and to producers. Who knows the subject may be answered.
         "flux.reply.>".to_owned(),

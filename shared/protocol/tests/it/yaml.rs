@@ -116,8 +116,6 @@ fn fields_of_later_releases_are_refused_by_name() {
         ("isolation: microvm", "isolation"),
         ("image: python:3.12", "image"),
         ("command: [python]", "command"),
-        ("secrets: [DB_PASSWORD]", "secrets"),
-        ("secrets: DB_PASSWORD", "secrets"),
         ("keep_warm: 60", "keep_warm"),
         ("runtime: bash\nkeep_warm: 60", "keep_warm"),
         ("isolation_required: true", "isolation_required"),
@@ -251,5 +249,28 @@ proptest! {
             let stored = serde_json::to_string(&spec).expect("JSON");
             prop_assert_eq!(serde_json::from_str::<FunctionSpec>(&stored).expect("it reads"), spec);
         }
+    }
+}
+
+#[test]
+fn secrets_are_named_and_hidden_unless_it_is_said() {
+    let spec = with("secrets: [DB_PASSWORD, _x]").expect("valid");
+    assert_eq!(spec.secrets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["DB_PASSWORD", "_x"]);
+    assert!(spec.redact);
+    assert!(!with("secrets: [A]\nredact: false").expect("valid").redact);
+    assert!(with("secrets: []").expect("valid").secrets.is_empty());
+    for (yaml, field) in [
+        ("secrets: DB_PASSWORD", "secrets"),
+        ("secrets: {A: b}", "secrets"),
+        ("secrets: [1A]", "secrets[0]"),
+        ("secrets: [A, \"b c\"]", "secrets[1]"),
+        ("secrets: [FLUX_KEY]", "secrets[0]"),
+        ("secrets: [PAYLOAD]", "secrets[0]"),
+        ("secrets: [7]", "secrets[0]"),
+        ("secrets: [A, A]", "secrets[1]"),
+        ("secrets: [A]\nenv: {A: b}", "secrets"),
+        ("redact: maybe", "redact"),
+    ] {
+        assert_eq!(with(yaml).expect_err(yaml).field(), Some(field), "{yaml}");
     }
 }
