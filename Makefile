@@ -47,6 +47,14 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
+.PHONY: api-check
+api-check: build ## a running API against its own OpenAPI document, by schemathesis (EXAMPLES=20)
+	@scripts/api-check.sh
+
+.PHONY: fuzz
+fuzz: ## every parser of outside bytes, 20 s each (FUZZ_SECONDS=); TARGETS="jwt sse" for some
+	@scripts/fuzz.sh $(TARGETS)
+
 .PHONY: run
 run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, until Ctrl-C
 	@scripts/run.sh

@@ -19,7 +19,6 @@ mod output;
 mod payload;
 mod progress;
 mod project;
-mod sse;
 mod table;
 mod up;
 

@@ -72,6 +72,7 @@ pub use rate::Rate;
 pub use request::{
     Accepted, AgentView, Called, InvokeRequest, Published, Readiness, Redriven, WatchEvent, WatchFrom, Why,
 };
+pub(crate) use tokens::Tokens;
 pub use tokens::{BadToken, Token};
 
 use fleet::Fleet;
@@ -80,7 +81,6 @@ use hot::HotQueues;
 use in_flight::InFlight;
 use keys::Keys;
 use secrets::SecretKeys;
-use tokens::Tokens;
 
 /// What a gateway is made of.
 pub struct GatewayParts {

@@ -19,7 +19,7 @@ use super::{Gateway, rate::Rate};
 mod jwks;
 mod key;
 
-pub(super) use key::KeyError;
+pub(crate) use key::KeyError;
 
 /// What a token that was checked says of its bearer.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub enum BadToken {
 /// By issuer and subject.
 type Rates = HashMap<(String, String), Arc<Rate>>;
 
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     issuers: Vec<Issuer>,
     requests_per_second: Option<u32>,
     /// The younger and the older generation.
@@ -76,7 +76,7 @@ struct Issuer {
 }
 
 impl Tokens {
-    pub(super) fn try_new(
+    pub(crate) fn try_new(
         settings: &[IssuerSettings],
         requests_per_second: Option<u32>,
         tasks: &Tasks,
@@ -85,7 +85,7 @@ impl Tokens {
         Ok(Self { issuers, requests_per_second, rates: Mutex::default() })
     }
 
-    pub(super) async fn check(&self, text: &str) -> Result<Token, BadToken> {
+    pub(crate) async fn check(&self, text: &str) -> Result<Token, BadToken> {
         if text.len() > limits::CREDENTIAL_BYTES {
             return Err(BadToken::Malformed);
         }

@@ -20,6 +20,7 @@ mod https;
 mod idempotency;
 mod keys;
 mod openapi;
+mod seeds;
 mod stream;
 #[allow(dead_code, clippy::unwrap_used)]
 #[path = "../core/world.rs"]

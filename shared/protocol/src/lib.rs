@@ -17,6 +17,7 @@ pub mod invocation;
 pub mod limits;
 pub mod output;
 pub mod secret;
+pub mod sse;
 pub mod status;
 pub mod subject;
 pub mod suggest;

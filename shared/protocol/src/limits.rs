@@ -177,6 +177,8 @@ pub const HTTP2_STREAMS: u32 = 256;
 pub const REQUEST_ID_LENGTH: usize = 128;
 /// A gateway that goes away still answers what comes on open connections for this long.
 pub const HTTP_DRAIN_GRACE: Duration = Duration::from_millis(250);
+/// An event of a stream as a client reads it: a record without its output, or a chunk.
+pub const EVENT: usize = 32 * MIB;
 /// An idle event stream gets a comment this often.
 pub const EVENT_STREAM_KEEP_ALIVE: Duration = Duration::from_secs(15);
 

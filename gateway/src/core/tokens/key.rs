@@ -13,7 +13,7 @@ const HMAC_LEAST_BYTES: usize = 32;
 
 /// A configured issuer or key cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::core) enum KeyError {
+pub(crate) enum KeyError {
     #[error("`gateway.jwt`: the issuer `{issuer}`: {problem}")]
     Settings { issuer: String, problem: String },
     #[error("`gateway.jwt`: the issuer `{issuer}`: the key file {path} cannot be read")]
