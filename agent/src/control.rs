@@ -135,7 +135,7 @@ async fn answer_cancel(node: Arc<Node>, request: Signal, id: ExecutionId, gone: 
     }
 }
 
-async fn reply_to(node: &Node, request: &Signal, reply: &impl Serialize) {
+pub(crate) async fn reply_to(node: &Node, request: &Signal, reply: &impl Serialize) {
     let Some(subject) = &request.reply_to else { return };
     let Ok(body) = serde_json::to_vec(reply) else { return };
     if let Err(error) = node.broker.signal(subject.clone(), body.into()).await {

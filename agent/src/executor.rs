@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use flux_launcher::{Capabilities, wire::SpawnRequest};
 use tokio::sync::watch;
 
-use crate::launch::{Ended, LaunchError, LauncherPool, Running};
+use crate::launch::{Census, Ended, LaunchError, LauncherPool, Running};
 
 /// Starts processes in sandboxes.
 #[async_trait]
@@ -42,6 +42,16 @@ pub trait Process: Send {
 
     /// Waits for the end. May be dropped and called again.
     async fn wait(&mut self) -> Ended;
+
+    /// The socket that is listened on for a worker that asked for one, once.
+    fn take_listener(&mut self) -> Option<OwnedFd> {
+        None
+    }
+
+    /// Who lives with a worker, where its cgroup tells.
+    fn census(&self) -> Option<Census> {
+        None
+    }
 }
 
 /// The launcher as an [`Executor`].
@@ -110,5 +120,13 @@ impl Process for Running {
 
     async fn wait(&mut self) -> Ended {
         Running::wait(self).await
+    }
+
+    fn take_listener(&mut self) -> Option<OwnedFd> {
+        Running::take_listener(self)
+    }
+
+    fn census(&self) -> Option<Census> {
+        Running::census(self)
     }
 }

@@ -14,7 +14,11 @@ use std::{
 };
 
 use flux_protocol::{
-    ExecutionId, Lane, OutputLog, agent::RunningCount, execution::QueuePosition, limits, output::OutputCollector,
+    ExecutionId, Lane, OutputLog,
+    agent::{HoldersReply, Redelivery, RunningCount},
+    execution::QueuePosition,
+    limits,
+    output::{OutputCollector, OutputRoom},
     subject::QueueName,
 };
 use parking_lot::Mutex;
@@ -50,6 +54,8 @@ pub(crate) struct Execution {
     pub(crate) queue: QueueName,
     attempt: AtomicU32,
     position: QueuePosition,
+    /// The others are asked whether one of them holds it.
+    in_doubt: AtomicBool,
     /// All that it printed in this attempt so far.
     pub(crate) output: Mutex<OutputCollector>,
     stop: OnceLock<Stop>,
@@ -64,6 +70,14 @@ pub(crate) struct Execution {
 impl Execution {
     pub(crate) fn attempt(&self) -> u32 {
         self.attempt.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn position(&self) -> &QueuePosition {
+        &self.position
+    }
+
+    pub(crate) fn set_in_doubt(&self, in_doubt: bool) {
+        self.in_doubt.store(in_doubt, Ordering::Release);
     }
 
     /// Asks it to end. The first reason stays.
@@ -146,11 +160,19 @@ struct Inner {
 }
 
 /// The table of what is held.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Held {
     inner: Mutex<Inner>,
+    /// For the output of all.
+    room: Arc<OutputRoom>,
     /// Something left the table.
     left: Notify,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), room: Arc::new(OutputRoom::new(limits::OUTPUTS)), left: Notify::default() }
+    }
 }
 
 impl Held {
@@ -180,7 +202,8 @@ impl Held {
                     queue: queue.clone(),
                     attempt: AtomicU32::new(attempt),
                     position: position.clone(),
-                    output: Mutex::default(),
+                    in_doubt: AtomicBool::new(false),
+                    output: Mutex::new(OutputCollector::in_room(Arc::clone(&self.room))),
                     stop: OnceLock::new(),
                     stop_asked: Notify::new(),
                     ended: AtomicBool::new(false),
@@ -240,6 +263,30 @@ impl Held {
     pub(crate) fn those_held(&self, ids: &[ExecutionId]) -> Vec<ExecutionId> {
         let inner = self.inner.lock();
         ids.iter().filter(|id| inner.executions.contains_key(id)).copied().collect()
+    }
+
+    /// What another agent asks of deliveries that it got. Of two that both ask, the smaller attempt goes on, and of equal
+    /// ones that of the agent that `is_first`.
+    pub(crate) fn answer<'a>(&self, deliveries: impl Iterator<Item = &'a Redelivery>, is_first: bool) -> HoldersReply {
+        let inner = self.inner.lock();
+        let mut reply = HoldersReply::default();
+        for Redelivery { execution_id, position, attempt } in deliveries {
+            match (inner.executions.get(execution_id), inner.left.get(execution_id)) {
+                (Some(here), _) if here.position == *position => {
+                    let own = here.attempt();
+                    let yields =
+                        here.in_doubt.load(Ordering::Acquire) && (own > *attempt || (own == *attempt && !is_first));
+                    if !yields {
+                        reply.held.push(*execution_id);
+                    }
+                }
+                (None, Some(left)) if left.recorded && left.position == *position => {
+                    reply.recorded.push(*execution_id);
+                }
+                _ => {}
+            }
+        }
+        reply
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -367,6 +414,43 @@ mod tests {
         leave(&held, id, 1, Settled::GivenUp);
         let Begin::Start(again) = begin(&held, id, 1, 1) else { panic!("it is not here") };
         assert_eq!(again.attempt(), 2);
+    }
+
+    #[test]
+    fn what_is_held_is_said_of_the_same_message_alone() {
+        let held = Held::default();
+        let (runs, over, given_up) = (ExecutionId::new(), ExecutionId::new(), ExecutionId::new());
+        let Begin::Start(_runs) = begin(&held, runs, 1, 1) else { panic!("it is not here") };
+        leave(&held, over, 2, Settled::Recorded);
+        leave(&held, given_up, 3, Settled::GivenUp);
+        let ask = |execution_id, sequence, attempt| {
+            held.answer([Redelivery { execution_id, position: position(sequence), attempt }].iter(), false)
+        };
+        assert_eq!(ask(runs, 1, 2).held, [runs]);
+        assert_eq!(ask(runs, 1, 1).held, [runs], "a server that restarted counts anew");
+        assert_eq!(ask(over, 2, 2).recorded, [over]);
+        for silent in [ask(runs, 9, 2), ask(over, 9, 2), ask(given_up, 3, 2), ask(ExecutionId::new(), 1, 2)] {
+            assert_eq!(silent, HoldersReply::default());
+        }
+    }
+
+    #[test]
+    fn of_two_that_ask_for_the_same_one_goes_on() {
+        for (here, there, here_is_first) in [(1, 2, false), (2, 1, true), (2, 2, true), (2, 2, false)] {
+            let (a, b) = (Held::default(), Held::default());
+            let id = ExecutionId::new();
+            let take = |held: &Held, attempt| {
+                let Begin::Start(execution) = begin(held, id, attempt, 1) else { panic!("it is not here") };
+                execution.set_in_doubt(true);
+                execution
+            };
+            let _both = (take(&a, here), take(&b, there));
+            let ask = |held: &Held, attempt, is_first| {
+                held.answer([Redelivery { execution_id: id, position: position(1), attempt }].iter(), is_first)
+            };
+            let (a_says, b_says) = (ask(&a, there, here_is_first), ask(&b, here, !here_is_first));
+            assert_eq!(a_says.held.len() + b_says.held.len(), 1, "{here} {there} {here_is_first}");
+        }
     }
 
     #[test]

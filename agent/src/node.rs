@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     code::Code,
+    doubt::Doubts,
     executor::Executor,
     functions::{FunctionEvent, Functions},
     held::Held,
     ledger::Ledger,
     runtimes::Runtimes,
     warm::WarmPool,
+    window::Window,
 };
 
 pub(crate) struct Node {
@@ -31,13 +33,16 @@ pub(crate) struct Node {
     pub(crate) runtimes: RwLock<Runtimes>,
     pub(crate) warm: Arc<WarmPool>,
     pub(crate) ledger: Ledger,
+    pub(crate) doubts: Doubts,
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
     /// What secrets are sealed to: of this process alone.
     pub(crate) secrets_key: Recipient,
-    /// Finished executions whose outcome is not recorded yet: beyond this their slots are not given back.
-    pub(crate) finishing: Semaphore,
+    /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
+    pub(crate) finishing: Window,
+    /// Large outputs that are stored apart at once.
+    pub(crate) storing: Semaphore,
     /// The agent goes away now: what has no recorded outcome is left to others.
     pub(crate) abandoned: CancellationToken,
 }

@@ -32,6 +32,9 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(250);
 /// A queue that is said to be hot and cannot be pulled: gateways hear of it with each try, and make it anew.
 const AFTER_MISSING: Duration = Duration::from_secs(1);
 
+/// A queue that is behind is so for a moment, time after time.
+const SAY_BEHIND_EVERY: Duration = Duration::from_secs(60);
+
 /// What others tell the puller.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -72,6 +75,9 @@ pub(crate) struct Puller {
     slots: mpsc::Receiver<SlotEvent>,
     slot_events: mpsc::Sender<SlotEvent>,
     capabilities: watch::Receiver<Option<Arc<Capabilities>>>,
+    /// The queue takes long to record outcomes.
+    behind: watch::Receiver<bool>,
+    said_behind: Option<Instant>,
     state: watch::Sender<PullerState>,
     draining: bool,
     started: Instant,
@@ -87,7 +93,7 @@ impl Puller {
         let at_once = crate::room::events_at_once(usize::try_from(total.tasks).unwrap_or(usize::MAX / 4));
         let (slot_events, slots) = mpsc::channel(at_once);
         let (state, watched) = watch::channel(PullerState { free: total, draining: false });
-        let capabilities = node.executor.capabilities();
+        let (capabilities, behind) = (node.executor.capabilities(), node.finishing.behind());
         let puller = Self {
             node,
             planner: Planner::new(Amount::from(total), rand::random()),
@@ -96,6 +102,8 @@ impl Puller {
             slots,
             slot_events,
             capabilities,
+            behind,
+            said_behind: None,
             state,
             draining: false,
             started: Instant::now(),
@@ -121,6 +129,10 @@ impl Puller {
                     Ok(()) => self.follow_launcher(),
                     Err(_) => return,
                 },
+                // Its sender is of the node.
+                Ok(()) = self.behind.changed() => {
+                    self.follow_queue();
+                }
                 () = sleep_until(wake_at) => {}
             }
             self.take_what_is_ready();
@@ -205,12 +217,27 @@ impl Puller {
 
     /// Without a launcher nothing can be started, so nothing is pulled; with another one, other functions may run.
     fn follow_launcher(&mut self) {
-        let can_start = self.capabilities.borrow_and_update().is_some();
-        if !can_start || self.draining {
-            return self.planner.pause();
+        if self.capabilities.borrow_and_update().is_some() {
+            self.refresh_all();
         }
-        self.refresh_all();
-        if self.planner.is_paused() {
+        self.pause_or_resume();
+    }
+
+    /// What a queue that is behind would deliver could not be acked in time.
+    fn follow_queue(&mut self) {
+        let behind = *self.behind.borrow_and_update();
+        if behind && self.said_behind.is_none_or(|at| at.elapsed() > SAY_BEHIND_EVERY) {
+            self.said_behind = Some(Instant::now());
+            tracing::warn!("the queue takes long to record outcomes: nothing is pulled until it has caught up");
+        }
+        self.pause_or_resume();
+    }
+
+    fn pause_or_resume(&mut self) {
+        let can_start = self.capabilities.borrow().is_some();
+        if !can_start || self.draining || *self.behind.borrow() {
+            self.planner.pause();
+        } else if self.planner.is_paused() {
             self.planner.resume();
         }
     }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     executor::Executor,
+    lambda,
     launch::{Ended, ExitStatus},
 };
 
@@ -79,7 +80,10 @@ impl Search {
     pub(crate) fn new(executor: Arc<dyn Executor>) -> Self {
         let launchers = executor.capabilities();
         let open = vec![Runtime::Python, Runtime::Node, Runtime::Bash];
-        Self { executor, launchers, found: Runtimes::default(), open, looks: 0 }
+        // Their packages bring all that they need, and the agent what they speak to.
+        let (runtime, program) = (Runtime::Lambda, "bootstrap".to_owned());
+        let lambda = Interpreter { runtime, program, version: lambda::VERSION.to_owned() };
+        Self { executor, launchers, found: Runtimes(vec![lambda]), open, looks: 0 }
     }
 
     /// What the first look finds; later, all that is found once that is more. Never ends when nothing more can be.
@@ -154,7 +158,7 @@ async fn first_that_answers(executor: &dyn Executor, runtime: Runtime) -> Tried 
         Runtime::Python => ("python3", &["-I", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])"]),
         Runtime::Node => ("node", &["-p", "process.versions.node"]),
         Runtime::Bash => ("bash", &["-c", "echo ${BASH_VERSINFO[0]}.${BASH_VERSINFO[1]}.${BASH_VERSINFO[2]}"]),
-        Runtime::Native => return Tried::Absent,
+        Runtime::Native | Runtime::Lambda => return Tried::Absent,
     };
     let mut tried = Tried::Absent;
     for directory in DIRECTORIES {

@@ -16,6 +16,7 @@ mod error;
 mod keys;
 mod model;
 mod output;
+mod packages;
 mod payload;
 mod progress;
 mod project;

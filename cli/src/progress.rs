@@ -47,6 +47,20 @@ pub(crate) async fn waiting<T>(out: Output, what: String, work: impl Future<Outp
     done
 }
 
+/// A spinner whose text changes; elsewhere than on a terminal the text is a note, once.
+pub(crate) fn spinner(out: Output, what: &str) -> ProgressBar {
+    let bar = hidden_unless_terminal(out, ProgressBar::new_spinner());
+    if bar.is_hidden() {
+        out.note(what);
+        return bar;
+    }
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.set_message(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
 fn hidden_unless_terminal(out: Output, bar: ProgressBar) -> ProgressBar {
     if !out.stderr_is_terminal || out.json {
         bar.set_draw_target(ProgressDrawTarget::hidden());

@@ -6,11 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flux_protocol::{
-    FunctionName, FunctionSpec,
-    function::{Runtime, parse_yaml},
-    limits,
-};
+use flux_protocol::{FunctionName, FunctionSpec, function::parse_yaml, limits};
 
 use crate::error::CliError;
 
@@ -26,13 +22,38 @@ pub(crate) struct Project {
 }
 
 /// Reads and checks everything that can be checked before the gateway is asked.
-pub(crate) fn read(path: &Path, name: Option<&FunctionName>) -> Result<Project, CliError> {
+/// `packages` are put beside a folder's own files.
+pub(crate) fn read(path: &Path, name: Option<&FunctionName>, packages: Option<&Path>) -> Result<Project, CliError> {
     let meta = std::fs::metadata(path)
         .map_err(|source| CliError::local(format!("{} cannot be read", path.display()), source))?;
-    if meta.is_dir() { read_dir(path, name) } else { read_zip(path, name) }
+    if meta.is_dir() { read_dir(path, name, packages) } else { read_zip(path, name) }
 }
 
-fn read_dir(dir: &Path, name: Option<&FunctionName>) -> Result<Project, CliError> {
+/// What a folder's own configuration says.
+pub(crate) fn specification(dir: &Path, name: Option<&FunctionName>) -> Result<FunctionSpec, CliError> {
+    read_configuration(dir, name).map(|(spec, _)| spec)
+}
+
+/// A folder's own files.
+pub(crate) fn pack(dir: &Path) -> Result<Bytes, CliError> {
+    flux_artifacts::pack_dir(dir).map_err(|error| not_packed(dir, &error))
+}
+
+fn not_packed(dir: &Path, error: &flux_artifacts::ArchiveError) -> CliError {
+    CliError::problem(format!("{} cannot be packed: {error}", dir.display()), PACK_REMEDY)
+}
+
+fn read_dir(dir: &Path, name: Option<&FunctionName>, packages: Option<&Path>) -> Result<Project, CliError> {
+    let (spec, configuration) = read_configuration(dir, name)?;
+    check_handler(dir, &spec)?;
+    let archive = match packages {
+        Some(packages) => flux_artifacts::pack_with(dir, packages).map_err(|error| not_packed(dir, &error))?,
+        None => pack(dir)?,
+    };
+    Ok(Project { name: spec.name, configuration: Some(configuration), archive })
+}
+
+fn read_configuration(dir: &Path, name: Option<&FunctionName>) -> Result<(FunctionSpec, String), CliError> {
     let file = dir.join(CONFIGURATION);
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
@@ -44,14 +65,10 @@ fn read_dir(dir: &Path, name: Option<&FunctionName>) -> Result<Project, CliError
         }
         Err(source) => return Err(CliError::local(format!("{} cannot be read", file.display()), source)),
     };
-    let (spec, configuration) = configuration(&file, text, name)?;
-    check_handler(dir, &spec)?;
-    let archive = flux_artifacts::pack_dir(dir)
-        .map_err(|error| CliError::problem(format!("{} cannot be packed: {error}", dir.display()), PACK_REMEDY))?;
-    Ok(Project { name: spec.name, configuration: Some(configuration), archive })
+    configuration(&file, text, name)
 }
 
-const PACK_REMEDY: &str = "deploy a directory that holds what the function needs, and nothing else";
+pub(crate) const PACK_REMEDY: &str = "deploy a directory that holds what the function needs, and nothing else";
 
 fn configuration(file: &Path, text: String, name: Option<&FunctionName>) -> Result<(FunctionSpec, String), CliError> {
     let wrong = |source| CliError::Configuration { path: file.to_owned(), source };
@@ -92,7 +109,7 @@ fn check_handler(dir: &Path, spec: &FunctionSpec) -> Result<(), CliError> {
             ));
         }
     };
-    if spec.runtime == Runtime::Native && meta.permissions().mode() & 0o111 == 0 {
+    if spec.runtime.executes_file() && meta.permissions().mode() & 0o111 == 0 {
         return Err(CliError::problem(
             format!("the handler {} cannot be run", handler.display()),
             format!("chmod +x {}", handler.display()),
@@ -121,6 +138,7 @@ fn read_zip(path: &Path, name: Option<&FunctionName>) -> Result<Project, CliErro
         (Some(text), name) => {
             let text = String::from_utf8_lossy(&text).into_owned();
             let (spec, configuration) = configuration(&inside, text, name)?;
+            check_packages(path, &archive, &spec)?;
             Ok(Project { name: spec.name, configuration: Some(configuration), archive })
         }
         (None, Some(name)) => Ok(Project { name: name.clone(), configuration: None, archive }),
@@ -129,6 +147,27 @@ fn read_zip(path: &Path, name: Option<&FunctionName>) -> Result<Project, CliErro
             "put one in, or say which registered function it is for: --name",
         )),
     }
+}
+
+/// Packages are installed beside a folder; a zip is taken as it is, and has them.
+fn check_packages(path: &Path, archive: &Bytes, spec: &FunctionSpec) -> Result<(), CliError> {
+    // What cannot be read is the gateway's to refuse.
+    let (Some(list), Ok(summary)) = (spec.runtime.package_list(), flux_artifacts::archive::inspect(archive)) else {
+        return Ok(());
+    };
+    let text =
+        flux_artifacts::archive::read_entry(archive, list, limits::PACKAGE_LIST).ok().flatten().unwrap_or_default();
+    let asks = spec.runtime.asks_for_packages(&String::from_utf8_lossy(&text));
+    if !asks || summary.files().any(|file| spec.runtime.is_of_a_package(file)) {
+        return Ok(());
+    }
+    Err(CliError::problem(
+        format!("{list} in {} names packages, and the zip has none", path.display()),
+        format!(
+            "deploy the folder, whose packages are installed; or put them in before zipping: {}",
+            spec.runtime.install_by_hand()
+        ),
+    ))
 }
 
 /// The directory to watch, for `--watch`.

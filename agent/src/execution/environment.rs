@@ -7,7 +7,7 @@ use flux_launcher::wire::{Limits, Network, SpawnRequest};
 use flux_protocol::{ExecutionId, FunctionVersion, Timestamp, function, limits, trace::TraceParent};
 
 use super::Secrets;
-use crate::{code::CodeFolder, node::Addresses, runtimes::Interpreter};
+use crate::{code::CodeFolder, lambda, node::Addresses, runtimes::Interpreter};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
 const PIDS: u32 = 1_024;
@@ -38,7 +38,7 @@ pub(super) fn request(
 ) -> SpawnRequest {
     let mut request = bare(version, code);
     request.env = environment(version, seen);
-    request.env.extend(seen.secrets.variables());
+    give(&mut request, seen.secrets);
     request.args = seen.args.to_vec();
     match shell {
         Some(shell) => {
@@ -51,20 +51,37 @@ pub(super) fn request(
     request
 }
 
+/// Puts secrets into its environment, in the place of whatever else has their names.
+pub(super) fn give(request: &mut SpawnRequest, secrets: &Secrets) {
+    request.env.retain(|(name, _)| !secrets.has(name));
+    request.env.extend(secrets.variables());
+}
+
 /// A worker's process, which its interpreter is told to be.
 pub(super) fn worker_request(
     version: &FunctionVersion,
     code: &CodeFolder,
     addresses: &Addresses,
-    secrets: &Secrets,
     interpreter: &Interpreter,
     arguments: &[&str],
 ) -> SpawnRequest {
     let mut request = bare(version, code);
     request.env = with_own(version, of_the_node(version, addresses));
-    request.env.extend(secrets.variables());
     request.program.clone_from(&interpreter.program);
     request.args = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    request
+}
+
+/// A worker that is the program of a Lambda package.
+pub(super) fn bootstrap_request(version: &FunctionVersion, code: &CodeFolder, addresses: &Addresses) -> SpawnRequest {
+    let mut request = bare(version, code);
+    let mut own = of_the_node(version, addresses);
+    own.extend(lambda::environment(version));
+    request.env = with_own(version, Vec::new());
+    request.env.retain(|(name, _)| !own.iter().any(|(own, _)| own == name));
+    request.env.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    request.program = version.spec.entry().files.swap_remove(0);
+    request.listens = true;
     request
 }
 

@@ -34,10 +34,11 @@ impl Attempt {
                 tracing::warn!(reply_to, "the reply was not sent; the outcome is in the record");
             }
         }
-        // The semaphore is never closed.
-        let _permit = self.node.finishing.acquire().await;
+        let on_its_way = self.node.finishing.begin().await;
         drop(room);
-        if self.record(status, encoded).await {
+        let recorded = self.record(status, encoded).await;
+        drop(on_its_way);
+        if recorded {
             self.node.ledger.ack(&self.execution).await;
         } else {
             self.node.ledger.release(&self.execution).await;
@@ -85,6 +86,8 @@ impl Attempt {
     }
 
     async fn put_output(&self, log: &OutputLog) -> Result<BlobRef, BrokerError> {
+        // One is in memory twice meanwhile. The semaphore is never closed.
+        let _storing = self.node.storing.acquire().await;
         let content = log.encode();
         let key = subject::output_blob(self.execution.id, self.execution.attempt());
         let blob = BlobRef { key, digest: Digest::of(&content), size: content.len() as u64 };

@@ -4,6 +4,9 @@
 //!  delivery ─► here already? ── yes ─► its ack handle replaces the old one, nothing starts
 //!                  │ no
 //!                  ▼
+//!           delivered before? ── another agent holds it, or recorded its outcome ─► let go, or acked
+//!                  │ no
+//!                  ▼
 //!             prepare ── cancelled, expired, too many losses, nothing to run ──┐
 //!                  │                                                           │
 //!                  ▼                                                           ▼
@@ -30,12 +33,13 @@ use std::sync::Arc;
 
 use flux_broker::Delivery;
 use flux_protocol::{
-    ErrorKind, ExecutionError, ExecutionId, FunctionVersion, Invocation, Outcome, OutcomeStatus, Phase, StatusMessage,
-    Timestamp, time, trace::TraceParent,
+    ErrorKind, ExecutionError, ExecutionId, FunctionVersion, Invocation, Outcome, OutcomeStatus, OutputLog, Phase,
+    StatusMessage, Timestamp, agent::Redelivery, limits, output::OutputTaken, time, trace::TraceParent,
 };
 use tracing::Instrument as _;
 
 use crate::{
+    doubt::Holder,
     held::{Begin, Execution, Settled, Stop},
     node::Node,
     room::Room,
@@ -58,6 +62,8 @@ pub(crate) struct Attempt {
     /// Once it is known.
     version: Option<Arc<FunctionVersion>>,
     started_at: Option<Timestamp>,
+    /// The room that its output takes until it is recorded.
+    output_taken: OutputTaken,
     trace: TraceParent,
 }
 
@@ -108,6 +114,7 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
         losses: redeliveries,
         version: None,
         started_at: None,
+        output_taken: OutputTaken::default(),
         trace,
     };
     attempt.see_through(room).instrument(span).await;
@@ -134,13 +141,26 @@ impl Drop for EndWithoutAWord {
 
 impl Attempt {
     async fn see_through(mut self, mut room: Room) {
+        match self.holder().await {
+            Holder::Nobody => {}
+            Holder::Another => {
+                tracing::info!(redeliveries = self.losses, "another agent holds it; it is left to that one");
+                return self.abandon().await;
+            }
+            Holder::Recorded => {
+                tracing::info!(redeliveries = self.losses, "another agent recorded its outcome");
+                self.node.ledger.ack(&self.execution).await;
+                self.execution.processes_gone(false);
+                return self.node.held.end(self.execution.id);
+            }
+        }
         let (outcome, by_cancel) = match self.prepare(&mut room).await {
             Prepared::Over(outcome) => (outcome, false),
             Prepared::Stopped(Stop::Cancelled(reason)) => (cancelled(&reason), true),
-            Prepared::Stopped(Stop::Abandoned) => return self.abandon().await,
+            Prepared::Stopped(Stop::Abandoned) => return self.go_away().await,
             Prepared::Ready(ready) => match self.run_or_serve(&ready).await {
                 Ran::Ended { outcome, by_cancel } => (*outcome, by_cancel),
-                Ran::Abandoned => return self.abandon().await,
+                Ran::Abandoned => return self.go_away().await,
                 Ran::Lost => return self.give_back(room).await,
             },
         };
@@ -148,12 +168,39 @@ impl Attempt {
         self.finish(outcome, room).await;
     }
 
-    /// No outcome: another agent starts the next attempt once the broker misses our marks.
+    /// Whether another agent holds what was delivered again. A cancel waits for that: its answer is that nothing runs.
+    async fn holder(&self) -> Holder {
+        if !self.node.doubts.has_any_about(self.losses, self.stored_at) || self.losses > limits::HOLDERS_BELIEVED {
+            return Holder::Nobody;
+        }
+        self.execution.set_in_doubt(true);
+        let asked = Redelivery {
+            execution_id: self.execution.id,
+            position: self.execution.position().clone(),
+            attempt: self.execution.attempt(),
+        };
+        let holder = self.node.doubts.holder(asked).await;
+        self.execution.set_in_doubt(false);
+        holder
+    }
+
+    /// All that it printed, at its end.
+    fn take_output(&mut self) -> OutputLog {
+        let (log, taken) = std::mem::take(&mut *self.execution.output.lock()).finish_and_hold();
+        self.output_taken = taken;
+        log
+    }
+
+    /// No outcome: whoever else holds it goes on, or another agent starts the next attempt once the broker misses our marks.
     async fn abandon(self) {
-        tracing::info!("given up: this agent goes away");
         self.node.ledger.release(&self.execution).await;
         self.execution.processes_gone(false);
         self.node.held.end(self.execution.id);
+    }
+
+    async fn go_away(self) {
+        tracing::info!("given up: this agent goes away");
+        self.abandon().await;
     }
 
     /// Its launcher was lost, and its processes with it. The number of the next attempt must grow also where this

@@ -121,7 +121,7 @@ impl Attempt {
             Watched::Ended(Ended::Finished(report)) => report,
             Watched::Answered(never) => match never {},
         };
-        let output = std::mem::take(&mut *self.execution.output.lock()).finish();
+        let output = self.take_output();
         let mut outcome = outcome::of_process(&report, ending.as_ref(), spec, started_at_us, output, &mut self.notes);
         outcome.start = Some(Start::COLD);
         let by_cancel = outcome.status == OutcomeStatus::Cancelled;

@@ -36,6 +36,10 @@ impl Secrets {
         self.values.iter().map(|(name, value)| (name.to_string(), value.clone()))
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.keys().any(|known| known.as_str() == name)
+    }
+
     pub(crate) fn hidden(&self) -> Option<&Patterns> {
         self.hidden.as_ref()
     }

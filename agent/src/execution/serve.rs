@@ -4,6 +4,8 @@
 //! worker waits for the next, unless something speaks against that.
 
 use std::{
+    io,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,6 +15,7 @@ use flux_launcher::wire::{EndedReport, ExitStatus};
 use flux_protocol::{
     ErrorKind, ExecutionError, FunctionSpec, Outcome, OutcomeStatus, Stream, Timestamp, Usage,
     execution::{Start, StartKind},
+    function::Runtime,
     limits, time,
 };
 use flux_secrets::{Patterns, Redactor};
@@ -21,7 +24,7 @@ use futures::FutureExt as _;
 use nix::libc::SIGKILL;
 
 use super::{
-    Attempt, environment,
+    Attempt, Secrets, environment,
     outcome::{self, Ending},
     output::Capture,
     prepare::Ready,
@@ -29,8 +32,9 @@ use super::{
 };
 use crate::{
     executor::Process,
+    lambda::RuntimeApi,
     launch::{Ended, LaunchError},
-    warm::{Exchange, FirstWords, Key, Lease, Parts, Served, Unfit, Worker},
+    warm::{Channel, Exchange, FirstWords, Key, Lease, Parts, Served, Talk, Unfit, Worker},
 };
 
 /// A worker that closed its channel is ending, or is ended.
@@ -42,7 +46,7 @@ struct Invoked {
     ending: Option<Ending>,
     started: Instant,
     started_at_us: u64,
-    first: bool,
+    is_new: bool,
 }
 
 impl Attempt {
@@ -59,21 +63,21 @@ impl Attempt {
             let _claim = self.node.warm.claim(spec.resources.memory);
             let (lease, waiting) = taken;
             let began = Instant::now();
-            let (worker, first) = match waiting {
-                Some(worker) => (worker, None),
+            let (worker, is_new) = match waiting {
+                Some(worker) => (worker, false),
                 None => match self.start_worker_within(ready).await {
-                    Ok((worker, first)) => (worker, Some(first)),
+                    Ok(worker) => (worker, true),
                     Err(not_started) => return not_started.ran(),
                 },
             };
-            if let Some(ran) = self.served_by(ready, worker, first, lease, began).await {
+            if let Some(ran) = self.served_by(ready, worker, is_new, lease, began).await {
                 return ran;
             }
             tracing::debug!("a worker ended just before its invocation; another one serves it");
         }
     }
 
-    async fn start_worker_within(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
+    async fn start_worker_within(&self, ready: &Ready) -> Result<Worker, Started> {
         let mut trouble = Trouble::default();
         loop {
             match self.start_worker(ready).await {
@@ -83,7 +87,41 @@ impl Attempt {
         }
     }
 
-    async fn start_worker(&self, ready: &Ready) -> Result<(Worker, FirstWords), Started> {
+    async fn start_worker(&self, ready: &Ready) -> Result<Worker, Started> {
+        let spec = &ready.version.spec;
+        let secrets = self.secrets(&ready.version).await?;
+        let parts = Parts::make().map_err(refused)?;
+        let pipes = parts.pipes;
+        let (process, talk) = match spec.runtime {
+            Runtime::Lambda => self.start_bootstrap(ready, &secrets, parts.stdio).await?,
+            _ => self.start_interpreter(ready, &secrets, parts.stdio).await?,
+        };
+        tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
+        let (version, code) = (Arc::clone(&ready.version), ready.code.clone());
+        Ok(Worker { process, talk, pipes, served: 0, cpu_us: 0, version, secrets, _code: code })
+    }
+
+    async fn start_bootstrap(
+        &self,
+        ready: &Ready,
+        secrets: &Secrets,
+        stdio: [OwnedFd; 3],
+    ) -> Result<(Box<dyn Process>, Talk), Started> {
+        let version = &ready.version;
+        let mut request = environment::bootstrap_request(version, &ready.code, &self.node.addresses);
+        environment::give(&mut request, secrets);
+        let mut process = self.spawned(self.node.executor.spawn(request, stdio)).await?;
+        let listener = process.take_listener().ok_or_else(|| refused(io::ErrorKind::NotConnected.into()))?;
+        let api = RuntimeApi::new(listener.into(), process.pid(), process.census(), &version.spec).map_err(refused)?;
+        Ok((process, Talk::Lambda(Box::new(api))))
+    }
+
+    async fn start_interpreter(
+        &self,
+        ready: &Ready,
+        secrets: &Secrets,
+        stdio: [OwnedFd; 3],
+    ) -> Result<(Box<dyn Process>, Talk), Started> {
         let spec = &ready.version.spec;
         let interpreter = self.node.runtimes.read().of(spec.runtime).cloned();
         let found = interpreter.zip(bootstrap::of(spec.runtime));
@@ -91,31 +129,14 @@ impl Attempt {
             let message = format!("this agent has no `{}`; another one may", spec.runtime);
             return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
         };
-        let secrets = self.secrets(&ready.version).await?;
-        let parts = Parts::make().map_err(|error| Started::Refused(LaunchError::Socket(error)))?;
-        let addresses = &self.node.addresses;
-        let request = environment::worker_request(
-            &ready.version,
-            &ready.code,
-            addresses,
-            &secrets,
-            &interpreter,
-            bootstrap.arguments,
-        );
-        let spawn = self.node.executor.spawn_worker(request, parts.stdio, parts.their_channel);
-        let process = self.spawned(spawn).await?;
-        tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
-        let worker = Worker {
-            process,
-            channel: parts.channel,
-            pipes: parts.pipes,
-            served: 0,
-            cpu_us: 0,
-            version: Arc::clone(&ready.version),
-            secrets,
-            _code: ready.code.clone(),
-        };
-        Ok((worker, FirstWords { bootstrap, load: Load::from(spec.entry()) }))
+        let first = FirstWords { bootstrap, load: Load::from(spec.entry()) };
+        let (channel, their_channel) = Channel::pair(first).map_err(refused)?;
+        let (version, addresses) = (&ready.version, &self.node.addresses);
+        let mut request =
+            environment::worker_request(version, &ready.code, addresses, &interpreter, bootstrap.arguments);
+        environment::give(&mut request, secrets);
+        let process = self.spawned(self.node.executor.spawn_worker(request, stdio, their_channel)).await?;
+        Ok((process, Talk::Framed(channel)))
     }
 
     /// `None`: the worker was gone, and nothing of the invocation has reached it.
@@ -123,16 +144,14 @@ impl Attempt {
         &mut self,
         ready: &Ready,
         mut worker: Worker,
-        first: Option<FirstWords>,
+        is_new: bool,
         lease: Lease,
         began: Instant,
     ) -> Option<Ran> {
         let spec = &ready.version.spec;
         let started = Instant::now();
-        let started_at_us = match &first {
-            Some(_) => worker.process.started_at_us(),
-            None => u64::try_from(time::now().as_micros()).unwrap_or(0),
-        };
+        let started_at_us =
+            if is_new { worker.process.started_at_us() } else { u64::try_from(time::now().as_micros()).unwrap_or(0) };
         self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
         let call = self.call(ready);
         let hidden = worker.secrets.hidden().cloned();
@@ -141,7 +160,7 @@ impl Attempt {
         let mut capture = Capture::new(node, execution, attempt, worker.pipes, hidden.as_ref());
         let mut ending = None;
         let mut watched = {
-            let exchange = worker.channel.exchange(first.as_ref(), &call, &ready.payload);
+            let exchange = worker.talk.exchange(&call, &ready.payload);
             tokio::pin!(exchange);
             let watched = self.watch(&mut *worker.process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
             match watched {
@@ -155,10 +174,15 @@ impl Attempt {
                 watched => watched,
             }
         };
-        let ended_unheard = || {
-            first.is_none() && ending.is_none() && matches!(watched, Watched::Ended(_)) && worker.channel.is_unread()
-        };
-        if matches!(watched, Watched::Answered(Exchange::NotSent)) || ended_unheard() {
+        if matches!(watched, Watched::Ended(_))
+            && ending.is_none()
+            && let Some(served) = worker.talk.take_answer()
+        {
+            watched = Watched::Answered(Exchange::Served(served));
+        }
+        let ended_unheard =
+            !is_new && ending.is_none() && matches!(watched, Watched::Ended(_)) && worker.talk.is_unread();
+        if matches!(watched, Watched::Answered(Exchange::NotSent)) || ended_unheard {
             return None;
         }
         if let Watched::Answered(Exchange::Closed) = watched {
@@ -170,7 +194,7 @@ impl Attempt {
             let _ = tokio::time::timeout(limits::PIPE_DRAIN, capture.pump()).await;
         }
         worker.pipes = capture.finish().await;
-        let invoked = Invoked { watched, ending, started, started_at_us, first: first.is_some() };
+        let invoked = Invoked { watched, ending, started, started_at_us, is_new };
         Some(self.conclude(spec, worker, lease, invoked, began).await)
     }
 
@@ -183,10 +207,10 @@ impl Attempt {
         invoked: Invoked,
         began: Instant,
     ) -> Ran {
-        let Invoked { watched, ending, started, started_at_us, first } = invoked;
+        let Invoked { watched, ending, started, started_at_us, is_new } = invoked;
         let hidden = worker.secrets.hidden().cloned();
         let watched = redacted(watched, hidden.as_ref());
-        let mut start = if first { Start::COLD } else { Start::WARM };
+        let mut start = if is_new { Start::COLD } else { Start::WARM };
         let mut outcome = match watched {
             Watched::Abandoned => return Ran::Abandoned,
             Watched::Ended(Ended::LauncherLost) if ending.is_none() => return Ran::Lost,
@@ -194,7 +218,8 @@ impl Attempt {
                 self.of_its_end(&nobody_saw(), ending.as_ref(), spec, started_at_us, worker.cpu_us)
             }
             Watched::Ended(Ended::Finished(report)) => {
-                self.of_its_end(&report, ending.as_ref(), spec, started_at_us, worker.cpu_us)
+                let outcome = self.of_its_end(&report, ending.as_ref(), spec, started_at_us, worker.cpu_us);
+                if ending.is_none() && worker.talk.never_asked() { not_begun(outcome) } else { outcome }
             }
             Watched::Answered(Exchange::Served(served)) => {
                 if let Some(loaded_at) = served.loaded_at {
@@ -219,6 +244,11 @@ impl Attempt {
             Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_)) if let Some(ending) = &ending => {
                 end(&mut *worker.process).await;
                 self.ended_by(ending)
+            }
+            Watched::Answered(Exchange::NotLoaded(fault)) if spec.runtime == Runtime::Lambda => {
+                let error = raised(fault);
+                let message = format!("its `bootstrap` could not be initialised: {}", error.message);
+                self.failed_with(ExecutionError { message, ..error })
             }
             Watched::Answered(Exchange::NotLoaded(fault)) => self.failed_with(not_loaded(fault)),
             Watched::Answered(Exchange::Nonsense(problem)) => {
@@ -266,6 +296,10 @@ impl Attempt {
             }
             Unfit::Threads(left) => Some(format!("{left} of its threads still ran")),
             Unfit::Processes => Some("processes that it had started still ran".to_owned()),
+            Unfit::DoesNotAsk => {
+                let seconds = limits::LAMBDA_ASKS_AGAIN.as_secs();
+                Some(format!("it did not ask for its next invocation within {seconds} s"))
+            }
             Unfit::Memory => Some(format!("it held more than {} % of its memory", limits::WORKER_MEMORY_PERCENT)),
             Unfit::Ends | Unfit::Invocations | Unfit::Replaced => None,
         };
@@ -329,8 +363,8 @@ impl Attempt {
     }
 
     /// A success that has what was printed, and nothing else.
-    fn printed(&self) -> Outcome {
-        let output = std::mem::take(&mut *self.execution.output.lock()).finish();
+    fn printed(&mut self) -> Outcome {
+        let output = self.take_output();
         Outcome {
             status: OutcomeStatus::Success,
             error: None,
@@ -342,6 +376,24 @@ impl Attempt {
             will_retry: false,
         }
     }
+}
+
+fn refused(error: io::Error) -> Started {
+    Started::Refused(LaunchError::Socket(error))
+}
+
+/// A Lambda package whose program ended before it asked for anything.
+fn not_begun(mut outcome: Outcome) -> Outcome {
+    if let Some(error) = &mut outcome.error {
+        let how = std::mem::take(&mut error.message);
+        error.message = match (error.kind, error.exit_code) {
+            (ErrorKind::Exit, Some(0)) => {
+                "its `bootstrap` ended with code 0 and never asked for an invocation".to_owned()
+            }
+            _ => format!("its `bootstrap` ended before it asked for an invocation: {how}"),
+        };
+    }
+    outcome
 }
 
 /// Waits for the process of a worker that closed its channel, and ends one that lives on.
@@ -380,6 +432,7 @@ fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Ex
             Watched::Answered(Exchange::Served(Served { answer, ..served }))
         }
         Watched::Answered(Exchange::NotLoaded(raised)) => Watched::Answered(Exchange::NotLoaded(fault(raised))),
+        Watched::Answered(Exchange::Nonsense(said)) => Watched::Answered(Exchange::Nonsense(text(said))),
         other => other,
     }
 }

@@ -36,6 +36,8 @@ const UNSENT: usize = 16_384;
 struct Pending {
     /// Until `Started`, `Ran` or `Refused` came; and what the started one will hear its end by.
     started: Option<(StartedSender, oneshot::Receiver<EndedReport>)>,
+    /// A worker that listens: its socket comes first of what comes with `Started`.
+    listens: bool,
     ended: oneshot::Sender<EndedReport>,
 }
 
@@ -134,7 +136,10 @@ impl Connection {
         let (started_tx, started_rx) = oneshot::channel();
         let (ended_tx, ended_rx) = oneshot::channel();
         match this.pending.lock().as_mut() {
-            Some(pending) => pending.insert(id, Pending { started: Some((started_tx, ended_rx)), ended: ended_tx }),
+            Some(pending) => {
+                let listens = request.listens;
+                pending.insert(id, Pending { started: Some((started_tx, ended_rx)), listens, ended: ended_tx })
+            }
             None => return Err(NEVER_SENT),
         };
         let sent = this.send_request(&encoded, &descriptors).await;
@@ -243,22 +248,26 @@ impl Connection {
         let Some(pending) = guard.as_mut() else {
             return;
         };
-        let running = |id, pid, started_at_us, ended| {
-            Running::new(Arc::clone(self), id, pid, started_at_us, ended).in_cgroup(fds.into_iter().next())
+        let mut fds = fds.into_iter();
+        let mut running = |id, pid, started_at_us, ended, listens: bool| {
+            let listener = if listens { fds.next() } else { None };
+            Running::new(Arc::clone(self), id, pid, started_at_us, ended).listening_on(listener).in_cgroup(fds.next())
         };
         match reply {
             Reply::Ran { pid, started_at_us, ended } => {
                 if let Some(entry) = pending.remove(&ended.id) {
                     let _ = entry.ended.send(ended);
                     if let Some((waiter, heard)) = entry.started {
-                        let _ = waiter.send(Ok(running(ended.id, pid, started_at_us, heard)));
+                        let _ = waiter.send(Ok(running(ended.id, pid, started_at_us, heard, false)));
                     }
                 }
             }
             Reply::Started { id, pid, started_at_us } => {
-                match pending.get_mut(&id).and_then(|entry| entry.started.take()) {
+                match pending.get_mut(&id).and_then(|entry| Some((entry.started.take()?, entry.listens))) {
                     // Dropped, here or on its way, by a caller that gave up: it is killed.
-                    Some((waiter, heard)) => drop(waiter.send(Ok(running(id, pid, started_at_us, heard)))),
+                    Some(((waiter, heard), listens)) => {
+                        drop(waiter.send(Ok(running(id, pid, started_at_us, heard, listens))));
+                    }
                     // The caller gave up before the request was sent whole.
                     None => self.kill(id, nix::libc::SIGKILL),
                 }

@@ -27,7 +27,7 @@ use tokio::io::unix::AsyncFd;
 use connection::Connection;
 pub use flux_launcher::wire::{EndedReport, ExitStatus, Limits, Network};
 pub use pool::{LauncherPool, Source};
-pub use running::{Ended, Killer, Running};
+pub use running::{Census, Ended, Killer, Running};
 
 /// A background future: run it until it ends, or nothing is received.
 pub type Driver = BoxFuture<'static, ()>;

@@ -30,6 +30,19 @@ pub struct Running {
     outcome: Option<Ended>,
     /// A worker's cgroup.
     cgroup: Option<OwnedFd>,
+    /// Where a worker is spoken to that listens.
+    listener: Option<OwnedFd>,
+}
+
+/// Tells who lives in a worker's cgroup.
+#[derive(Debug)]
+pub struct Census(OwnedFd);
+
+impl Census {
+    /// How many processes do, as far as a short look tells: from some on it says a few.
+    pub fn count(&self) -> Option<usize> {
+        members(&self.0).ok()
+    }
 }
 
 /// Room for a few pids: more than one is too many.
@@ -64,7 +77,23 @@ impl Running {
             ended: Some(ended),
             outcome: None,
             cgroup: None,
+            listener: None,
         }
+    }
+
+    pub(super) fn listening_on(mut self, listener: Option<OwnedFd>) -> Self {
+        self.listener = listener;
+        self
+    }
+
+    /// The socket that the launcher listens on for it, once.
+    pub fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
+    }
+
+    /// Of a worker that is in a cgroup.
+    pub fn census(&self) -> Option<Census> {
+        self.cgroup.as_ref()?.try_clone().ok().map(Census)
     }
 
     pub(super) fn in_cgroup(mut self, cgroup: Option<OwnedFd>) -> Self {

@@ -26,6 +26,8 @@ const READ: usize = 16 * limits::KIB;
 #[derive(Debug)]
 pub(crate) struct Channel {
     stream: UnixStream,
+    /// Until its first invocation.
+    first: Option<FirstWords>,
     decoder: Decoder,
     out: Vec<u8>,
 }
@@ -76,11 +78,11 @@ impl From<FrameError> for Unheard {
 
 impl Channel {
     /// A channel, and the worker's end of it, which reads as any file does: waiting.
-    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn pair(first: FirstWords) -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let stream = UnixStream::from_std(ours)?;
-        Ok((Self { stream, decoder: Decoder::default(), out: Vec::new() }, theirs.into()))
+        Ok((Self { stream, first: Some(first), decoder: Decoder::default(), out: Vec::new() }, theirs.into()))
     }
 
     /// Whether it is open, and the worker says nothing unasked.
@@ -97,9 +99,10 @@ impl Channel {
         heard == Err(nix::errno::Errno::ECONNRESET)
     }
 
-    /// Has one invocation served. `first` is what comes before a worker's first one.
-    pub(crate) async fn exchange(&mut self, first: Option<&FirstWords>, call: &Call, payload: &Bytes) -> Exchange {
-        if let Err(error) = self.send(first, call, payload).await {
+    /// Has one invocation served.
+    pub(crate) async fn exchange(&mut self, call: &Call, payload: &Bytes) -> Exchange {
+        let first = self.first.take();
+        if let Err(error) = self.send(first.as_ref(), call, payload).await {
             tracing::debug!(%error, "an invocation was not sent whole");
             // What is said before its end, such as why the handler cannot be loaded, is still there.
             if first.is_none() {

@@ -19,6 +19,7 @@
 mod channel;
 mod line;
 mod shelf;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -33,10 +34,11 @@ use flux_protocol::FunctionName;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-pub(crate) use channel::{Exchange, FirstWords, Served};
+pub(crate) use channel::{Channel, Exchange, FirstWords, Served};
 use line::Line;
 pub(crate) use shelf::Key;
 use shelf::Shelf;
+pub(crate) use talk::Talk;
 pub(crate) use worker::{Parts, Unfit, Worker};
 
 #[derive(Default)]

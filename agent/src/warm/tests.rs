@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use flux_protocol::{FunctionName, FunctionVersion, Timestamp, function::parse_yaml};
 
-use super::{Key, Parts, WarmPool, Worker};
+use super::{Channel, FirstWords, Key, Parts, Talk, WarmPool, Worker};
 use crate::{code::CodeFolder, executor::Process, launch::Ended};
 
 /// It never ends.
@@ -37,12 +37,15 @@ impl Process for Lasting {
 
 /// A worker, and what keeps its channel and pipes open.
 fn worker() -> (Worker, impl Sized) {
-    let Parts { stdio, their_channel, channel, pipes } = Parts::make().expect("a worker's parts");
+    let Parts { stdio, pipes } = Parts::make().expect("a worker's parts");
     let spec = parse_yaml("name: f\nruntime: python\nhandler: main.f").expect("a function");
+    let bootstrap = flux_worker::bootstrap::of(spec.runtime).expect("it has workers");
+    let first = FirstWords { bootstrap, load: spec.entry().into() };
+    let (channel, their_channel) = Channel::pair(first).expect("a channel");
     let version = FunctionVersion { version: 1, digest: None, spec, created_at: Timestamp::default() };
     let worker = Worker {
         process: Box::new(Lasting),
-        channel,
+        talk: Talk::Framed(channel),
         pipes,
         served: 0,
         cpu_us: 0,

@@ -6,7 +6,7 @@ use flux_protocol::{FunctionVersion, limits};
 use flux_worker::Used;
 use futures::FutureExt as _;
 
-use super::channel::Channel;
+use super::talk::Talk;
 use crate::{
     code::CodeFolder,
     execution::{Secrets, Source, output_pipe},
@@ -16,7 +16,7 @@ use crate::{
 /// Dropped, it is killed with everything in its slot.
 pub(crate) struct Worker {
     pub(crate) process: Box<dyn Process>,
-    pub(crate) channel: Channel,
+    pub(crate) talk: Talk,
     /// stdout and stderr.
     pub(crate) pipes: [Source; 2],
     pub(crate) served: u64,
@@ -32,8 +32,6 @@ pub(crate) struct Worker {
 /// What a worker's process is started with, and the agent's ends of it.
 pub(crate) struct Parts {
     pub(crate) stdio: [OwnedFd; 3],
-    pub(crate) their_channel: OwnedFd,
-    pub(crate) channel: Channel,
     pub(crate) pipes: [Source; 2],
 }
 
@@ -42,9 +40,8 @@ impl Parts {
         let stdin = std::fs::File::open("/dev/null")?.into();
         let (stdout, read_stdout) = output_pipe()?;
         let (stderr, read_stderr) = output_pipe()?;
-        let (channel, their_channel) = Channel::pair()?;
         let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
-        Ok(Self { stdio: [stdin, stdout, stderr], their_channel, channel, pipes })
+        Ok(Self { stdio: [stdin, stdout, stderr], pipes })
     }
 }
 
@@ -59,6 +56,8 @@ pub(crate) enum Unfit {
     Threads(u32),
     /// Processes live beside it.
     Processes,
+    /// It has not asked for its next invocation.
+    DoesNotAsk,
     Memory,
     Invocations,
     /// Another version is current.
@@ -72,7 +71,7 @@ impl Worker {
 
     /// Whether it can take an invocation: it lives, and nothing was printed or said since its last one. What was is nobody's.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.channel.is_quiet() && self.pipes.iter().all(Source::is_silent)
+        self.talk.is_quiet() && self.pipes.iter().all(Source::is_silent)
     }
 
     /// What speaks against keeping it, now that it has answered.
@@ -94,10 +93,14 @@ impl Worker {
         if peak_bytes > most && resident_bytes(self.process.pid()).is_none_or(|bytes| bytes > most) {
             return Some(Unfit::Memory);
         }
-        if !self.process.is_alone().await {
+        let has_left = match self.talk.has_left_processes() {
+            Some(has_left) => has_left,
+            None => !self.process.is_alone().await,
+        };
+        if has_left {
             return Some(Unfit::Processes);
         }
-        None
+        (!self.talk.is_asking()).then_some(Unfit::DoesNotAsk)
     }
 }
 

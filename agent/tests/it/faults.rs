@@ -186,6 +186,66 @@ async fn a_broker_that_hangs_loses_nothing() {
     world.until_empty(Lane::Invoke, "f").await;
 }
 
+/// A server that was gone delivers again what it heard no marks of, before it hears any: to whoever asks first.
+#[tokio::test]
+async fn what_a_living_agent_holds_is_not_started_by_another_that_gets_it() {
+    let mut world = World::new().await;
+    let executor = FakeExecutor::new();
+    let (go, waits) = tokio::sync::watch::channel(false);
+    executor.program("f", move |_call| {
+        let mut waits = waits.clone();
+        async move {
+            waits.wait_for(|go| *go).await.expect("told");
+            End::Exit(0)
+        }
+    });
+    executor.program("after", |_call| async { End::Exit(0) });
+    world.deploy("name: after\nhandler: after").await;
+    world.deploy("name: f\nhandler: f").await;
+    let mut agents = Vec::new();
+    for _ in 0..3 {
+        agents.push(world.agent(&executor, World::settings()).await);
+    }
+    let mut ids = Vec::new();
+    for _ in 0..12 {
+        ids.push(world.invoke("f", "").await);
+    }
+    for id in &ids {
+        world.until_running(*id).await;
+    }
+    for _ in 0..2 {
+        let gone = std::time::Instant::now();
+        world.nats.kill9();
+        // Longer than it waits for marks.
+        flux_testkit::eventually(SOON, "all deliveries to be overdue", || {
+            std::future::ready(gone.elapsed() > limits::ACK_WAIT * 2)
+        })
+        .await;
+        world.nats.restart().await;
+        flux_testkit::eventually(SOON, "the connections", || async {
+            let queue = World::queue(Lane::Invoke, "f");
+            // As gateways do: what was in memory is gone.
+            let mut up = world.broker.provision(&[flux_protocol::PoolName::default()]).await.is_ok();
+            for agent in &agents {
+                up &= agent.broker.ping().await.is_ok();
+            }
+            up && world.broker.heat(&queue).await.is_ok()
+                && world.broker.depth(&queue).await.is_ok_and(|depth| depth == 12)
+        })
+        .await;
+        // What comes afterwards is started, so what was delivered before has been asked about.
+        let after = world.invoke("after", "").await;
+        world.end_of(after).await;
+    }
+    go.send_replace(true);
+    for id in ids {
+        let status = world.end_of(id).await;
+        assert_eq!(status.outcome.as_ref().expect("an outcome").status, OutcomeStatus::Success);
+    }
+    world.until_empty(Lane::Invoke, "f").await;
+    assert_eq!(executor.started(), 12 + 2, "each ran once");
+}
+
 #[tokio::test]
 async fn a_broker_that_restarts_loses_nothing() {
     let mut world = World::new().await;

@@ -8,6 +8,7 @@ mod cancel;
 mod drain;
 mod end_to_end;
 mod faults;
+mod lambda;
 mod node_workers;
 mod outcomes;
 mod output;

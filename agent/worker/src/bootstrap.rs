@@ -20,12 +20,12 @@ pub struct Bootstrap {
     pub program: &'static str,
 }
 
-/// `None` for a runtime without workers.
+/// `None` for a runtime without workers, and for `lambda`, whose workers bring their own.
 pub fn of(runtime: Runtime) -> Option<Bootstrap> {
     match runtime {
         // Isolated: neither the function's folder nor PYTHON* variables change what the bootstrap imports.
         Runtime::Python => Some(Bootstrap { arguments: &["-I", "-c", PYTHON_LOADER], program: PYTHON }),
         Runtime::Node => Some(Bootstrap { arguments: &["-e", NODE_LOADER], program: NODE }),
-        Runtime::Native | Runtime::Bash => None,
+        Runtime::Native | Runtime::Bash | Runtime::Lambda => None,
     }
 }

@@ -145,6 +145,17 @@ pub struct Fault {
     pub missing: bool,
 }
 
+impl Fault {
+    /// Its texts as long as they may be.
+    #[must_use]
+    pub fn cut(mut self) -> Self {
+        cut(&mut self.kind, limits::ERROR_TYPE);
+        cut(&mut self.message, limits::ERROR_MESSAGE);
+        cut(&mut self.stack, limits::ERROR_STACK);
+        self
+    }
+}
+
 /// What a worker says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromWorker {
@@ -247,12 +258,9 @@ fn is_json(body: &[u8]) -> Result<(), String> {
 }
 
 fn fault(kind: u8, body: &[u8]) -> Result<Fault, FrameError> {
-    let mut fault: Fault =
+    let fault: Fault =
         serde_json::from_slice(body).map_err(|error| FrameError::Json { kind, problem: error.to_string() })?;
-    cut(&mut fault.kind, limits::ERROR_TYPE);
-    cut(&mut fault.message, limits::ERROR_MESSAGE);
-    cut(&mut fault.stack, limits::ERROR_STACK);
-    Ok(fault)
+    Ok(fault.cut())
 }
 
 /// Longer texts end at a character, and say that they were cut.

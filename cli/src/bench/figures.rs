@@ -183,6 +183,13 @@ const TARGETS: &[Target] = &[
         &["output_p50_us"],
         &["core_p50_us", "echo_p50_us"],
     ),
+    target(
+        "L",
+        ["sync, a warm Lambda package (awslambdaric), p50 at c=1", "a warm Python handler over the framed protocol"],
+        at_most(2.0),
+        &["lambda_p50_us"],
+        &["framed_p50_us"],
+    ),
     target("P11", ["gateway, idle, resident MB", "a fixed size"], at_most(30.0), &["gateway_mb"], &[]),
     target("P11", ["agent, idle, resident MB", "a fixed size"], at_most(20.0), &["agent_mb"], &[]),
     target("P11", ["launcher, idle, resident MB", "a fixed size"], at_most(5.0), &["launcher_mb"], &[]),

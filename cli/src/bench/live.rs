@@ -6,7 +6,9 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{client::Client, error::CliError, sse};
+use flux_protocol::sse;
+
+use crate::{client::Client, error::CliError};
 
 /// The function that prints the time, again and again.
 pub(super) const TICKS: &str = "ticks";

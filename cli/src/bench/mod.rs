@@ -30,7 +30,7 @@ use live::TICKS;
 use peers::Peers;
 use report::Report;
 use round::{Bench, Measured};
-use subject::WARM;
+use subject::{LAMBDA, WARM};
 use yardstick::Yardsticks;
 
 #[derive(Debug, clap::Args)]
@@ -69,6 +69,8 @@ enum Part {
     Direct,
     /// A Python handler in a warm worker: sync calls and direct publishes (P1, P2, P7)
     Warm,
+    /// The same handler as a Lambda package, beside the warm worker
+    Lambda,
     /// Accepted to started, on an idle system (P8)
     Dispatch,
     /// Live output (P9)
@@ -160,7 +162,7 @@ async fn measure(args: Args, cx: &Context) -> Result<(), CliError> {
         Durabilities::Both => &[Durability::Process, Durability::Fsync],
     };
     let yardsticks = Yardsticks::find()?;
-    let bench = Bench {
+    let mut bench = Bench {
         effort,
         parts: if args.only.is_empty() { <Part as clap::ValueEnum>::value_variants().to_vec() } else { args.only },
         echo: yardsticks.echo()?,
@@ -172,6 +174,14 @@ async fn measure(args: Args, cx: &Context) -> Result<(), CliError> {
             round::beside(&args.function, WARM),
         ],
     };
+    // `make bench` puts AWS's client into it.
+    let lambda = round::beside(&args.function, LAMBDA);
+    if lambda.join("awslambdaric").is_dir() {
+        bench.functions.push(lambda);
+    } else {
+        bench.parts.retain(|part| *part != Part::Lambda);
+        cx.out.note("no Lambda package is measured: `make setup-bench echo-function` makes one");
+    }
 
     let peers = if args.peers { Some(Peers::find()?) } else { None };
 

@@ -14,7 +14,7 @@ use super::{
     figures::{Figures, summary},
     guarded::Server,
     live,
-    subject::{self, ECHO, Subject, WAITS, WARM, body, headers},
+    subject::{self, ECHO, LAMBDA, Subject, WAITS, WARM, body, headers},
     yardstick::{BODY, Load, Loaded, Yardsticks},
 };
 use crate::error::CliError;
@@ -119,6 +119,9 @@ impl Bench {
         if self.wants(Part::Warm) {
             self.warm(measured, &subject).await?;
         }
+        if self.wants(Part::Lambda) {
+            self.lambda(measured, &subject)?;
+        }
         if self.wants(Part::Async) {
             self.asynchronous(measured, &subject).await?;
         }
@@ -171,6 +174,21 @@ impl Bench {
         let published = self.yardsticks.publish(subject.queue_url(), &subject::queue(WARM)?, messages)?;
         measured.figures.add("warm_direct_per_s", published.executed_per_s);
         subject.until_done(WARM).await
+    }
+
+    /// The warm worker is measured again beside it: a part may be measured by itself.
+    fn lambda(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
+        let framed = self.load(&subject.execute_url(WARM), 1);
+        let framed = self.yardsticks.load(&framed.headers(&headers()).body(&body()))?;
+        let url = subject.execute_url(LAMBDA);
+        let (one, used) = self.costing(subject, &self.load(&url, 1).headers(&headers()).body(&body()))?;
+        measured.figures.add("framed_p50_us", framed.p50_us);
+        measured.figures.add("lambda_p50_us", one.p50_us);
+        measured.figures.add("lambda_p99_us", one.p99_us);
+        measured.costs.add("sync, a warm Lambda package, c=1", used, one.calls());
+        let many = self.yardsticks.load(&self.load(&url, MANY).headers(&headers()).body(&body()))?;
+        measured.figures.add("lambda_per_s", many.per_s);
+        Ok(())
     }
 
     async fn asynchronous(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {

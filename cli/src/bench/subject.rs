@@ -27,6 +27,8 @@ pub(super) const ECHO: &str = "echo";
 pub(super) const WAITS: &str = "waits";
 /// The Python handler.
 pub(super) const WARM: &str = "warm";
+/// The same, with AWS's own client.
+pub(super) const LAMBDA: &str = "lambda";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(10);
@@ -216,7 +218,7 @@ pub(super) async fn deploy(client: &Client, functions: &[PathBuf]) -> Result<(),
         client.request(Method::PUT, client.url(segments, &[])).header(CONTENT_TYPE, kind)
     };
     for (place, function) in functions.iter().enumerate() {
-        let project = project::read(function, None)?;
+        let project = project::read(function, None, None)?;
         let name = project.name.as_str();
         let configuration = project.configuration.unwrap_or_default();
         client.json(put(&["functions"], "application/yaml").body(configuration)).await?;

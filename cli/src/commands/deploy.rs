@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::CliError,
     model::Published,
-    progress,
+    packages, progress,
     project::{self, Project},
 };
 
@@ -72,7 +72,9 @@ fn report(cx: &Context, result: Result<(), CliError>) {
 }
 
 async fn deploy(args: &Args, cx: &Context) -> Result<(), CliError> {
-    let Project { name, configuration, archive } = project::read(&args.path, args.name.as_ref())?;
+    let packages = packages::install(&args.path, args.name.as_ref(), cx).await?;
+    let beside = packages.as_ref().map(|packages| packages.path.as_path());
+    let Project { name, configuration, archive } = project::read(&args.path, args.name.as_ref(), beside)?;
     let before = current_version(&name, cx).await?;
     if let Some(configuration) = configuration {
         let request = cx.client.request(Method::PUT, cx.client.url(&["functions"], &[]));

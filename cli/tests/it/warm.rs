@@ -98,7 +98,6 @@ async fn what_cannot_be_a_handler_is_refused_when_it_is_deployed() {
         ("name: f\nruntime: python\nhandler: main\n", "handler"),
         ("name: f\nruntime: node\nhandler: main\n", "handler"),
         ("name: f\nruntime: bash\nhandler: run.sh\nkeep_warm: 60\n", "keep_warm"),
-        ("name: f\nruntime: lambda\nhandler: bootstrap\n", "runtime"),
     ] {
         let refused = up.api.put("/functions", "application/yaml", yaml).await.expect(422);
         assert_eq!(refused.json["error"]["details"]["field"], field, "{}", refused.text());
@@ -107,6 +106,14 @@ async fn what_cannot_be_a_handler_is_refused_when_it_is_deployed() {
     let zip = flux_testkit::archive(&[File::plain("main.py", "def handler(p, c): pass\n")]);
     let refused = up.api.put("/deploy/f", "application/zip", zip).await.expect(422);
     assert!(refused.text().contains("`mian.py`") && refused.text().contains("`main.py`"), "{}", refused.text());
+    up.api.put("/functions", "application/yaml", "name: l\nruntime: lambda\nhandler: main.handler\n").await.expect(201);
+    for (files, said) in [
+        ([File::plain("main.py", "")], "no file `bootstrap`"),
+        ([File::plain("bootstrap", "no program")], "`bootstrap` cannot be executed"),
+    ] {
+        let refused = up.api.put("/deploy/l", "application/zip", flux_testkit::archive(&files)).await.expect(422);
+        assert!(refused.text().contains(said), "{}", refused.text());
+    }
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ fn package_of(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Python => "python3",
         Runtime::Node => "nodejs",
-        Runtime::Native | Runtime::Bash => "bash",
+        Runtime::Native | Runtime::Bash | Runtime::Lambda => "bash",
     }
 }
 

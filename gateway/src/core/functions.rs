@@ -5,7 +5,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flux_artifacts::{ArtifactError, archive};
+use flux_artifacts::{ArchiveSummary, ArtifactError, archive};
 use flux_broker::{BrokerError, Table};
 use flux_protocol::{
     Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion,
@@ -168,14 +168,15 @@ fn check_archive(
     let Some(handler) = entry.files.iter().find(|file| summary.has_file(file)) else {
         let handler = entry.files.first().map_or(spec.handler.as_str(), String::as_str);
         let near = flux_protocol::suggest::nearest(handler, summary.files());
+        let what = if spec.runtime == Runtime::Lambda { "the Lambda program" } else { "the handler" };
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
-            format!("the archive has no file `{handler}`, which is the handler of `{name}`{hint}"),
+            format!("the archive has no file `{handler}`, which is {what} of `{name}`{hint}"),
         )
         .with_field("handler"));
     };
-    if spec.runtime == Runtime::Native && !summary.is_executable(handler) {
+    if spec.runtime.executes_file() && !summary.is_executable(handler) {
         return Err(Refusal::new(
             ErrorCode::InvalidArchive,
             format!(
@@ -184,7 +185,27 @@ fn check_archive(
         )
         .with_field("handler"));
     }
+    check_packages(&spec, &summary, content)?;
     Ok(spec)
+}
+
+/// Nobody installs anything when a function is called: what its list names is in the archive, or it could not run.
+fn check_packages(spec: &FunctionSpec, summary: &ArchiveSummary, content: &[u8]) -> Result<(), Refusal> {
+    let Some(list) = spec.runtime.package_list().filter(|list| summary.has_file(list)) else { return Ok(()) };
+    if summary.files().any(|file| spec.runtime.is_of_a_package(file)) {
+        return Ok(());
+    }
+    let text = archive::read_entry(content, list, limits::PACKAGE_LIST).map_err(archive_refusal)?.unwrap_or_default();
+    if !spec.runtime.asks_for_packages(&String::from_utf8_lossy(&text)) {
+        return Ok(());
+    }
+    let by_hand = spec.runtime.install_by_hand();
+    Err(Refusal::new(
+        ErrorCode::InvalidArchive,
+        format!(
+            "`{list}` names packages, and the archive has none: `flux deploy FOLDER` puts them in, or do so before zipping (`{by_hand}`)"
+        ),
+    ))
 }
 
 fn archive_refusal(error: archive::ArchiveError) -> Refusal {

@@ -1,7 +1,8 @@
 //! The pieces apart: two gateways on one SQLite file, three agents, three `nats-server` with three replicas of
-//! everything. Each gateway and agent reaches each server by a connection of its own that can be made bad.
+//! everything. Each gateway and agent reaches each server by a connection of its own that can be made bad, and has a wall
+//! clock of its own that can be set: what it starts is loaded with Debian's `libfaketime`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use flux_runtime::{Shutdown, Tasks};
 use flux_testkit::{Api, Disk, FluxCommand, FluxProcess, NatsServer, Process, eventually, free_port};
@@ -20,6 +21,8 @@ const SERVERS: usize = 3;
 const KEY: &str = "chaos";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// It must be there; `scripts/setup.sh chaos` installs it.
+const FAKE_TIME: &str = "/usr/lib/{arch}-linux-gnu/faketime/libfaketimeMT.so.1";
 /// Each chunk, each way.
 const SLOW: Duration = Duration::from_millis(60);
 
@@ -38,19 +41,53 @@ struct Piece {
     program: &'static str,
     args: Vec<String>,
     links: Vec<Link>,
+    clock: Clock,
     api: Option<Api>,
 }
 
 impl Piece {
-    fn start(program: &'static str, args: Vec<String>, links: Vec<Link>, api: Option<Api>) -> Self {
-        let process = FluxCommand::new(program).args(&args).spawn();
-        Self { process, program, args, links, api }
+    fn start(program: &'static str, args: Vec<String>, links: Vec<Link>, clock: Clock, api: Option<Api>) -> Self {
+        let process = clock.command(program).args(&args).spawn();
+        Self { process, program, args, links, clock, api }
     }
 
     fn mend(&mut self) {
         if !self.process.is_running() {
-            self.process = FluxCommand::new(self.program).args(&self.args).spawn();
+            self.process = self.clock.command(self.program).args(&self.args).spawn();
         }
+    }
+}
+
+/// The wall clock of one piece: a file that says how far off it is.
+struct Clock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Clock {
+    fn new(file: PathBuf) -> anyhow::Result<Self> {
+        let library = PathBuf::from(FAKE_TIME.replace("{arch}", std::env::consts::ARCH));
+        anyhow::ensure!(library.exists(), "{} is missing: run `scripts/setup.sh chaos`", library.display());
+        let clock = Self { library, file };
+        clock.set(0);
+        std::fs::set_permissions(&clock.file, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        Ok(clock)
+    }
+
+    fn command(&self, program: &str) -> FluxCommand {
+        FluxCommand::new(program)
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
+            .env("FAKETIME_CACHE_DURATION", "1")
+            // Waiting goes by a clock that nothing steps, as on a real machine.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    }
+
+    fn set(&self, seconds: i64) {
+        // In one step: a reader finds the old or the new.
+        let next = self.file.with_extension("next");
+        std::fs::write(&next, format!("{seconds:+}\n")).expect("the clock's file");
+        std::fs::rename(&next, &self.file).expect("the clock's file");
     }
 }
 
@@ -76,7 +113,8 @@ impl Cluster {
             std::fs::write(&config, text)?;
             let args = vec!["--config".to_owned(), config.display().to_string()];
             let api = Api::new(format!("http://{listen}"), KEY);
-            cluster.gateways.push(Piece::start("flux-gateway", args, links, Some(api.clone())));
+            let clock = Clock::new(path(&format!("gateway-{n}.clock")))?;
+            cluster.gateways.push(Piece::start("flux-gateway", args, links, clock, Some(api.clone())));
             api.ready(READY_WITHIN).await;
         }
         for n in 0..AGENTS {
@@ -86,7 +124,8 @@ impl Cluster {
             let tasks = Self::TASKS.to_string();
             let args = ["--queue-url", &urls, "--id", &id, "--tasks", &tasks, "--work-dir", &work_dir];
             let args = args.map(str::to_owned).to_vec();
-            cluster.agents.push(Piece::start("flux-agent", args, links, None));
+            let clock = Clock::new(cluster.dir.path().join(format!("{id}.clock")))?;
+            cluster.agents.push(Piece::start("flux-agent", args, links, clock, None));
         }
         let api = cluster.apis().remove(0);
         eventually(READY_WITHIN, "all agents", || async {
@@ -141,6 +180,7 @@ impl Topology for Cluster {
             for kind in [FaultKind::SlowLink, FaultKind::StalledLink, FaultKind::BrokenLink] {
                 faults.push((Fault::Link(victim, kind), 1));
             }
+            faults.push((Fault::Clock(victim), 2));
         }
         Menu { faults, longest_hold_ms: 4_000, longest_calm_ms: 1_000 }
     }
@@ -185,6 +225,13 @@ impl Topology for Cluster {
         };
         self.piece(victim).is_some_and(|piece| {
             piece.links.iter().for_each(|link| link.set(weather));
+            true
+        })
+    }
+
+    fn set_clock(&self, victim: Victim, seconds: i64) -> bool {
+        self.piece(victim).is_some_and(|piece| {
+            piece.clock.set(seconds);
             true
         })
     }

@@ -91,6 +91,10 @@ impl Topology for Embedded {
         false
     }
 
+    fn set_clock(&self, _victim: Victim, _seconds: i64) -> bool {
+        false
+    }
+
     fn clear_links(&self) {}
 
     /// The root of the tree is held meanwhile, so that it does not start the next server too soon.

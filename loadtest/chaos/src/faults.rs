@@ -15,6 +15,8 @@ use crate::{
 
 /// The promise is seconds; beyond this it is not coming back.
 pub(crate) const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+/// Less than any deadline of the load, more than any lease.
+const CLOCK_STEP_SECONDS: i64 = 20;
 /// One try of the call that tells that it is well again.
 const PROBE: Duration = Duration::from_secs(3);
 
@@ -51,6 +53,17 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             history.note(struck());
             topology.wipe().await;
             topology.mend().await;
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Clock(victim) => {
+            // The seed's, as the time it holds for.
+            let seconds = if step.hold_ms.is_multiple_of(2) { CLOCK_STEP_SECONDS } else { -CLOCK_STEP_SECONDS };
+            if !topology.set_clock(victim, seconds) {
+                return false;
+            }
+            history.note(struck());
+            tokio::time::sleep(hold).await;
+            topology.set_clock(victim, 0);
             history.note(Event::Lifted { fault });
         }
         Fault::Link(victim, kind) => {

@@ -96,12 +96,14 @@ pub enum FaultKind {
     DiskFull,
     /// The queue's directory was removed under a killed server.
     Wipe,
+    /// Its wall clock was set to another time, and back.
+    ClockStep,
 }
 
 impl FaultKind {
     /// Whether something may go on living while others must take it for dead.
     pub fn is_stall(self) -> bool {
-        !matches!(self, Self::Kill)
+        !matches!(self, Self::Kill | Self::ClockStep)
     }
 
     pub fn as_str(self) -> &'static str {
@@ -113,6 +115,7 @@ impl FaultKind {
             Self::BrokenLink => "reset connection",
             Self::DiskFull => "full disk",
             Self::Wipe => "wiped queue",
+            Self::ClockStep => "clock step",
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum Fault {
     Link(Victim, FaultKind),
     DiskFull,
     Wipe,
+    /// The wall clock of this gateway or agent.
+    Clock(Victim),
 }
 
 impl Fault {
@@ -51,20 +53,21 @@ impl Fault {
             Self::Link(_, kind) => kind,
             Self::DiskFull => FaultKind::DiskFull,
             Self::Wipe => FaultKind::Wipe,
+            Self::Clock(_) => FaultKind::ClockStep,
         }
     }
 
     /// The process that it is done to, or whose connection.
     pub fn victim(self) -> Option<Victim> {
         match self {
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) => Some(victim),
+            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) | Self::Clock(victim) => Some(victim),
             Self::DiskFull | Self::Wipe => None,
         }
     }
 
     pub fn target(self) -> &'static str {
         match self {
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) => victim.role(),
+            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) | Self::Clock(victim) => victim.role(),
             Self::DiskFull => "data directory",
             Self::Wipe => "nats-server",
         }

@@ -34,6 +34,9 @@ pub(crate) trait Topology {
     /// Makes the connections of this process to the queue bad. Whether there are any that can be.
     fn set_links(&self, victim: Victim, kind: FaultKind) -> bool;
 
+    /// Sets the wall clock of this process so far off the machine's. Whether it has one of its own.
+    fn set_clock(&self, victim: Victim, seconds: i64) -> bool;
+
     /// All connections are well again.
     fn clear_links(&self);
 

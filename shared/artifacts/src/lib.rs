@@ -22,7 +22,7 @@ mod filesystem;
 pub mod fuzzing;
 mod tiered;
 
-pub use archive::{ArchiveError, ArchiveSummary, pack_dir};
+pub use archive::{ArchiveError, ArchiveSummary, pack_dir, pack_with};
 #[cfg(feature = "blobs")]
 pub use blobs::BlobArtifacts;
 pub use cache::{CacheError, CodeCache, CodeDir};

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    execution::QueuePosition,
     function::{Network, Runtime},
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
@@ -169,6 +170,30 @@ pub enum ControlReply {
     Invalid {
         message: String,
     },
+}
+
+/// A question on `flux.holders.<pool>.<agent>`, to the agents of a pool: who holds these, which the queue delivered again?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersRequest {
+    pub deliveries: Vec<Redelivery>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redelivery {
+    pub execution_id: ExecutionId,
+    /// The message: an execution that was published again has another.
+    pub position: QueuePosition,
+    /// The one that the asker would start.
+    pub attempt: u32,
+}
+
+/// Answered by agents that have something to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersReply {
+    /// They run, or are about to.
+    pub held: Vec<ExecutionId>,
+    /// Their outcome is recorded.
+    pub recorded: Vec<ExecutionId>,
 }
 
 /// Live output on `flux.output.<agent>.<execution>`.

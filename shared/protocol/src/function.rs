@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod handler;
+mod packages;
 mod parse;
 mod text;
 
@@ -22,7 +23,7 @@ pub use text::{format_duration, parse_duration};
 pub struct FunctionSpec {
     pub name: FunctionName,
     /// `native`: path of the executable inside the archive. `bash`: path of the script. `python`, `node`: `file.function`, or a
-    /// file; see [`FunctionSpec::entry`].
+    /// file; see [`FunctionSpec::entry`]. `lambda`: what `_HANDLER` says.
     pub handler: String,
     #[serde(default)]
     pub runtime: Runtime,
@@ -83,10 +84,12 @@ pub enum Runtime {
     Node,
     /// A script that bash reads, a fresh process each time.
     Bash,
+    /// The `bootstrap` of a package made for AWS Lambda, as a worker.
+    Lambda,
 }
 
 impl Runtime {
-    pub const ALL: [Self; 4] = [Self::Native, Self::Python, Self::Node, Self::Bash];
+    pub const ALL: [Self; 5] = [Self::Native, Self::Python, Self::Node, Self::Bash, Self::Lambda];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,12 +97,18 @@ impl Runtime {
             Self::Python => "python",
             Self::Node => "node",
             Self::Bash => "bash",
+            Self::Lambda => "lambda",
         }
     }
 
     /// Whether a worker serves it, invocation after invocation, and not a process of its own for each.
     pub const fn has_workers(self) -> bool {
-        matches!(self, Self::Python | Self::Node)
+        matches!(self, Self::Python | Self::Node | Self::Lambda)
+    }
+
+    /// Whether the archive's file is what the kernel executes, so that it must be executable.
+    pub const fn executes_file(self) -> bool {
+        matches!(self, Self::Native | Self::Lambda)
     }
 }
 

@@ -13,6 +13,10 @@ pub const INLINE_PAYLOAD: usize = 512 * KIB;
 pub const PAYLOAD: usize = 64 * MIB;
 /// Output up to this size rides in the terminal status and in the record.
 pub const INLINE_OUTPUT: usize = 256 * KIB;
+/// Output that one agent keeps of all that runs; where it is used up, the middle of each is dropped earlier.
+pub const OUTPUTS: usize = 512 * MIB;
+/// What each execution's output may take of it at once.
+pub const OUTPUTS_STEP: usize = MIB;
 /// Output kept of one execution; beyond it the middle is dropped and the record says how much.
 pub const OUTPUT: usize = 64 * MIB;
 /// Largest message on the queue (`max_payload` of the broker).
@@ -32,6 +36,12 @@ pub const ARCHIVE: usize = 256 * MIB;
 pub const ARCHIVE_UNPACKED: u64 = 1024 * MIB as u64;
 pub const ARCHIVE_ENTRIES: usize = 20_000;
 pub const ARCHIVE_RATIO: u64 = 200;
+/// A function's list of packages, as far as it is read.
+pub const PACKAGE_LIST: usize = MIB;
+/// How long installing a function's packages may take.
+pub const INSTALL: Duration = Duration::from_secs(1800);
+/// Sets of installed packages that `flux deploy` keeps for the next time.
+pub const PACKAGES_KEPT: usize = 32;
 /// A request's JSON envelope around the payload.
 pub const REQUEST_OVERHEAD: usize = MIB;
 /// `Idempotency-Key`: length, and how long the first execution is remembered.
@@ -55,6 +65,10 @@ pub const ERROR_STACK: usize = 32 * KIB;
 pub const WORKER_INVOCATIONS: u64 = 100_000;
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
+/// Connections of a Lambda worker to its Runtime API that are served at once; more wait.
+pub const LAMBDA_CONNECTIONS: usize = 8;
+/// A Lambda worker that has answered and does not ask for its next invocation within this is not used again.
+pub const LAMBDA_ASKS_AGAIN: Duration = Duration::from_secs(1);
 /// Longest `timeout` of a function (a day), and what a sync call without one waits at most.
 pub const TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const SYNC_WAIT: Duration = Duration::from_secs(900);
@@ -71,6 +85,18 @@ pub const LOSSES: u32 = 5;
 
 /// How long a delivery may go without an in-progress mark before another agent gets it.
 pub const ACK_WAIT: Duration = Duration::from_millis(1500);
+/// An agent that holds what was delivered to another answers within this, while the queue is well. A lost agent's executions
+/// begin later by as much.
+pub const HOLDERS_ANSWER_WITHIN: Duration = Duration::from_millis(100);
+/// The same where the queue is not: then three round trips, and at most this.
+pub const HOLDERS_ANSWER_WITHIN_MOST: Duration = Duration::from_secs(5);
+/// For this long after a connection was made others may still be connecting, and the queue may have forgotten that it
+/// delivered something: agents come back within a tenth of a second ([`ACK_WAIT`] and this stay below 3 s).
+pub const RECONNECTING: Duration = Duration::from_secs(1);
+/// Redeliveries of one message that are left to whoever says that it holds it.
+pub const HOLDERS_BELIEVED: u32 = 20;
+/// Redeliveries in one question.
+pub const HOLDERS_ASKED_AT_ONCE: usize = 1_000;
 /// How often a running execution's delivery is marked in progress (a third of [`ACK_WAIT`]).
 pub const IN_PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Deliveries of one function in flight over all agents (`max_ack_pending`).

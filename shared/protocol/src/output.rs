@@ -1,5 +1,10 @@
 //! What a function wrote: numbered chunks of stdout and stderr, bounded, with the middle dropped; and what its handler returned.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct as _};
@@ -184,7 +189,55 @@ impl OutputLog {
     }
 }
 
-/// Collects output as it is read, within [`limits::OUTPUT`].
+/// What several collectors share.
+#[derive(Debug)]
+pub struct OutputRoom {
+    left: AtomicUsize,
+}
+
+impl OutputRoom {
+    pub fn new(bytes: usize) -> Self {
+        Self { left: AtomicUsize::new(bytes) }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let less = |left: usize| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
+/// What one collector took of the room. Given back when dropped.
+#[derive(Debug, Default)]
+pub struct OutputTaken {
+    room: Option<Arc<OutputRoom>>,
+    bytes: usize,
+}
+
+impl OutputTaken {
+    /// Whether so many bytes may be kept.
+    fn fits(&mut self, bytes: usize) -> bool {
+        let Some(room) = &self.room else { return true };
+        while bytes > limits::INLINE_OUTPUT + self.bytes {
+            if !room.take(limits::OUTPUTS_STEP) {
+                return false;
+            }
+            self.bytes += limits::OUTPUTS_STEP;
+        }
+        true
+    }
+}
+
+impl Drop for OutputTaken {
+    fn drop(&mut self) {
+        if let Some(room) = &self.room {
+            room.left.fetch_add(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Collects output as it is read, within [`limits::OUTPUT`] and what is left of a room that it shares.
+///
+/// The first [`limits::INLINE_OUTPUT`] bytes, and the last as many, it keeps whatever others take.
 #[derive(Debug)]
 pub struct OutputCollector {
     head: Vec<Chunk>,
@@ -194,6 +247,7 @@ pub struct OutputCollector {
     dropped_bytes: u64,
     next_seq: u64,
     half: usize,
+    taken: OutputTaken,
 }
 
 impl Default for OutputCollector {
@@ -212,21 +266,31 @@ impl OutputCollector {
             dropped_bytes: 0,
             next_seq: 1,
             half: limit / 2,
+            taken: OutputTaken::default(),
         }
+    }
+
+    /// Shares the room until it is dropped.
+    pub fn in_room(room: Arc<OutputRoom>) -> Self {
+        Self { taken: OutputTaken { room: Some(room), bytes: 0 }, ..Self::default() }
     }
 
     /// Adds what was read and returns it as the chunk to publish.
     pub fn push(&mut self, stream: Stream, data: Bytes) -> Chunk {
         let chunk = Chunk { seq: self.next_seq, stream, data };
         self.next_seq += 1;
-        if self.tail.is_empty() && self.head_bytes + chunk.data.len() <= self.half {
+        let fits = self.taken.fits(self.head_bytes + self.tail_bytes + chunk.data.len());
+        if fits && self.tail.is_empty() && self.head_bytes + chunk.data.len() <= self.half {
             self.head_bytes += chunk.data.len();
             self.head.push(chunk.clone());
         } else {
             self.tail_bytes += chunk.data.len();
             self.tail.push_back(chunk.clone());
+            let whole = 2 * self.half;
+            let most = if fits { whole } else { (self.taken.bytes + limits::INLINE_OUTPUT).min(whole) };
             // What the head left unused is the tail's: output of exactly the limit is kept whole.
-            while self.head_bytes + self.tail_bytes > 2 * self.half {
+            let tail = (most - self.head_bytes.min(most)).max(if fits { 0 } else { limits::INLINE_OUTPUT.min(whole) });
+            while self.tail_bytes > tail {
                 let Some(oldest) = self.tail.pop_front() else { break };
                 self.tail_bytes -= oldest.data.len();
                 self.dropped_bytes += oldest.data.len() as u64;
@@ -247,8 +311,13 @@ impl OutputCollector {
 
     /// As [`Self::log`], at the end.
     pub fn finish(self) -> OutputLog {
+        self.finish_and_hold().0
+    }
+
+    /// As [`Self::finish`], for who keeps it for longer.
+    pub fn finish_and_hold(self) -> (OutputLog, OutputTaken) {
         let mut chunks = self.head;
         chunks.extend(self.tail);
-        OutputLog { chunks, dropped_bytes: self.dropped_bytes }
+        (OutputLog { chunks, dropped_bytes: self.dropped_bytes }, self.taken)
     }
 }

@@ -219,6 +219,20 @@ pub fn secrets_all() -> &'static str {
     "flux.secrets.*"
 }
 
+/// Where an agent asks the others of its pool who holds what was delivered to it again.
+pub fn holders(pool: &PoolName, agent: &AgentId) -> String {
+    format!("flux.holders.{pool}.{agent}")
+}
+
+pub fn holders_of(pool: &PoolName) -> String {
+    format!("flux.holders.{pool}.*")
+}
+
+/// Who asks.
+pub fn agent_of_holders(subject: &str) -> Option<AgentId> {
+    AgentId::parse(subject.strip_prefix("flux.holders.")?.split_once('.')?.1).ok()
+}
+
 pub fn heartbeat(agent: &AgentId) -> String {
     format!("flux.agent.{agent}")
 }

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::cgroup::SharedCgroup;
 use crate::sys::bpf::{self, Hook};
-pub(crate) use rules::Rules;
+pub(crate) use rules::{Rules, worker_address};
 
 /// Why the network is not guarded.
 #[derive(Debug, thiserror::Error)]
@@ -37,13 +37,15 @@ pub(crate) enum GuardError {
     },
 }
 
-/// Guards everything in `cgroup` from now on. `servers` are Flux's own; those on this machine at all of its addresses.
+/// Guards everything in `cgroup` from now on. `servers` are Flux's own; those on this machine at all of its addresses. Each user
+/// from `first_uid` on reaches the one [`worker_address`] that is its own.
 pub(crate) fn attach(
     cgroup: &SharedCgroup,
     servers: &[SocketAddr],
     listeners: &[SocketAddr],
+    first_uid: Option<u32>,
 ) -> Result<(), GuardError> {
-    let rules = Rules::new(servers, listeners, &own_addresses().map_err(GuardError::Addresses)?);
+    let rules = Rules::new(servers, listeners, &own_addresses().map_err(GuardError::Addresses)?, first_uid);
     for hook in Hook::ALL {
         let program = program::of(hook, &rules);
         let loaded: OwnedFd = bpf::load(hook, &program).map_err(|source| GuardError::Load { hook, source })?;

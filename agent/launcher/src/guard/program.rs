@@ -1,8 +1,8 @@
-//! Extended BPF for [`Rules`]: comparisons with constants and forward jumps, nothing else.
+//! Extended BPF for [`Rules`]: comparisons with constants and forward jumps; of the kernel's functions, the one that tells the user.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::rules::{DNS, Network, Rules};
+use super::rules::{DNS, Network, Rules, WORKERS};
 use crate::sys::bpf::{Hook, Instruction};
 
 /// Offsets in `struct bpf_sock_addr`; addresses and port lie there as on the wire.
@@ -14,7 +14,8 @@ const PORT: i16 = 24;
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1;
 const V4: u8 = 2;
-const AT_PORT: u8 = 3;
+/// Read after a call, which leaves this one alone.
+const AT_PORT: u8 = 9;
 const SCRATCH: u8 = 4;
 const WORDS: [u8; 4] = [5, 6, 7, 8];
 
@@ -26,6 +27,17 @@ const JUMP: u8 = 0x05;
 const JUMP_IF_EQUAL_32: u8 = 0x16;
 const JUMP_UNLESS_EQUAL_32: u8 = 0x56;
 const EXIT: u8 = 0x95;
+const CALL: u8 = 0x85;
+const ADD_32: u8 = 0x04;
+/// Onto itself it clears the upper half.
+const MOVE_32: u8 = 0xbc;
+const TO_BIG_ENDIAN: u8 = 0xdc;
+const JUMP_UNLESS_SAME_32: u8 = 0x5e;
+
+/// `bpf_get_current_uid_gid`: the user in the lower half.
+const WHO: u32 = 15;
+/// A register that calls leave alone.
+const SAVED: u8 = 6;
 
 /// The last four bytes of such an address are an IPv4 one: `::ffff:0:0/96`, and the well-known prefix of NAT64.
 const V4_INSIDE: [Ipv6Addr; 2] =
@@ -36,6 +48,7 @@ const V4_INSIDE: [Ipv6Addr; 2] =
 enum Label {
     Deny,
     V4,
+    Workers,
     LocalPorts,
     Here(usize),
 }
@@ -159,6 +172,9 @@ pub(super) fn of(hook: Hook, rules: &Rules) -> Vec<Instruction> {
             });
         }
     }
+    if let Some(first_uid) = rules.first_uid {
+        a.part(Label::Workers, |a| own_server(a, first_uid));
+    }
     a.part(Label::LocalPorts, |a| {
         for &port in &rules.local_ports {
             a.if_port(port, Label::Deny);
@@ -169,6 +185,19 @@ pub(super) fn of(hook: Hook, rules: &Rules) -> Vec<Instruction> {
     a.finish()
 }
 
+/// Only the address that is as far from the first as the user is from the first user. What else listens on all addresses is
+/// there as well.
+fn own_server(a: &mut Assembler, first_uid: u32) {
+    a.push(MOVE, SAVED, V4, 0, 0);
+    a.push(CALL, 0, 0, 0, WHO);
+    a.push(MOVE_32, RESULT, RESULT, 0, 0);
+    a.push(ADD_32, RESULT, 0, 0, WORKERS.address.to_bits().wrapping_sub(first_uid));
+    a.push(TO_BIG_ENDIAN, RESULT, 0, 0, 32);
+    a.jumps.push((a.code.len(), Label::Deny));
+    a.push(JUMP_UNLESS_SAME_32, RESULT, SAVED, 0, 0);
+    a.jump(JUMP, 0, 0, Label::LocalPorts);
+}
+
 fn v4(a: &mut Assembler, rules: &Rules) {
     let names = a.fresh();
     a.if_port(DNS, names);
@@ -176,6 +205,9 @@ fn v4(a: &mut Assembler, rules: &Rules) {
         a.if_in(net, Label::Deny);
     }
     a.place(names);
+    if rules.first_uid.is_some() {
+        a.if_in(WORKERS, Label::Workers);
+    }
     for &net in &rules.local {
         a.if_in(net, Label::LocalPorts);
     }
@@ -219,6 +251,12 @@ mod tests {
 
     /// What the kernel's interpreter would return: of the instructions, those that the assembler writes.
     fn run(code: &[Instruction], to: SocketAddr) -> bool {
+        run_as(code, to, FIRST_UID - 1)
+    }
+
+    const FIRST_UID: u32 = 1_879_048_192;
+
+    fn run_as(code: &[Instruction], to: SocketAddr, uid: u32) -> bool {
         let mut context = [0u8; 32];
         match to.ip() {
             IpAddr::V4(ip) => context[4..8].copy_from_slice(&ip.octets()),
@@ -241,6 +279,14 @@ mod tests {
                 JUMP => at += jump,
                 JUMP_IF_EQUAL_32 => at += if low == step.constant { jump } else { 0 },
                 JUMP_UNLESS_EQUAL_32 => at += if low == step.constant { 0 } else { jump },
+                CALL => {
+                    registers[..=5].fill(0xDEAD_BEEF_DEAD_BEEF);
+                    registers[0] = u64::from(uid) | 0xABCD << 32;
+                }
+                MOVE_32 => registers[to] = registers[from] & 0xFFFF_FFFF,
+                ADD_32 => registers[to] = low.wrapping_add(step.constant).into(),
+                TO_BIG_ENDIAN => registers[to] = low.to_be().into(),
+                JUMP_UNLESS_SAME_32 => at += if u64::from(low) == registers[from] { 0 } else { jump },
                 EXIT => return registers[0] == 1,
                 code => panic!("{code:#x} is not written by the assembler"),
             }
@@ -251,7 +297,29 @@ mod tests {
         let servers = ["127.0.0.1:4222", "192.0.2.7:6222", "198.51.100.9:4222", "[2001:db8::9]:4222", "[::1]:8222"];
         let own = ["127.0.0.1", "192.0.2.7", "2001:db8::7", "::1"];
         let listeners = ["0.0.0.0:7227".parse().unwrap()];
-        Rules::new(&servers.map(|s| s.parse().unwrap()), &listeners, &own.map(|s| s.parse().unwrap()))
+        Rules::new(&servers.map(|s| s.parse().unwrap()), &listeners, &own.map(|s| s.parse().unwrap()), Some(FIRST_UID))
+    }
+
+    #[test]
+    fn a_user_reaches_the_server_of_its_own_worker_alone() {
+        let connect = |rules: &Rules, to: &str, uid: u32| {
+            let to: SocketAddr = to.parse().unwrap();
+            let hook = if to.is_ipv4() { Hook::Connect4 } else { Hook::Connect6 };
+            run_as(&of(hook, rules), to, uid)
+        };
+        let rules = rules();
+        assert_eq!(super::super::worker_address(0x0102), Ipv4Addr::new(127, 128, 1, 2));
+        for (uid, address) in [(0, "127.128.0.0"), (7, "127.128.0.7"), (0x0002_0103, "127.130.1.3")] {
+            let uid = FIRST_UID + uid;
+            assert!(connect(&rules, &format!("{address}:9001"), uid), "{address}");
+            assert!(connect(&rules, &format!("[::ffff:{address}]:9001"), uid), "{address}");
+            assert!(!connect(&rules, &format!("{address}:9001"), uid + 1), "{address}");
+            assert!(!connect(&rules, &format!("[::ffff:{address}]:9001"), uid + 1), "{address}");
+            assert!(!connect(&rules, &format!("{address}:4222"), uid), "Flux's own port, also there");
+            assert!(connect(&rules, "127.0.0.1:9001", uid), "other addresses of the machine are as before");
+        }
+        let shared = Rules { first_uid: None, ..rules };
+        assert!(connect(&shared, "127.128.0.7:9001", FIRST_UID));
     }
 
     fn allowed(to: &str) -> bool {
@@ -319,7 +387,10 @@ mod tests {
     #[test]
     fn every_instruction_is_reached_and_none_outside() {
         let one = ["127.0.0.1:4222".parse().unwrap()];
-        for rules in [rules(), Rules::new(&[], &[], &[]), Rules::new(&one, &[], &[]), Rules::new(&[], &one, &[])] {
+        let no_own_uids = Rules { first_uid: None, ..rules() };
+        let few = [(&[] as &[_], &[] as &[_]), (&one, &[]), (&[], &one)]
+            .map(|(servers, listeners)| [None, Some(FIRST_UID)].map(|uid| Rules::new(servers, listeners, &[], uid)));
+        for rules in [rules(), no_own_uids].into_iter().chain(few.into_iter().flatten()) {
             for hook in Hook::ALL {
                 let code = of(hook, &rules);
                 let (mut reached, mut ways) = (vec![false; code.len()], vec![0]);
@@ -331,7 +402,7 @@ mod tests {
                     match code[at].code {
                         EXIT => {}
                         JUMP => ways.push(jump),
-                        JUMP_IF_EQUAL_32 | JUMP_UNLESS_EQUAL_32 => ways.extend([at + 1, jump]),
+                        JUMP_IF_EQUAL_32 | JUMP_UNLESS_EQUAL_32 | JUMP_UNLESS_SAME_32 => ways.extend([at + 1, jump]),
                         _ => ways.push(at + 1),
                     }
                 }

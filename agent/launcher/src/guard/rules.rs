@@ -45,12 +45,29 @@ pub(crate) struct Rules {
     pub(super) taken_ports: Vec<u16>,
     /// Elsewhere.
     pub(super) servers: Vec<SocketAddr>,
+    /// The first of the users that have an address of [`WORKERS`] each, to which that user alone may connect.
+    pub(super) first_uid: Option<u32>,
+}
+
+/// Where the servers of workers with the machine's network are.
+pub(super) const WORKERS: Network = network([127, 128, 0, 0], 9);
+
+/// Where the server of a worker is; `offset` is that of its user from the first one, or any number where it has none of its own.
+pub(crate) fn worker_address(offset: u32) -> Ipv4Addr {
+    let within = u32::MAX >> WORKERS.bits;
+    Ipv4Addr::from_bits(WORKERS.address.to_bits() | (offset & within))
 }
 
 impl Rules {
     /// `servers` are not to be reached, and no more than `listeners` to be replaced.
-    pub(crate) fn new(servers: &[SocketAddr], listeners: &[SocketAddr], own: &[IpAddr]) -> Self {
+    pub(crate) fn new(
+        servers: &[SocketAddr],
+        listeners: &[SocketAddr],
+        own: &[IpAddr],
+        first_uid: Option<u32>,
+    ) -> Self {
         let mut rules = Rules {
+            first_uid,
             metadata: METADATA.to_vec(),
             metadata_v6: METADATA_V6.to_vec(),
             local: vec![network([127, 0, 0, 0], 8), network([0, 0, 0, 0], 32)],

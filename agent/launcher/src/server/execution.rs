@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use super::allowed_files::AllowedFiles;
 use super::command::{Command, explain, refusal};
 use super::crew::Crew;
+use super::listening::Listening;
 use super::others;
 use super::plain::{MARKER, Plain};
 use super::registry::{Active, Registry};
 use crate::cgroup::{SharedCgroup, SlotCgroup};
 use crate::config::Runner;
+use crate::guard::worker_address;
 use crate::slot::{CODE_DIR, HolderLink, SlotError, SlotPool};
 use crate::sys::process::OpenFiles;
 use crate::sys::vfork::{ChildPlan, ChildStack};
@@ -57,6 +59,7 @@ struct Place<'a> {
     user: Option<Runner>,
     /// A Landlock ruleset of this execution's own, with files.
     files: Option<OwnedFd>,
+    listening: Option<Listening>,
     /// The launcher's pid where the function's process can see it.
     parent: i32,
 }
@@ -103,14 +106,14 @@ impl Server {
                 "`isolation_required` is set and this agent lacks a layer of isolation; `flux agents` says which";
             return self.reply(&Reply::Refused(refusal(request.id, "isolation", libc::EPERM, message.to_owned())));
         }
-        if request.channel {
+        if request.is_worker() {
             self.crew.worker_begins();
         }
         let done = match &self.slots {
             Some(slots) => self.run_in_slot(slots, &request, fds, stack),
             None => self.run_plain(&request, fds, stack),
         };
-        if request.channel {
+        if request.is_worker() {
             self.crew.worker_ended();
         }
         if let Err(refused) = done {
@@ -129,15 +132,19 @@ impl Server {
         loop {
             let mut slot = slots.acquire(request).map_err(|error| explain_slot(request, &error))?;
             let holder = Arc::clone(&slot.holder);
-            let place = Place {
-                code: Path::new(CODE_DIR),
-                extra_env: &[],
-                holder: Some((&holder, slot.namespaces())),
-                user: Some(slot.user),
-                files: None,
-                parent: 0,
-            };
-            let done = self.run(request, &mut stdio, stack, &place, slot.cgroup.as_mut());
+            let listening = listening(request, Path::new(CODE_DIR), || slots.listen(&slot));
+            let done = listening.and_then(|listening| {
+                let place = Place {
+                    code: Path::new(CODE_DIR),
+                    extra_env: &[],
+                    holder: Some((&holder, slot.namespaces())),
+                    user: Some(slot.user),
+                    files: None,
+                    listening,
+                    parent: 0,
+                };
+                self.run(request, &mut stdio, stack, place, slot.cgroup.as_mut())
+            });
             // Off the reply path: the agent has the end of the execution already.
             drop(holder);
             match done {
@@ -180,18 +187,22 @@ impl Server {
             failed("landlock", e.raw_os_error(), explain_allowing(request, &e))
         })?;
         let extra = [("TMPDIR", own), ("HOME", own), (MARKER, scratch.marker.as_str())];
-        let place = Place {
+        let id = u32::try_from(request.id).unwrap_or(0);
+        let listening = listening(request, &request.code_dir, || std::net::TcpListener::bind((worker_address(id), 0)));
+        let place = listening.map(|listening| Place {
             code: &request.code_dir,
             extra_env: &extra,
             holder: None,
             user: self.user,
             files,
+            listening,
             parent: self.plain.own_pid(),
-        };
+        });
         let cgroup = self.plain.cgroup(&request.limits);
-        let (done, cgroup) = match cgroup {
-            Ok(mut cgroup) => (self.run(request, &mut stdio, stack, &place, cgroup.as_mut()), cgroup),
-            Err(e) => (Err(failed("cgroup", e.errno(), e.to_string())), None),
+        let (done, cgroup) = match (place, cgroup) {
+            (Ok(place), Ok(mut cgroup)) => (self.run(request, &mut stdio, stack, place, cgroup.as_mut()), cgroup),
+            (Err(refused), cgroup) => (Err(refused), cgroup.ok().flatten()),
+            (_, Err(e)) => (Err(failed("cgroup", e.errno(), e.to_string())), None),
         };
         self.plain.clean(&scratch, done.as_ref().ok().copied(), cgroup, &self.registry);
         done.map(|_pid| ())
@@ -203,10 +214,11 @@ impl Server {
         request: &SpawnRequest,
         stdio: &mut Vec<OwnedFd>,
         stack: &mut ChildStack,
-        place: &Place<'_>,
+        mut place: Place<'_>,
         mut cgroup: Option<&mut SlotCgroup>,
     ) -> Result<i32, RefusedReport> {
-        let command = Command::new(request, place.code, place.extra_env)?;
+        let listening = place.listening.take();
+        let command = Command::new(request, place.code, &Listening::added_to(listening.as_ref(), place.extra_env))?;
         let directory = c_path(request.id, place.code)?;
         let rlimits = self.rlimits(request, place.holder.is_some(), cgroup.is_some());
         let raw: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
@@ -236,17 +248,20 @@ impl Server {
         let (id, started_at_us) = (request.id, process::now_us());
         let number = pid.cast_unsigned();
         let started = Reply::Started { id, pid: number, started_at_us };
-        let is_over = if request.channel {
+        let is_over = if request.is_worker() {
             // A worker is there to stay, and its agent is told at once how to see who lives with it.
             let directory = cgroup.as_ref().and_then(|c| c.directory());
-            self.reply_with(&started, directory.as_ref().map(AsFd::as_fd).as_slice());
+            let socket = listening.as_ref().map(|listening| listening.socket.as_fd());
+            let fds: Vec<_> = socket.into_iter().chain(directory.as_ref().map(AsFd::as_fd)).collect();
+            self.reply_with(&started, &fds);
             false
         } else {
             process::ends_within(pid, SHORT).unwrap_or(false)
         };
-        if !is_over && !request.channel {
+        if !is_over && !request.is_worker() {
             self.reply(&started);
         }
+        drop(listening);
         let waited = self.wait(id, pid);
         let oom_killed = cgroup.as_mut().is_some_and(|c| c.take_oom_kill());
         let peak = cgroup.and_then(|c| c.peak()).unwrap_or(waited.max_rss_bytes);
@@ -351,6 +366,21 @@ fn decode(packet: &[u8], fds: &mut Vec<OwnedFd>) -> Result<SpawnRequest, Refused
         ));
     }
     Ok(request)
+}
+
+/// Of a worker that listens, its socket.
+fn listening(
+    request: &SpawnRequest,
+    code: &Path,
+    listen: impl FnOnce() -> io::Result<std::net::TcpListener>,
+) -> Result<Option<Listening>, RefusedReport> {
+    if !request.listens {
+        return Ok(None);
+    }
+    listen().and_then(|socket| Listening::new(socket, code, request)).map(Some).map_err(|error| {
+        let message = format!("could not listen for the worker on a loopback address: {error}");
+        refusal(request.id, "listen", error.raw_os_error().unwrap_or(0), message)
+    })
 }
 
 fn read_memfd(memfd: &OwnedFd, size: usize) -> io::Result<Vec<u8>> {

@@ -66,6 +66,7 @@ pub(super) fn usable_files(config: &LauncherConfig, capabilities: &mut Capabilit
 pub(super) fn guard_network(
     config: &LauncherConfig,
     cgroups: Option<&Cgroups>,
+    first_uid: Option<u32>,
     capabilities: &mut Capabilities,
 ) -> Option<SharedCgroup> {
     const LAYER: &str = capabilities::NETWORK_GUARD;
@@ -85,7 +86,7 @@ pub(super) fn guard_network(
             return None;
         }
     };
-    match guard::attach(&shared, &config.servers, &config.listeners) {
+    match guard::attach(&shared, &config.servers, &config.listeners, first_uid) {
         Ok(()) if config.unknown_servers.is_empty() => capabilities.network_guard = true,
         // The rest is guarded all the same.
         Ok(()) => {

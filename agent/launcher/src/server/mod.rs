@@ -9,6 +9,7 @@ mod command;
 mod crew;
 mod execution;
 mod layers;
+mod listening;
 mod look;
 mod others;
 mod plain;
@@ -168,15 +169,16 @@ fn set_up(config: &LauncherConfig, spawn: OwnedFd, crew: Crew) -> io::Result<(Se
     // Before anything of this launcher runs: what a dead one left, ends.
     Plain::new(&config.work_dir, user, None).prepare()?;
     let cgroups = Cgroups::discover(&mut capabilities);
-    let shared_cgroup = layers::guard_network(config, cgroups.as_ref(), &mut capabilities);
     let view = usable_view(config, user, &mut capabilities)?;
-    let (slots, cgroups) = match (view, user) {
-        (Some(view), Some(runner)) => {
+    let chosen = view.zip(user).map(|(view, runner)| (view, layers::choose_uids(config, runner, &mut capabilities)));
+    let first_uid = chosen.as_ref().and_then(|(_, (runners, _))| runners.first_of_each());
+    let shared_cgroup = layers::guard_network(config, cgroups.as_ref(), first_uid, &mut capabilities);
+    let (slots, cgroups) = match chosen {
+        Some((view, (runners, ceiling))) => {
             let makers = Makers::start(view, config.tmp_bytes, config.tasks)?;
-            let (runners, ceiling) = layers::choose_uids(config, runner, &mut capabilities);
             (Some(SlotPool::new(makers, cgroups, ceiling as usize, runners)), None)
         }
-        _ => (None, cgroups),
+        None => (None, cgroups),
     };
     if slots.is_none() {
         // Where slots are, nothing of a function outlives its PID namespace.

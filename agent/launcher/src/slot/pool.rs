@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::net::TcpListener;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::{Makers, Slot, SlotError, SlotKey};
 use crate::cgroup::Cgroups;
 use crate::config::Runner;
-use crate::wire::{Limits, SpawnRequest};
+use crate::guard::worker_address;
+use crate::wire::{Limits, Network, SpawnRequest};
 
 /// Mount options of a slot's `/tmp`. Inodes are bounded too: each takes kernel memory, also where no memory limit is.
 pub(super) fn tmp_options(bytes: u64) -> CString {
@@ -40,6 +42,16 @@ pub(crate) enum Runners {
     One(Runner),
     /// Each slot's as one of these; there are as many as slots can exist.
     Each { uids: Range<u32>, gid: u32 },
+}
+
+impl Runners {
+    /// The first of those that each slot has one of.
+    pub(crate) fn first_of_each(&self) -> Option<u32> {
+        match self {
+            Runners::One(_) => None,
+            Runners::Each { uids, .. } => Some(uids.start),
+        }
+    }
 }
 
 fn ready(slot: &mut Slot, request: &SpawnRequest) -> Result<(), SlotError> {
@@ -132,6 +144,18 @@ impl SlotPool {
                 Err(error)
             }
         }
+    }
+
+    /// A socket that listens for the worker in `slot`, where that sees it and, as far as users tell them apart, no other does.
+    pub(crate) fn listen(&self, slot: &Slot) -> io::Result<TcpListener> {
+        if slot.key.network == Network::None {
+            return self.makers.listen(Arc::clone(&slot.holder));
+        }
+        let offset = match self.runners.first_of_each() {
+            Some(first) => slot.user.uid.saturating_sub(first),
+            None => slot.holder.pid().cast_unsigned(),
+        };
+        TcpListener::bind((worker_address(offset), 0))
     }
 
     fn take_user(&self) -> Result<Runner, SlotError> {

@@ -142,6 +142,12 @@ pub(crate) fn children_into_pid_namespace(namespace: BorrowedFd<'_>) -> io::Resu
     check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) })
 }
 
+/// Puts the calling thread into the network of `namespace` (a pidfd, or a thread's `ns/net`).
+pub(crate) fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is touched; CLONE_NEWNET changes this thread's own network alone.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })
+}
+
 /// Whether the effective uid is 0.
 pub(crate) fn is_root() -> bool {
     // SAFETY: always succeeds, touches no memory.

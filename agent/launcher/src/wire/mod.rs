@@ -103,6 +103,19 @@ pub struct SpawnRequest {
     pub network: Network,
     /// A worker: the fourth descriptor that comes with the request is its descriptor 3, and it lasts.
     pub channel: bool,
+    /// A worker that is spoken to by HTTP: it finds a socket that the launcher listens on at [`RUNTIME_API`], and it lasts. The
+    /// socket is the first descriptor that comes with `Started`.
+    pub listens: bool,
+}
+
+/// The environment variable with the address and port of a worker's own server.
+pub const RUNTIME_API: &str = "AWS_LAMBDA_RUNTIME_API";
+
+impl SpawnRequest {
+    /// Whether it lasts, serving one invocation after another.
+    pub fn is_worker(&self) -> bool {
+        self.channel || self.listens
+    }
 }
 
 /// How a process ended.
@@ -147,7 +160,7 @@ impl RefusedReport {
 /// What the launcher says on the spawn socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// Of a worker in a cgroup with that directory's descriptor: `cgroup.procs` in it lists all that lives there. It is to be
+    /// Of a worker that listens with its socket, and of one in a cgroup with that directory's descriptor: `cgroup.procs` in it lists all that lives there. It is to be
     /// opened anew each time, since version 1 keeps what an open file said for a second.
     Started {
         id: u64,
@@ -275,6 +288,7 @@ impl SpawnRequest {
             Network::None => 1,
         });
         w.u8(u8::from(self.channel));
+        w.u8(u8::from(self.listens));
         if w.0.len() > MAX_REQUEST {
             return Err(WireError::TooLarge { size: w.0.len() });
         }
@@ -304,8 +318,9 @@ impl SpawnRequest {
             _ => Network::None,
         };
         let channel = r.u8()? != 0;
+        let listens = r.u8()? != 0;
         r.end()?;
-        Ok(SpawnRequest { id, slot_key, program, args, env, code_dir, limits, network, channel })
+        Ok(SpawnRequest { id, slot_key, program, args, env, code_dir, limits, network, channel, listens })
     }
 
     /// The id alone, for a refusal of a request that does not decode.

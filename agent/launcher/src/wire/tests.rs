@@ -17,6 +17,7 @@ fn request() -> SpawnRequest {
         limits: Limits { memory_bytes: 1, cpu_millicores: 2, pids_max: 3, open_files: 4, file_size_bytes: 5 },
         network: Network::None,
         channel: true,
+        listens: false,
     }
 }
 
@@ -36,6 +37,7 @@ fn a_request_is_these_bytes() {
         "0500000000000000",             // file size
         "01",                           // network
         "01",                           // channel
+        "00",                           // listens
     );
     let encoded = request().encode().unwrap();
     assert_eq!(hex(&encoded), golden);

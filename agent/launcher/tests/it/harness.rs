@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use flux_launcher::wire::{
-    Control, ControlReply, EndedReport, INLINE_REQUEST, Limits, MAX_REPLY, RefusedReport, Reply, SpawnRequest,
+    Control, ControlReply, EndedReport, INLINE_REQUEST, Limits, MAX_REPLY, Network, RefusedReport, Reply, SpawnRequest,
     memfd_stub,
 };
 use flux_launcher::{Capabilities, LauncherConfig, Runner, socket, start_launcher};
@@ -221,6 +222,20 @@ impl Launched {
         let started = Reply::decode(&buffer[..packet.len]).unwrap();
         assert!(matches!(started, Reply::Started { id, .. } if id == request.id), "{started:?}");
         (request.id, ours, packet.fds.into_iter().next().map(fs::File::from))
+    }
+
+    /// Starts a worker that is spoken to over TCP: a Python program, and the socket that listens for it.
+    pub(crate) fn start_listening(&mut self, network: Network, program: &str) -> (u64, TcpListener) {
+        let args = ["-I", "-c", program].map(str::to_owned).to_vec();
+        let request =
+            SpawnRequest { listens: true, network, program: "/usr/bin/python3".to_owned(), args, ..self.sh("") };
+        let null: OwnedFd = fs::File::options().read(true).write(true).open("/dev/null").unwrap().into();
+        self.send(&request, [&null, &null, &null]);
+        let mut buffer = vec![0; MAX_REPLY];
+        let packet = socket::recv(self.spawn.as_fd(), &mut buffer).unwrap();
+        let started = Reply::decode(&buffer[..packet.len]).unwrap();
+        assert!(matches!(started, Reply::Started { id, .. } if id == request.id), "{started:?}");
+        (request.id, packet.fds.into_iter().next().expect("a socket").into())
     }
 
     /// What the launcher itself finds.

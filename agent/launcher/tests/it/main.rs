@@ -8,6 +8,7 @@ mod harness;
 mod isolation;
 mod lifetime;
 mod limits;
+mod listening;
 mod plain;
 mod process;
 mod programs;

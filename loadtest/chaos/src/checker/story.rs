@@ -230,6 +230,11 @@ impl Stories {
 fn holds(kind: FaultKind) -> bool {
     match kind {
         FaultKind::Kill | FaultKind::BrokenLink => false,
-        FaultKind::Pause | FaultKind::SlowLink | FaultKind::StalledLink | FaultKind::DiskFull | FaultKind::Wipe => true,
+        FaultKind::Pause
+        | FaultKind::SlowLink
+        | FaultKind::StalledLink
+        | FaultKind::DiskFull
+        | FaultKind::Wipe
+        | FaultKind::ClockStep => true,
     }
 }

@@ -24,7 +24,7 @@ mod pack;
 mod plan;
 mod unpack;
 
-pub use pack::pack_dir;
+pub use pack::{pack_dir, pack_with};
 pub use unpack::{unpack, unpack_into};
 
 use self::plan::{Kind, Plan, Planned};

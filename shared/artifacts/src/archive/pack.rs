@@ -21,8 +21,16 @@ use super::{
 
 enum Found {
     EmptyDirectory,
-    File { executable: bool, bytes: u64 },
+    File { from: PathBuf, executable: bool, bytes: u64 },
     Link { target: String },
+}
+
+/// As [`pack_dir`], with what is in `packages` beside it. Of two files of the same name the directory's own is taken.
+///
+/// # Errors
+/// As [`pack_dir`].
+pub fn pack_with(directory: &Path, packages: &Path) -> Result<Bytes, ArchiveError> {
+    pack(directory, Some(packages))
 }
 
 /// Packs what is in `directory`, but for what `.fluxignore` names, version control's own directories and
@@ -32,6 +40,10 @@ enum Found {
 /// A file cannot be read, is neither file, directory nor link, is a link to outside, or a limit is passed; the
 /// error names it.
 pub fn pack_dir(directory: &Path) -> Result<Bytes, ArchiveError> {
+    pack(directory, None)
+}
+
+fn pack(directory: &Path, packages: Option<&Path>) -> Result<Bytes, ArchiveError> {
     let ignore = match fs::read_to_string(directory.join(".fluxignore")) {
         Ok(text) => Ignore::parse(&text),
         Err(error) if error.kind() == ErrorKind::NotFound => Ignore::default(),
@@ -39,7 +51,17 @@ pub fn pack_dir(directory: &Path) -> Result<Bytes, ArchiveError> {
     };
     let mut found = BTreeMap::new();
     walk(directory, "", &ignore, &mut found)?;
+    if let Some(packages) = packages {
+        let mut more = BTreeMap::new();
+        walk(packages, "", &Ignore::default(), &mut more)?;
+        for (path, entry) in more {
+            found.entry(path).or_insert(entry);
+        }
+    }
     check_links(&found)?;
+    if found.len() > limits::ARCHIVE_ENTRIES {
+        return Err(ArchiveError::TooManyEntries { entries: found.len() as u64, limit: limits::ARCHIVE_ENTRIES });
+    }
     let mut total = 0_u64;
     for (path, entry) in &found {
         if let Found::File { bytes, .. } = entry {
@@ -53,10 +75,10 @@ pub fn pack_dir(directory: &Path) -> Result<Bytes, ArchiveError> {
         let empty = io::Error::other("it has no files to deploy");
         return Err(disk("pack", directory, empty));
     }
-    let mut archive = write(directory, &found, CompressionMethod::Deflated)?;
+    let mut archive = write(&found, CompressionMethod::Deflated)?;
     if total > ratio_bound(archive.len()) {
         // It would be taken for a bomb. What is as regular as that is sent as it is.
-        archive = write(directory, &found, CompressionMethod::Stored)?;
+        archive = write(&found, CompressionMethod::Stored)?;
     }
     if archive.len() > limits::ARCHIVE {
         return Err(ArchiveError::TooLarge { bytes: archive.len() as u64, limit: limits::ARCHIVE as u64 });
@@ -64,11 +86,7 @@ pub fn pack_dir(directory: &Path) -> Result<Bytes, ArchiveError> {
     Ok(archive.into())
 }
 
-fn write(
-    directory: &Path,
-    found: &BTreeMap<String, Found>,
-    method: CompressionMethod,
-) -> Result<Vec<u8>, ArchiveError> {
+fn write(found: &BTreeMap<String, Found>, method: CompressionMethod) -> Result<Vec<u8>, ArchiveError> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (path, entry) in found {
         let options = SimpleFileOptions::default().compression_method(method).last_modified_time(DateTime::DEFAULT);
@@ -80,10 +98,10 @@ fn write(
             Found::Link { target } => {
                 writer.add_symlink(path.as_str(), target.as_str(), options.unix_permissions(0o777)).map_err(refused)?;
             }
-            Found::File { executable, bytes } => {
+            Found::File { from, executable, bytes } => {
                 let mode = if *executable { 0o755 } else { 0o644 };
                 writer.start_file(path.as_str(), options.unix_permissions(mode)).map_err(refused)?;
-                copy(&directory.join(path), *bytes, &mut writer)?;
+                copy(from, *bytes, &mut writer)?;
             }
         }
     }
@@ -147,7 +165,8 @@ fn walk(root: &Path, below: &str, ignore: &Ignore, found: &mut BTreeMap<String, 
                 .map_err(|_| ArchiveError::at(&path, "is a link whose target is not UTF-8; put a copy in its place"))?;
             Found::Link { target }
         } else if kind.is_file() {
-            Found::File { executable: metadata.permissions().mode() & 0o111 != 0, bytes: metadata.len() }
+            let executable = metadata.permissions().mode() & 0o111 != 0;
+            Found::File { from: full, executable, bytes: metadata.len() }
         } else {
             return Err(ArchiveError::at(&path, "is neither a file, a directory nor a link; name it in .fluxignore"));
         };

@@ -45,6 +45,7 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
             publish.push(format!("$JS.ACK.*.*.{stream}.>"));
             publish.push(format!("flux.ring.{}.{pool}.*", lane.as_str()));
         }
+        publish.push(subject::holders(pool, agent));
     }
     for table in [Table::Functions, Table::Versions, Table::Hot] {
         let stream = bucket(table).stream;
@@ -65,11 +66,12 @@ pub fn agent_permissions(agent: &AgentId, pools: &[PoolName], inbox_prefix: &str
     // Outputs that do not fit a status.
     publish.push(format!("$O.{BLOB_BUCKET}.>"));
     publish.push(format!("$JS.API.STREAM.PURGE.OBJ_{BLOB_BUCKET}"));
-    let subscribe = vec![
+    let mut subscribe = vec![
         format!("{inbox_prefix}.>"),
         subject::control(agent),
         subject::control_all().to_owned(),
         subject::cancels().to_owned(),
     ];
+    subscribe.extend(pools.iter().map(subject::holders_of));
     Permissions { publish, subscribe }
 }

@@ -13,6 +13,8 @@ pub struct Entry {
 
 /// The function of a Python file that is named alone.
 const PYTHON_FUNCTION: &str = "handler";
+/// What a Lambda package executes, whatever its handler.
+pub(super) const BOOTSTRAP: &str = "bootstrap";
 const NODE_SUFFIXES: [&str; 3] = [".js", ".mjs", ".cjs"];
 
 impl FunctionSpec {
@@ -28,6 +30,7 @@ pub(super) fn entry(runtime: Runtime, handler: &str) -> Result<Entry, &'static s
     let handler = handler.trim_start_matches("./");
     match runtime {
         Runtime::Native | Runtime::Bash => Ok(Entry { files: vec![handler.to_owned()], function: None }),
+        Runtime::Lambda => Ok(Entry { files: vec![BOOTSTRAP.to_owned()], function: None }),
         Runtime::Python => python(handler),
         Runtime::Node => node(handler),
     }
@@ -81,9 +84,10 @@ mod tests {
 
     #[test]
     fn a_handler_is_a_file_and_a_function() {
-        let table: [(Runtime, &str, &[&str], Option<&str>); 10] = [
+        let table: [(Runtime, &str, &[&str], Option<&str>); 11] = [
             (Runtime::Native, "./bin/run", &["bin/run"], None),
             (Runtime::Bash, "run.sh", &["run.sh"], None),
+            (Runtime::Lambda, "main.handler", &["bootstrap"], None),
             (Runtime::Python, "main.handler", &["main.py", "main/__init__.py"], Some("handler")),
             (Runtime::Python, "pkg/mod.run", &["pkg/mod.py", "pkg/mod/__init__.py"], Some("run")),
             (Runtime::Python, "pkg.mod.run", &["pkg/mod.py", "pkg/mod/__init__.py"], Some("run")),

@@ -110,9 +110,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         Some("python") => Runtime::Python,
         Some("node") => Runtime::Node,
         Some("bash") => Runtime::Bash,
-        Some("lambda") => {
-            return Err(unsupported("runtime", "`lambda` is not in this release; use `python` or `node`"));
-        }
+        Some("lambda") => Runtime::Lambda,
         Some(other) => return Err(unknown_value("runtime", other, &["native", "python", "node", "bash", "lambda"])),
     };
     let isolation = match get("isolation").map(|v| string(v, "isolation")).transpose()? {
@@ -134,7 +132,11 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
     let keep_warm = keep_warm(get("keep_warm"), runtime)?;
-    let handler = string(get("handler").ok_or_else(|| wrong("handler", missing_handler(runtime)))?, "handler")?;
+    let handler = match get("handler") {
+        Some(handler) => string(handler, "handler")?,
+        None if runtime == Runtime::Lambda => handler::BOOTSTRAP,
+        None => return Err(wrong("handler", missing_handler(runtime))),
+    };
     check_handler(handler)?;
     handler::entry(runtime, handler).map_err(|problem| wrong("handler", problem))?;
     let env = get("env").map(env).transpose()?.unwrap_or_default();
@@ -185,7 +187,7 @@ fn missing_handler(runtime: Runtime) -> &'static str {
     match runtime {
         Runtime::Native => "is missing: give the path of the executable inside the archive",
         Runtime::Bash => "is missing: give the path of the script inside the archive",
-        Runtime::Python | Runtime::Node => "is missing: give `file.function`, such as `main.handler`",
+        Runtime::Python | Runtime::Node | Runtime::Lambda => "is missing: give `file.function`, such as `main.handler`",
     }
 }
 

@@ -394,6 +394,8 @@ fn subjects() {
         (subject::control_all().to_owned(), "flux.control"),
         (subject::cancel(id()), "flux.cancel.exc-01a1fdb1-0800-7bda-9356-d3ab58650cd6"),
         (subject::cancels().to_owned(), "flux.cancel.*"),
+        (subject::holders(&gpu, &agent()), "flux.holders.gpu.agent-1"),
+        (subject::holders_of(&default), "flux.holders.default.*"),
         (subject::heartbeat(&agent()), "flux.agent.agent-1"),
         (subject::heartbeats().to_owned(), "flux.agent.*"),
         (subject::dlq(&function()), "flux.dlq.hello"),
@@ -404,6 +406,7 @@ fn subjects() {
         assert_eq!(built, golden);
     }
     assert_eq!(subject::execution_of_cancel(&subject::cancel(id())), Some(id()));
+    assert_eq!(subject::agent_of_holders(&subject::holders(&gpu, &agent())), Some(agent()));
     let reply = subject::reply(&gateway);
     assert!(subject::may_reply_to(&reply) && reply.len() == "flux.reply.gw-1.".len() + 32, "{reply}");
     assert_ne!(reply, subject::reply(&gateway));

@@ -1,7 +1,12 @@
 //! Output: bounded, accounted for, and the same after any journey.
 
 use bytes::Bytes;
-use flux_protocol::{Chunk, OutputLog, Stream, output::OutputCollector};
+use std::sync::Arc;
+
+use flux_protocol::{
+    Chunk, OutputLog, Stream, limits,
+    output::{OutputCollector, OutputRoom},
+};
 use proptest::prelude::*;
 
 fn stream() -> impl Strategy<Value = Stream> {
@@ -92,6 +97,34 @@ fn the_middle_goes_first() {
     let log = collector.finish();
     assert_eq!((log.to_text().as_str(), log.dropped_bytes), ("abcdeklmno", 5));
     assert_eq!(log.chunks.iter().map(|chunk| chunk.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 11, 12, 13, 14, 15]);
+}
+
+#[test]
+fn those_who_share_a_room_keep_head_and_tail_at_the_least() {
+    let room = Arc::new(OutputRoom::new(4 * limits::OUTPUTS_STEP));
+    let piece = Bytes::from(vec![b'x'; 64 * limits::KIB]);
+    let fill = |mib: usize| {
+        let mut collector = OutputCollector::in_room(Arc::clone(&room));
+        for _ in 0..mib * 16 {
+            collector.push(Stream::Stdout, piece.clone());
+        }
+        collector
+    };
+    let first = fill(3);
+    assert_eq!(first.log().dropped_bytes, 0);
+    // One step is left.
+    let second = fill(3);
+    let log = second.log();
+    assert_eq!(log.len() as u64 + log.dropped_bytes, 3 * limits::MIB as u64);
+    assert_eq!(log.len(), limits::OUTPUTS_STEP + 2 * limits::INLINE_OUTPUT, "its step, and the ends");
+    assert_eq!((log.chunks[0].seq, log.chunks.last().expect("a tail").seq), (1, 48));
+    let third = fill(1);
+    assert_eq!(third.log().len(), 2 * limits::INLINE_OUTPUT);
+    let (kept, held) = first.finish_and_hold();
+    assert_eq!(kept.len(), 3 * limits::MIB);
+    assert_eq!(fill(1).log().len(), 2 * limits::INLINE_OUTPUT, "what is held is not free");
+    drop(held);
+    assert_eq!(fill(3).log().dropped_bytes, 0);
 }
 
 #[test]

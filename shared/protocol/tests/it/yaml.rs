@@ -111,7 +111,6 @@ fn refusals_name_the_field_and_the_remedy() {
 #[test]
 fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
-        ("runtime: lambda", "runtime"),
         ("isolation: container", "isolation"),
         ("isolation: microvm", "isolation"),
         ("image: python:3.12", "image"),

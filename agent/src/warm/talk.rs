@@ -1,0 +1,72 @@
+//! How a worker is spoken to.
+
+use bytes::Bytes;
+use flux_worker::Call;
+
+use super::{Exchange, Served, channel::Channel};
+use crate::lambda::RuntimeApi;
+
+pub(crate) enum Talk {
+    /// Frames on a channel that it was given.
+    Framed(Channel),
+    /// It asks, over HTTP.
+    Lambda(Box<RuntimeApi>),
+}
+
+impl Talk {
+    /// Has one invocation served.
+    pub(crate) async fn exchange(&mut self, call: &Call, payload: &Bytes) -> Exchange {
+        match self {
+            Self::Framed(channel) => channel.exchange(call, payload).await,
+            Self::Lambda(api) => api.exchange(call, payload).await,
+        }
+    }
+
+    /// Whether it is open, and the worker says nothing unasked.
+    pub(crate) fn is_quiet(&self) -> bool {
+        match self {
+            Self::Framed(channel) => channel.is_quiet(),
+            Self::Lambda(api) => api.is_quiet(),
+        }
+    }
+
+    /// Whether a worker that ended had not read, or not been told, all of its last invocation.
+    pub(crate) fn is_unread(&self) -> bool {
+        match self {
+            Self::Framed(channel) => channel.is_unread(),
+            Self::Lambda(api) => !api.is_handed_over(),
+        }
+    }
+
+    /// Whether the worker waits for its next invocation, as far as that can be known.
+    pub(super) fn is_asking(&self) -> bool {
+        match self {
+            Self::Framed(_) => true,
+            Self::Lambda(api) => api.is_asked(),
+        }
+    }
+
+    /// Whether its invocation left processes behind; `None` where that is for others to find out.
+    pub(super) fn has_left_processes(&self) -> Option<bool> {
+        match self {
+            Self::Framed(_) => None,
+            Self::Lambda(api) => api.has_left_processes(),
+        }
+    }
+
+    /// An answer that was heard, of a worker that ended before its invocation did.
+    pub(crate) fn take_answer(&mut self) -> Option<Served> {
+        match self {
+            Self::Framed(_) => None,
+            Self::Lambda(api) => api.take_answer(),
+        }
+    }
+
+    /// Whether it ended as it started, without a word about its handler.
+    pub(crate) fn never_asked(&self) -> bool {
+        match self {
+            Self::Framed(_) => false,
+            Self::Lambda(api) => !api.is_loaded(),
+        }
+    }
+}
