@@ -1,12 +1,10 @@
 //! Live output: from a function's write to the client that watches, over the HTTP API's event stream.
 
-use flux_protocol::time::now;
+use flux_protocol::{sse, time::now};
 use futures::StreamExt as _;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use flux_protocol::sse;
 
 use crate::{client::Client, error::CliError};
 

@@ -93,7 +93,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Letter {
         let params = params(parts).await?;
         let function = parse(get(&params, &["function"]), ErrorCode::FunctionNotFound)?;
         let text = get(&params, &["seq"]);
-        let sequence = text.parse().map_err(|_| {
+        // They begin with 1: a queue that is asked for another one says that the question is wrong.
+        let sequence = text.parse().ok().filter(|sequence| *sequence > 0).ok_or_else(|| {
             let shown: String = text.chars().take(64).collect();
             Refusal::new(ErrorCode::MessageNotFound, format!("`{shown}` is no sequence number of a dead letter"))
         })?;
