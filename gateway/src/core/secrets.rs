@@ -1,6 +1,6 @@
 //! Secrets: encrypted before they reach the store, and given to agents one attempt at a time.
 //!
-//! An agent that holds an attempt asks on `flux.secrets.<agent>`; one gateway hears it, and answers if
+//! An agent that holds an attempt asks on `flux.ask.<agent>.secrets`; one gateway hears it, and answers if
 //!
 //! - the agent is online, in the function's pool, and its heartbeat names the key that it asks to have the answer sealed to;
 //! - the version that it names declares secrets, and the record of the execution, where there is one, is of that function,

@@ -23,7 +23,7 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
-/// Published on `flux.secrets.<agent>`.
+/// Published on `flux.ask.<agent>.secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretsRequest {
     pub execution_id: ExecutionId,

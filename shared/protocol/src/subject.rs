@@ -212,11 +212,11 @@ pub fn execution_of_cancel(subject: &str) -> Option<ExecutionId> {
 
 /// Where an agent asks for the secrets of an attempt; one gateway hears it.
 pub fn secrets(agent: &AgentId) -> String {
-    format!("flux.secrets.{agent}")
+    format!("flux.ask.{agent}.secrets")
 }
 
 pub fn secrets_all() -> &'static str {
-    "flux.secrets.*"
+    "flux.ask.*.secrets"
 }
 
 /// Where an agent asks the others of its pool who holds what was delivered to it again.
