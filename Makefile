@@ -66,6 +66,14 @@ test-microvm: microvm-image ## the driver on a real firecracker (FIRECRACKER= JA
 bench-microvm: microvm-image ## starts of a microVM on a real firecracker: cold, restored, warm
 	$(MICROVM_ENV) cargo run --release --quiet $(LOCKED) -p flux-firecracker --example bench_microvm
 
+.PHONY: api-check
+api-check: build ## a running API against its own OpenAPI document, by schemathesis (EXAMPLES=20)
+	@scripts/api-check.sh
+
+.PHONY: fuzz
+fuzz: ## every parser of outside bytes, 20 s each (FUZZ_SECONDS=); TARGETS="jwt sse" for some
+	@scripts/fuzz.sh $(TARGETS)
+
 .PHONY: run
 run: setup build ## start Flux with an example deployed, on 127.0.0.1:7227, until Ctrl-C
 	@scripts/run.sh

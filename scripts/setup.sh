@@ -168,6 +168,17 @@ peers() {
     fi
 }
 
+# For `make api-check` only.
+api() {
+    local into="$ROOT/.tools/schemathesis"
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
+    if ! "$into/bin/schemathesis" --version >/dev/null 2>&1; then
+        say "installing schemathesis into .tools/schemathesis"
+        python3 -m venv "$into"
+        "$into/bin/python" -m pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5' >&2
+    fi
+}
+
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
@@ -175,5 +186,6 @@ case "${1:-all}" in
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
-    *) die "usage: $0 [all|check|test|bench|chaos|peers]" ;;
+    api) toolchain; nats_server; users; reachable_by_flux; api ;;
+    *) die "usage: $0 [all|check|test|bench|chaos|peers|api]" ;;
 esac

@@ -6,6 +6,7 @@ use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
 use flux_broker::Broker;
 use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
 use flux_runtime::{Tasks, settings::AgentSettings};
+use flux_secrets::Recipient;
 use futures::FutureExt as _;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -79,6 +80,8 @@ pub enum StartError {
     },
     #[error("the code cache cannot be opened")]
     Code(#[from] CacheError),
+    #[error("no key can be made to have secrets sealed to")]
+    SecretsKey(#[from] flux_secrets::SealError),
     #[error("the queue cannot be reached")]
     Queue(#[from] flux_broker::BrokerError),
     #[error(
@@ -167,6 +170,7 @@ impl Agent {
             tasks,
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
+            secrets_key: Recipient::generate()?,
             finishing: Window::new(finishing),
             storing: Semaphore::new(STORING_AT_ONCE),
             abandoned: CancellationToken::new(),

@@ -14,7 +14,9 @@ use flux_protocol::{
     Timestamp,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, MissingLayer, RunningCount},
     function::{Isolation, Network},
-    limits, subject, time,
+    limits,
+    secret::Base64,
+    subject, time,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -113,6 +115,7 @@ impl Heart {
                 .map(|of| with_tiers(of, &self.node.tiers))
                 .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
+            secrets_key: Some(Base64(self.node.secrets_key.public_key().to_vec())),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use flux_broker::Broker;
 use flux_protocol::{AgentId, FunctionName, PoolName, function::Isolation};
 use flux_runtime::Tasks;
+use flux_secrets::Recipient;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     pub(crate) max_losses: u32,
     pub(crate) addresses: Addresses,
+    /// What secrets are sealed to: of this process alone.
+    pub(crate) secrets_key: Recipient,
     /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
     pub(crate) finishing: Window,
     /// Large outputs that are stored apart at once.

@@ -4,7 +4,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     bench,
-    commands::{agent, agents, cancel, delete, deploy, dlq, functions, init, invoke, logs, pki, ps, rollback, top},
+    commands::{
+        agent, agents, audit, cancel, delete, deploy, dlq, functions, init, invoke, keys, logs, pki, ps, rollback,
+        secrets, top,
+    },
     microvm, up,
 };
 
@@ -14,7 +17,7 @@ use crate::{
     version,
     about = "A self-hosted serverless platform in one binary",
     after_help = "Start one here:   flux up\nFirst function:   flux init python hello && flux deploy hello && flux invoke hello\n\
-                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), NO_COLOR",
+                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), FLUX_CA (a PEM file: who signed the gateway's\n                  certificate), NO_COLOR",
     max_term_width = 110
 )]
 pub(crate) struct Cli {
@@ -71,6 +74,12 @@ pub(crate) enum Command {
     Top(top::Args),
     /// Look after executions that were given up on
     Dlq(dlq::Args),
+    /// Make, list, rotate and revoke API keys
+    Keys(keys::Args),
+    /// Set, list and remove what functions are given and nobody is shown
+    Secrets(secrets::Args),
+    /// Who changed what, from where, newest first
+    Audit(audit::Args),
     /// Write a small working function
     Init(init::Args),
     /// Prepare this machine's agent for functions in microVMs

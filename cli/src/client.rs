@@ -43,6 +43,12 @@ impl Client {
         if matches!(base.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
             builder = builder.no_proxy();
         }
+        if let Some(path) = env("FLUX_CA") {
+            let cannot = |source| CliError::local(format!("FLUX_CA: {path} cannot be used"), source);
+            let pem = std::fs::read(&path).map_err(cannot)?;
+            let ca = reqwest::Certificate::from_pem(&pem).map_err(|error| cannot(std::io::Error::other(error)))?;
+            builder = builder.add_root_certificate(ca);
+        }
         let http = builder.build().map_err(|source| CliError::Unreachable { url: given.clone(), source })?;
         Ok(Self { base, key, http })
     }

@@ -21,7 +21,6 @@ mod packages;
 mod payload;
 mod progress;
 mod project;
-mod sse;
 mod table;
 mod up;
 

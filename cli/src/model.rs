@@ -174,6 +174,8 @@ pub(crate) struct Published {
     pub(crate) total_agents: usize,
     #[serde(default)]
     pub(crate) warning: Option<String>,
+    #[serde(default)]
+    pub(crate) missing_secrets: Vec<String>,
 }
 
 /// The rows of a list, which the API gives as `{"<name>": […], "next_cursor": …}`, or bare for `/agents`.

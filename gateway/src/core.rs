@@ -35,6 +35,7 @@ use crate::refusal::Refusal;
 
 mod admission;
 mod agents;
+mod audit;
 mod call;
 mod cancel;
 mod dead_letters;
@@ -48,16 +49,20 @@ mod hot;
 mod idempotency;
 mod in_flight;
 mod invoke;
+mod keys;
 mod lost_calls;
 mod node;
 mod payloads;
 mod provision;
 mod publish_again;
+mod rate;
 mod reconcile_plan;
 mod reconciler;
 mod recorder;
 mod request;
 mod rings;
+mod secrets;
+mod tokens;
 mod unknown;
 mod verdict;
 mod waiters;
@@ -66,14 +71,20 @@ mod why;
 
 pub use agents::Joined;
 pub(crate) use agents::Known;
+pub use keys::{BadKey, KnownKey, NewKey};
+pub use rate::Rate;
 pub use request::{
     Accepted, AgentView, Called, InvokeRequest, Published, Readiness, Redriven, WatchEvent, WatchFrom, Why,
 };
+pub(crate) use tokens::Tokens;
+pub use tokens::{BadToken, Token};
 
 use fleet::Fleet;
 use function_cache::FunctionCache;
 use hot::HotQueues;
 use in_flight::InFlight;
+use keys::Keys;
+use secrets::SecretKeys;
 
 /// What a gateway is made of.
 pub struct GatewayParts {
@@ -101,7 +112,13 @@ pub struct GatewayParts {
 pub struct StartError {
     attempted: &'static str,
     #[source]
-    source: flux_broker::BrokerError,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl StartError {
+    fn to<E: std::error::Error + Send + Sync + 'static>(attempted: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self { attempted, source: source.into() }
+    }
 }
 
 /// A gateway's handle. Clones share one.
@@ -126,6 +143,10 @@ struct Inner {
     functions: Arc<FunctionCache>,
     fleet: Fleet,
     hot: Arc<HotQueues>,
+    keys: Arc<Keys>,
+    tokens: Tokens,
+    secret_keys: SecretKeys,
+    ticket_key: [u8; 32],
     in_flight: InFlight,
     /// Waiters and watchers held now.
     waiting: Arc<tokio::sync::Semaphore>,
@@ -142,6 +163,9 @@ struct Inner {
 
 /// Longest wait for the table of agents at the start: a gateway is ready at once, with or without agents.
 const SETTLE: Duration = Duration::from_millis(150);
+
+/// The name of the key that gateways share to make and check tickets.
+const TICKETS: &str = "tickets";
 
 impl Gateway {
     /// Makes what the queue needs, starts this gateway's tasks, and is ready.
@@ -166,19 +190,24 @@ impl Gateway {
         pools.dedup();
         let id = GatewayId::random();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        broker
-            .provision(&pools)
+        broker.provision(&pools).await.map_err(StartError::to("make its streams and buckets"))?;
+        let replies = broker.listen(&subject::replies(&id)).await.map_err(StartError::to("listen for replies"))?;
+        let keys = Keys::start(Arc::clone(&store), Arc::clone(&broker), settings.requests_per_second, &tasks)
             .await
-            .map_err(|source| StartError { attempted: "make its streams and buckets", source })?;
-        let replies = broker
-            .listen(&subject::replies(&id))
-            .await
-            .map_err(|source| StartError { attempted: "listen for replies", source })?;
+            .map_err(StartError::to("read the API keys"))?;
+        let tokens = Tokens::try_new(&settings.jwt, settings.requests_per_second, &tasks)
+            .map_err(StartError::to("use `gateway.jwt`"))?;
+        let ticket_key =
+            store.shared_key(TICKETS, rand::random()).await.map_err(StartError::to("share a key for tickets"))?;
         let fleet = Fleet::start(Arc::clone(&broker), &tasks);
         let inner = Arc::new(Inner {
             functions: FunctionCache::start(Arc::clone(&store), Arc::clone(&broker), &tasks),
             hot: HotQueues::start(Arc::clone(&broker), fleet.clone(), &tasks),
             fleet,
+            keys,
+            tokens,
+            secret_keys: SecretKeys::new(settings.secrets_key.clone()),
+            ticket_key,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
             watching: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_WATCHERS)),
@@ -208,6 +237,11 @@ impl Gateway {
 
     pub fn id(&self) -> &GatewayId {
         &self.inner.id
+    }
+
+    /// What tickets are made and checked with, by every gateway of this store.
+    pub fn ticket_key(&self) -> &[u8; 32] {
+        &self.inner.ticket_key
     }
 
     /// Whether the queue and the store answer now.
@@ -253,6 +287,7 @@ impl Inner {
         self.essential("recorder", recorder::run(Arc::clone(self)));
         self.essential("reconciler", reconciler::run(Arc::clone(self)));
         self.essential("rings", rings::run(Arc::clone(self)));
+        self.essential("agents that ask for secrets", Arc::clone(self).answer_agents());
         self.essential("connection", provision::run(Arc::clone(self)));
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A request passes `entry` (request id, key, metrics, the one place where a refusal becomes bytes), then its
 //! route, which reads what was sent, calls one method of [`Gateway`] and writes down what came back. Routes decide
-//! nothing. There is no other middleware: `/execute` is the hot path, and each layer is paid for on every call.
+//! nothing. There is no other middleware, except where browsers are let in (`cors`): `/execute` is the hot path, and each
+//! layer is paid for on every call.
 //!
 //! The bodies that go out are types of their own (`wire`) and not the domain's, so that a field of the API does
 //! not change because a struct did. The OpenAPI document is made from the same annotations that the routes are
@@ -20,8 +21,11 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::core::Gateway;
 
+mod access;
 mod api_key;
+mod caller;
 mod connection;
+mod cors;
 mod document;
 mod entry;
 mod json;
@@ -34,10 +38,14 @@ mod refused;
 mod request_body;
 mod request_id;
 mod routes;
+mod ticket;
+mod tls;
 mod wire;
 
 pub use api_key::{ApiKey, MissingApiKey};
+pub use cors::CorsError;
 pub use listener::listen;
+pub use tls::{Tls, TlsError};
 
 /// What serving HTTP needs to be told. The limits are [`limits`]'s unless a test wants to meet one sooner.
 #[derive(Debug, Clone)]
@@ -47,6 +55,21 @@ pub struct HttpOptions {
     pub head_read_timeout: Duration,
     pub body_stall_timeout: Duration,
     pub write_stall_timeout: Duration,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+    /// Origins whose pages may ask from a browser; `*` is any.
+    pub cors: Vec<String>,
+}
+
+/// HTTP cannot be served as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    #[error(transparent)]
+    ApiKey(#[from] MissingApiKey),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Cors(#[from] CorsError),
 }
 
 impl HttpOptions {
@@ -57,13 +80,19 @@ impl HttpOptions {
             head_read_timeout: limits::HTTP_HEAD_READ,
             body_stall_timeout: limits::HTTP_BODY_STALL,
             write_stall_timeout: limits::HTTP_WRITE_STALL,
+            tls: None,
+            cors: Vec::new(),
         }
     }
 
     /// # Errors
-    /// No key is configured: a gateway does not serve without one.
-    pub fn from_settings(settings: &GatewaySettings) -> Result<Self, MissingApiKey> {
-        Ok(Self::new(ApiKey::parse(settings.api_key.as_deref().unwrap_or_default())?))
+    /// No key is configured (a gateway does not serve without one), the certificate cannot be used, or an origin is none.
+    pub fn from_settings(settings: &GatewaySettings) -> Result<Self, OptionsError> {
+        let mut options = Self::new(ApiKey::parse(settings.api_key.as_deref().unwrap_or_default())?);
+        options.tls = settings.tls.as_ref().map(|tls| Tls::load(&tls.cert, &tls.key)).transpose()?;
+        cors::check(&settings.cors)?;
+        options.cors.clone_from(&settings.cors);
+        Ok(options)
     }
 }
 
@@ -93,7 +122,10 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let address = listener.local_addr()?;
     let router = build(gateway, options.clone(), Arc::clone(&shutdown));
-    tracing::info!(%address, "listening");
+    tracing::info!(%address, tls = options.tls.is_some(), "listening");
+    if let Some(tls) = options.tls.clone() {
+        tasks.spawn("certificate", tls.follow(Arc::clone(&shutdown)));
+    }
     tasks.spawn("metrics upkeep", measures::upkeep(Arc::clone(&shutdown)));
     listener::run(listener, router, options, shutdown, tasks).await;
     Ok(())
@@ -112,6 +144,7 @@ pub fn openapi() -> serde_json::Value {
 fn build(gateway: Gateway, options: HttpOptions, shutdown: Arc<Shutdown>) -> Router {
     let (router, document) = routes::all().split_for_parts();
     let measures = measures::Measures::of(&document);
+    let cors = cors::layer(&options.cors);
     let document = document::complete(document);
     let http = Arc::new(Http {
         gateway,
@@ -124,5 +157,6 @@ fn build(gateway: Gateway, options: HttpOptions, shutdown: Arc<Shutdown>) -> Rou
         .fallback(routes::fallback::route_not_found)
         .method_not_allowed_fallback(routes::fallback::method_not_allowed)
         .layer(entry::EntryLayer::new(Arc::clone(&http), measures))
+        .layer(tower::util::option_layer(cors))
         .with_state(http)
 }

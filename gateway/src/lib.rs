@@ -7,6 +7,8 @@
 
 pub mod compose;
 pub mod core;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 mod identities;
 pub mod refusal;

@@ -42,14 +42,13 @@ impl VsockError {
 /// It did not within the time, or the socket is not Firecracker's.
 pub async fn connect(socket: &Path, port: u32, within: Duration) -> Result<UnixStream, VsockError> {
     let deadline = Instant::now() + within;
-    let mut last = io::Error::from(io::ErrorKind::TimedOut);
     loop {
-        match tokio::time::timeout_at(deadline.min(Instant::now() + TRY), try_connect(socket, port)).await {
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        let last = match tokio::time::timeout_at(deadline.min(Instant::now() + TRY), try_connect(socket, port)).await {
+            Err(_) => io::ErrorKind::TimedOut.into(),
             Ok(Ok(Ok(stream))) => return Ok(stream),
             Ok(Ok(Err(said))) => return Err(VsockError::Nonsense { port, said }),
-            Ok(Err(error)) => last = error,
-        }
+            Ok(Err(error)) => error,
+        };
         if Instant::now() + PAUSE >= deadline {
             return Err(VsockError::Silent { port, within, last });
         }

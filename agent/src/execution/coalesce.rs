@@ -27,6 +27,9 @@ const fn index(stream: Stream) -> usize {
 
 impl Coalescer {
     pub(super) fn push(&mut self, stream: Stream, data: BytesMut) {
+        if data.is_empty() {
+            return;
+        }
         self.bytes += data.len();
         let full = self.pieces.len() >= PIECES;
         let last = self.pieces.last_mut().filter(|(of, _)| *of == stream);

@@ -11,6 +11,7 @@ use flux_protocol::{
     trace::TraceParent,
 };
 
+use super::Secrets;
 use crate::{code::CodeFolder, lambda, node::Addresses, sandbox::Start};
 
 /// Processes and threads of one execution: enough for any runtime's thread pools, and an end to a fork bomb.
@@ -30,6 +31,7 @@ pub(super) struct Seen<'a> {
     pub(super) deadline: Option<Timestamp>,
     pub(super) trace: TraceParent,
     pub(super) addresses: &'a Addresses,
+    pub(super) secrets: &'a Secrets,
 }
 
 /// The process of one execution. `shell` is bash, for a script that bash is to read.
@@ -41,6 +43,7 @@ pub(super) fn request(
 ) -> Start {
     let mut request = bare(version, code);
     request.env = environment(version, seen);
+    give(&mut request, seen.secrets);
     request.args = seen.args.to_vec();
     // A path, so that no word of it can be an option; the working directory is that of the code.
     let in_code = || format!("./{}", version.spec.handler.trim_start_matches("./"));
@@ -59,6 +62,12 @@ pub(super) fn request(
         (None, None) => request.program = in_code(),
     }
     held_in(version, code, request)
+}
+
+/// Puts secrets into its environment, in the place of whatever else has their names.
+pub(super) fn give(request: &mut SpawnRequest, secrets: &Secrets) {
+    request.env.retain(|(name, _)| !secrets.has(name));
+    request.env.extend(secrets.variables());
 }
 
 /// A worker's process, which its interpreter is told to be.
@@ -202,7 +211,9 @@ mod tests {
     use super::*;
 
     fn seen<'a>(payload: &'a Bytes, addresses: &'a Addresses) -> Seen<'a> {
+        static NONE: std::sync::LazyLock<Secrets> = std::sync::LazyLock::new(Secrets::default);
         Seen {
+            secrets: &NONE,
             execution_id: ExecutionId::new(),
             attempt: 2,
             args: &[],

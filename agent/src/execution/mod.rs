@@ -25,6 +25,7 @@ mod outcome;
 mod output;
 mod prepare;
 mod run;
+mod secrets;
 mod serve;
 mod stdin;
 
@@ -46,6 +47,7 @@ use crate::{
 pub(crate) use output::Source;
 use prepare::Prepared;
 use run::Ran;
+pub(crate) use secrets::Secrets;
 pub(crate) use stdin::output_pipe;
 
 /// What is known of the attempt under way; each status is made from it.

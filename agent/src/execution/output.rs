@@ -13,6 +13,7 @@ use std::{
 
 use bytes::BytesMut;
 use flux_protocol::{Chunk, Stream, agent::OutputMessage, limits, subject};
+use flux_secrets::{Patterns, Redactor};
 use tokio::net::unix::pipe;
 
 use super::{coalesce::Coalescer, stdin::PIPE_BYTES};
@@ -92,12 +93,20 @@ pub(super) struct Capture {
     buffer: BytesMut,
     read_size: usize,
     waiting: Coalescer,
+    /// Of stdout and stderr, where there is something to hide.
+    redactors: Option<[Redactor; 2]>,
     published_at: Option<Instant>,
     chunks: u64,
 }
 
 impl Capture {
-    pub(super) fn new(node: Arc<Node>, execution: Arc<Execution>, attempt: u32, [stdout, stderr]: [Source; 2]) -> Self {
+    pub(super) fn new(
+        node: Arc<Node>,
+        execution: Arc<Execution>,
+        attempt: u32,
+        [stdout, stderr]: [Source; 2],
+        hidden: Option<&Patterns>,
+    ) -> Self {
         Self {
             node,
             execution,
@@ -107,6 +116,7 @@ impl Capture {
             buffer: BytesMut::new(),
             read_size: SMALL_READ,
             waiting: Coalescer::default(),
+            redactors: hidden.map(|patterns| [(); 2].map(|()| Redactor::new(patterns.clone()))),
             published_at: None,
             chunks: 0,
         }
@@ -163,6 +173,12 @@ impl Capture {
 
     /// Publishes what is left. A worker's pipes go on to its next invocation.
     pub(super) async fn finish(mut self) -> [Source; 2] {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Some(redactors) = &mut self.redactors {
+                let rest = redactor(redactors, stream).finish();
+                self.waiting.push(stream, rest.as_slice().into());
+            }
+        }
         self.publish(true).await;
         [self.stdout, self.stderr]
     }
@@ -202,7 +218,14 @@ impl Capture {
                 if count == room {
                     self.read_size = limits::OUTPUT_CHUNK;
                 }
-                self.waiting.push(stream, self.buffer.split());
+                let read = self.buffer.split();
+                match &mut self.redactors {
+                    None => self.waiting.push(stream, read),
+                    Some(redactors) => {
+                        let shown = redactor(redactors, stream).push(&read);
+                        self.waiting.push(stream, shown.as_slice().into());
+                    }
+                }
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
@@ -231,6 +254,14 @@ impl Capture {
             // Full, closed or slow: see the module's text.
             let _ = tokio::time::timeout(PUBLISH_WITHIN, self.node.broker.signal(subject, body.into())).await;
         }
+    }
+}
+
+const fn redactor(redactors: &mut [Redactor; 2], stream: Stream) -> &mut Redactor {
+    let [stdout, stderr] = redactors;
+    match stream {
+        Stream::Stdout => stdout,
+        Stream::Stderr | Stream::Result => stderr,
     }
 }
 

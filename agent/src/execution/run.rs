@@ -19,7 +19,7 @@ use futures::FutureExt as _;
 use nix::libc::{SIGKILL, SIGTERM};
 
 use super::{
-    Attempt, environment,
+    Attempt, Secrets, environment,
     outcome::{self, Ending},
     output::{Capture, Source},
     prepare::Ready,
@@ -94,7 +94,11 @@ impl Attempt {
 
     async fn run(&mut self, ready: &Ready) -> Ran {
         let spec = &ready.version.spec;
-        let (mut process, mut capture) = match self.start_within(ready).await {
+        let secrets = match self.secrets(&ready.version).await {
+            Ok(secrets) => secrets,
+            Err(not_given) => return not_given.ran(),
+        };
+        let (mut process, mut capture) = match self.start_within(ready, &secrets).await {
             Ok(started) => started,
             Err(not_started) => return not_started.ran(),
         };
@@ -128,10 +132,10 @@ impl Attempt {
         Ran::Ended { outcome: Box::new(outcome), by_cancel }
     }
 
-    async fn start_within(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+    async fn start_within(&self, ready: &Ready, secrets: &Secrets) -> Result<(Box<dyn Process>, Capture), Started> {
         let mut trouble = Trouble::default();
         loop {
-            match self.start(ready).await {
+            match self.start(ready, secrets).await {
                 Err(Started::Refused(error)) => self.wait_out(error, &mut trouble).await?,
                 other => return other,
             }
@@ -152,7 +156,7 @@ impl Attempt {
         Ok(())
     }
 
-    async fn start(&self, ready: &Ready) -> Result<(Box<dyn Process>, Capture), Started> {
+    async fn start(&self, ready: &Ready, secrets: &Secrets) -> Result<(Box<dyn Process>, Capture), Started> {
         let refused = |error: std::io::Error| Started::Refused(LaunchError::Socket(error));
         let stdin = stdin::stdin(&ready.payload).map_err(refused)?;
         let (stdout, read_stdout) = stdin::output_pipe().map_err(refused)?;
@@ -170,13 +174,15 @@ impl Attempt {
                 deadline: environment::earlier(spec.timeout, self.invocation.deadline, time::now()),
                 trace: self.trace.child(),
                 addresses: &self.node.addresses,
+                secrets,
             },
             self.interpreter(spec).as_deref(),
         );
         let sandbox = self.sandbox(spec)?;
         let process = self.spawned(sandbox.start(start, [stdin, stdout, stderr], None)).await?;
         let pipes = [Source::Open(read_stdout), Source::Open(read_stderr)];
-        Ok((process, Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), attempt, pipes)))
+        let (node, execution) = (Arc::clone(&self.node), Arc::clone(&self.execution));
+        Ok((process, Capture::new(node, execution, attempt, pipes, secrets.hidden())))
     }
 
     pub(super) fn sandbox(&self, spec: &FunctionSpec) -> Result<&dyn Sandbox, Started> {

@@ -18,12 +18,13 @@ use flux_protocol::{
     function::Runtime,
     limits, time,
 };
+use flux_secrets::{Patterns, Redactor};
 use flux_worker::{Call, Fault, Load, Used, bootstrap};
 use futures::FutureExt as _;
 use nix::libc::SIGKILL;
 
 use super::{
-    Attempt, environment,
+    Attempt, Secrets, environment,
     outcome::{self, Ending},
     output::Capture,
     prepare::Ready,
@@ -88,32 +89,39 @@ impl Attempt {
 
     async fn start_worker(&self, ready: &Ready) -> Result<Worker, Started> {
         let spec = &ready.version.spec;
+        let secrets = self.secrets(&ready.version).await?;
         let parts = Parts::make().map_err(refused)?;
         let pipes = parts.pipes;
         let (process, talk) = match spec.runtime {
-            Runtime::Lambda => self.start_bootstrap(ready, parts.stdio).await?,
-            _ => self.start_interpreter(ready, parts.stdio).await?,
+            Runtime::Lambda => self.start_bootstrap(ready, &secrets, parts.stdio).await?,
+            _ => self.start_interpreter(ready, &secrets, parts.stdio).await?,
         };
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
         let (version, code) = (Arc::clone(&ready.version), ready.code.clone());
-        Ok(Worker { process, talk, pipes, served: 0, cpu_us: 0, version, _code: code })
+        Ok(Worker { process, talk, pipes, served: 0, cpu_us: 0, version, secrets, _code: code })
     }
 
-    async fn start_bootstrap(&self, ready: &Ready, stdio: [OwnedFd; 3]) -> Result<(Box<dyn Process>, Talk), Started> {
+    async fn start_bootstrap(
+        &self,
+        ready: &Ready,
+        secrets: &Secrets,
+        stdio: [OwnedFd; 3],
+    ) -> Result<(Box<dyn Process>, Talk), Started> {
         let version = &ready.version;
-        let mut process = self
-            .spawned(
-                self.node
-                    .executor
-                    .spawn(environment::bootstrap_request(version, ready.code.as_ref(), &self.node.addresses), stdio),
-            )
-            .await?;
+        let mut request = environment::bootstrap_request(version, ready.code.as_ref(), &self.node.addresses);
+        environment::give(&mut request, secrets);
+        let mut process = self.spawned(self.node.executor.spawn(request, stdio)).await?;
         let listener = process.take_listener().ok_or_else(|| refused(io::ErrorKind::NotConnected.into()))?;
         let api = RuntimeApi::new(listener.into(), process.pid(), process.census(), &version.spec).map_err(refused)?;
         Ok((process, Talk::Lambda(Box::new(api))))
     }
 
-    async fn start_interpreter(&self, ready: &Ready, stdio: [OwnedFd; 3]) -> Result<(Box<dyn Process>, Talk), Started> {
+    async fn start_interpreter(
+        &self,
+        ready: &Ready,
+        secrets: &Secrets,
+        stdio: [OwnedFd; 3],
+    ) -> Result<(Box<dyn Process>, Talk), Started> {
         let spec = &ready.version.spec;
         let found = self.interpreter(spec).zip(bootstrap::of(spec.runtime));
         let Some((interpreter, bootstrap)) = found else {
@@ -124,6 +132,7 @@ impl Attempt {
         let addresses = &self.node.addresses;
         let code = ready.code.as_ref();
         let mut start = environment::worker_request(&ready.version, code, addresses, &interpreter, bootstrap.arguments);
+        environment::give(&mut start.request, secrets);
         first.encode(&mut start.loads);
         let (channel, their_channel) = Channel::pair(first).map_err(refused)?;
         let sandbox = self.sandbox(spec)?;
@@ -146,8 +155,10 @@ impl Attempt {
             if is_new { worker.process.started_at_us() } else { u64::try_from(time::now().as_micros()).unwrap_or(0) };
         self.started_at = i64::try_from(started_at_us).ok().map(Timestamp::from_micros);
         let call = self.call(ready);
-        let mut capture =
-            Capture::new(Arc::clone(&self.node), Arc::clone(&self.execution), self.execution.attempt(), worker.pipes);
+        let hidden = worker.secrets.hidden().cloned();
+        let (node, execution, attempt) =
+            (Arc::clone(&self.node), Arc::clone(&self.execution), self.execution.attempt());
+        let mut capture = Capture::new(node, execution, attempt, worker.pipes, hidden.as_ref());
         let mut ending = None;
         let mut watched = {
             let exchange = worker.talk.exchange(&call, &ready.payload);
@@ -198,6 +209,8 @@ impl Attempt {
         began: Instant,
     ) -> Ran {
         let Invoked { watched, ending, started, started_at_us, is_new } = invoked;
+        let hidden = worker.secrets.hidden().cloned();
+        let watched = redacted(watched, hidden.as_ref());
         let mut start = if is_new { Start::COLD } else { Start::WARM };
         let mut outcome = match watched {
             Watched::Abandoned => return Ran::Abandoned,
@@ -400,6 +413,30 @@ async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
 async fn end(process: &mut dyn Process) -> Option<Ended> {
     process.kill(SIGKILL);
     tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await.ok()
+}
+
+/// What a handler returned or raised, without the secrets that are hidden in what it prints.
+fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Exchange> {
+    let Some(hidden) = hidden else { return watched };
+    let text = |text: String| String::from_utf8_lossy(&Redactor::whole(hidden, text.as_bytes())).into_owned();
+    let fault = |fault: Fault| Fault {
+        kind: text(fault.kind),
+        message: text(fault.message),
+        stack: text(fault.stack),
+        ..fault
+    };
+    match watched {
+        Watched::Answered(Exchange::Served(served)) => {
+            let answer = match served.answer {
+                Ok(result) => Ok(Bytes::from(Redactor::whole(hidden, &result))),
+                Err(raised) => Err(fault(raised)),
+            };
+            Watched::Answered(Exchange::Served(Served { answer, ..served }))
+        }
+        Watched::Answered(Exchange::NotLoaded(raised)) => Watched::Answered(Exchange::NotLoaded(fault(raised))),
+        Watched::Answered(Exchange::Nonsense(said)) => Watched::Answered(Exchange::Nonsense(text(said))),
+        other => other,
+    }
 }
 
 fn usage_of(used: &Used) -> Usage {

@@ -50,6 +50,7 @@ fn worker() -> (Worker, impl Sized) {
         served: 0,
         cpu_us: 0,
         version: Arc::new(version),
+        secrets: crate::execution::Secrets::default(),
         _code: None,
     };
     (worker, (stdio, their_channel))

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use super::talk::Talk;
 use crate::{
     code::CodeFolder,
-    execution::{Source, output_pipe},
+    execution::{Secrets, Source, output_pipe},
     executor::Process,
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Worker {
     /// Of what it served, as it said.
     pub(crate) cpu_us: u64,
     pub(crate) version: Arc<FunctionVersion>,
+    /// As they were when it started.
+    pub(crate) secrets: Secrets,
     /// Its code stays where it is for as long as it lives.
     pub(crate) _code: Option<CodeFolder>,
 }

@@ -1,12 +1,12 @@
 //! Live output: from a function's write to the client that watches, over the HTTP API's event stream.
 
-use flux_protocol::time::now;
+use flux_protocol::{sse, time::now};
 use futures::StreamExt as _;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{client::Client, error::CliError, sse};
+use crate::{client::Client, error::CliError};
 
 /// The function that prints the time, again and again.
 pub(super) const TICKS: &str = "ticks";

@@ -100,6 +100,9 @@ async fn deploy(args: &Args, cx: &Context) -> Result<(), CliError> {
         cx.out
             .line(format!("{name} version {version} deployed ({code}), on {}", count(published.total_agents, "agent")));
     }
+    for secret in &published.missing_secrets {
+        cx.out.note(format!("its secret {secret} is not set, and it fails until it is: flux secrets set {secret}"));
+    }
     if published.total_agents == 0 {
         cx.out.note("no agent is online: invocations wait or are refused until one is");
     } else if let Some(warning) = too_large_for_all(&name, cx).await? {

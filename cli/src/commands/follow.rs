@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use flux_protocol::sse::{Event, Parser};
 use futures::StreamExt as _;
 use reqwest::{Method, header::ACCEPT};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Context;
-use crate::{
-    error::CliError,
-    sse::{Event, Parser},
-};
+use crate::error::CliError;
 
 /// A gateway that was away this long is not waited for.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
@@ -70,6 +68,10 @@ async fn follow_once(cx: &Context, id: &str, last_id: &mut Option<String>) -> Re
     let mut chunks = cx.client.send(request).await?.bytes_stream();
     let mut parser = Parser::default();
     while let Some(bytes) = chunks.next().await {
+        if parser.is_too_long() {
+            let problem = "an event of its stream does not end".to_owned();
+            return Err(CliError::Answer { url: cx.client.base().to_owned(), problem });
+        }
         for event in parser.feed(&bytes.map_err(|error| cx.client.broken(error))?) {
             if event.name == "end" {
                 return cx.client.decode(event.data.as_bytes()).map(Some);

@@ -4,6 +4,7 @@ use crate::{args::Command, client::Client, error::CliError, output::Output};
 
 pub(crate) mod agent;
 pub(crate) mod agents;
+pub(crate) mod audit;
 pub(crate) mod cancel;
 pub(crate) mod delete;
 pub(crate) mod deploy;
@@ -12,10 +13,12 @@ pub(crate) mod follow;
 pub(crate) mod functions;
 pub(crate) mod init;
 pub(crate) mod invoke;
+pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod pki;
 pub(crate) mod ps;
 pub(crate) mod rollback;
+pub(crate) mod secrets;
 pub(crate) mod shown;
 pub(crate) mod top;
 pub(crate) mod version;
@@ -41,6 +44,9 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Agents(args) => agents::run(args, cx).await,
         Command::Top(args) => top::run(args, cx).await,
         Command::Dlq(args) => dlq::run(args, cx).await,
+        Command::Keys(args) => keys::run(args, cx).await,
+        Command::Secrets(args) => secrets::run(args, cx).await,
+        Command::Audit(args) => audit::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
         Command::Up(_)

@@ -9,9 +9,10 @@
 //!    db/           records: flux.db and its -wal, -shm
 //!    artifacts/    code archives            agent/     unpacked code, reachable for functions
 //!    nats/         the queue's streams      launcher/  the launcher's own
+//!    keys/         what secrets are encrypted with
 //! ```
 //!
-//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `certs`, `db`, `artifacts`,
+//! **Architecture Invariant:** as root, the platform's user writes only in `run/worker`, `certs`, `db`, `keys`, `artifacts`,
 //! `agent` and `nats`. All else is root's, since root works in it at the next start: see [`guarded`].
 
 use std::{
@@ -88,8 +89,19 @@ impl DataDir {
 
     fn make_all(&self) -> io::Result<()> {
         let Some(user) = self.platform else {
-            let all =
-                ["run", WORKER, "certs", "db", "nats", "artifacts", "agent", "launcher", "containers", "microvms"];
+            let all = [
+                "run",
+                WORKER,
+                "certs",
+                "db",
+                "keys",
+                "nats",
+                "artifacts",
+                "agent",
+                "launcher",
+                "containers",
+                "microvms",
+            ];
             return all.iter().try_for_each(|dir| {
                 let dir = self.path.join(dir);
                 fs::create_dir_all(&dir)?;
@@ -101,9 +113,15 @@ impl DataDir {
         guarded::own_dir(&self.launcher_dir(), ENTERED_BY_ALL, 0, None)?;
         guarded::own_dir(&self.containers_dir(), OWN, 0, None)?;
         guarded::own_dir(&self.microvms_dir(), OWN, 0, None)?;
-        for (dir, mode) in
-            [(WORKER, OWN), ("certs", OWN), ("db", OWN), ("nats", OWN), ("artifacts", OWN), ("agent", ENTERED_BY_ALL)]
-        {
+        for (dir, mode) in [
+            (WORKER, OWN),
+            ("certs", OWN),
+            ("db", OWN),
+            ("keys", OWN),
+            ("nats", OWN),
+            ("artifacts", OWN),
+            ("agent", ENTERED_BY_ALL),
+        ] {
             guarded::given_dir(&self.path.join(dir), mode, user)?;
         }
         Ok(())
@@ -332,6 +350,7 @@ mod tests {
                 ("run/worker", (FLUX.uid, FLUX.gid, 0o700)),
                 ("certs", (FLUX.uid, FLUX.gid, 0o700)),
                 ("db", (FLUX.uid, FLUX.gid, 0o700)),
+                ("keys", (FLUX.uid, FLUX.gid, 0o700)),
                 ("nats", (FLUX.uid, FLUX.gid, 0o700)),
                 ("artifacts", (FLUX.uid, FLUX.gid, 0o700)),
                 ("agent", (FLUX.uid, FLUX.gid, 0o711)),
@@ -354,7 +373,7 @@ mod tests {
             return;
         }
         let dir = passable();
-        for link in ["lock", "run/worker", "launcher", "db", "nats", "artifacts", "agent"] {
+        for link in ["lock", "run/worker", "launcher", "db", "keys", "nats", "artifacts", "agent"] {
             let _ = fs::remove_dir_all(dir.path().join("data"));
             let (data, target) = planted(dir.path(), link);
             let error = open(&data).expect_err(link);

@@ -179,6 +179,7 @@ fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: Strin
     settings.agent.tasks.get_or_insert_with(default_tasks);
     settings.store.url.get_or_insert_with(|| format!("sqlite://{}", data.path().join("db/flux.db").display()));
     settings.artifacts.dir.get_or_insert_with(|| data.path().join("artifacts"));
+    settings.gateway.secrets_key.get_or_insert_with(|| data.path().join("keys/secrets.key"));
     settings.agent.work_dir.get_or_insert_with(|| data.path().join("agent"));
     settings
 }

@@ -41,7 +41,8 @@ impl Ready {
             tracing::info!("ready again");
             return;
         }
-        let url = format!("http://{listen}");
+        let scheme = if settings.gateway.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{listen}");
         let data = settings.data_dir.as_deref().unwrap_or_else(|| std::path::Path::new("")).display();
         if out.json {
             out.json(&json!({
@@ -54,7 +55,11 @@ impl Ready {
             Some(file) => format!("in {}; `flux` commands of this user find it", file.display()),
             None => "as given; for `flux` commands: export FLUX_KEY=…".to_owned(),
         };
-        let elsewhere = if listen.port() == 7227 { String::new() } else { format!("export FLUX_URL={url}\n  ") };
+        let elsewhere = if listen.port() == 7227 && scheme == "http" {
+            String::new()
+        } else {
+            format!("export FLUX_URL={url}\n  ")
+        };
         out.line(format!(
             "Flux is ready, after {:.2} s.\n\n  \
              API    {url}   docs: {url}/docs\n  \

@@ -18,6 +18,7 @@ mod overload;
 mod packages;
 mod pki;
 mod readme;
+mod secrets;
 mod stop;
 mod topology;
 mod warm;

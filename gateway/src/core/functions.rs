@@ -246,8 +246,10 @@ impl Inner {
         if changed {
             tracing::info!(function = %name, version = version.version, "function published");
         }
+        // Said and not refused: the secret may be set after.
+        let missing_secrets = self.missing_secrets(&version.spec).await?;
         let warning = self.nobody_runs(&version.spec);
-        Ok(Published { version, changed, agents: self.agents_online(), warning })
+        Ok(Published { version, changed, agents: self.agents_online(), warning, missing_secrets })
     }
 
     /// Why no agent that is online runs such a function; `None` where one does, or where none is online.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flux_protocol::{
-    AgentId, Chunk, Digest, ErrorCode, ExecutionId, ExecutionRecord, FunctionVersion, Outcome, Timestamp,
+    AgentId, Chunk, Digest, ErrorCode, ExecutionId, ExecutionRecord, FunctionVersion, Outcome, SecretName, Timestamp,
     agent::{AgentStatus, Heartbeat},
     limits,
     trace::TraceParent,
@@ -54,6 +54,8 @@ pub struct Published {
     pub agents: Vec<AgentId>,
     /// Why none of them can run it.
     pub warning: Option<String>,
+    /// Secrets that it names and nobody has set.
+    pub missing_secrets: Vec<SecretName>,
 }
 
 /// An agent as this gateway last heard of it.

@@ -1,9 +1,9 @@
-//! The key that a caller must show. Only its digest is kept, and digests are compared in constant time: how long a
+//! The key that a gateway was started with, the first admin's. Only its digest is kept, and digests are compared in constant time: how long a
 //! comparison takes says nothing of how much of a guess was right.
 
 use std::fmt;
 
-use axum::http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use axum::http::HeaderName;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -39,28 +39,13 @@ impl ApiKey {
         Ok(Self { digest: Sha256::digest(key.as_bytes()).into() })
     }
 
-    fn is(&self, given: &[u8]) -> bool {
+    pub(super) fn is(&self, given: &[u8]) -> bool {
         let given: [u8; 32] = Sha256::digest(given).into();
         self.digest.ct_eq(&given).into()
     }
-
-    /// Whether any key is shown, be it this one or not.
-    pub(super) fn any_in(headers: &HeaderMap) -> bool {
-        headers.contains_key(&X_API_KEY)
-            || headers.get(AUTHORIZATION).is_some_and(|value| bearer_token(value.as_bytes()).is_some())
-    }
-
-    /// Which header shows this key, if one does.
-    pub(super) fn shown_in(&self, headers: &HeaderMap) -> Option<KeyHeader> {
-        if headers.get(&X_API_KEY).is_some_and(|key| self.is(key.as_bytes())) {
-            return Some(KeyHeader::XApiKey);
-        }
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| bearer_token(value.as_bytes()))?;
-        self.is(bearer).then_some(KeyHeader::Authorization)
-    }
 }
 
-fn bearer_token(value: &[u8]) -> Option<&[u8]> {
+pub(super) fn bearer_token(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
@@ -76,20 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_in_either_header_and_only_there() {
-        let key = ApiKey::parse("s3cret").expect("a key");
-        let shown = |name: &'static str, value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().expect("a header"));
-            key.shown_in(&headers)
-        };
-        assert_eq!(shown("x-api-key", "s3cret"), Some(KeyHeader::XApiKey));
-        assert_eq!(shown("authorization", "Bearer s3cret"), Some(KeyHeader::Authorization));
-        assert_eq!(shown("authorization", "bearer  s3cret"), Some(KeyHeader::Authorization));
-        assert_eq!(shown("authorization", "Basic s3cret"), None);
-        assert_eq!(shown("authorization", "s3cret"), None);
-        assert_eq!(shown("x-api-key", "s3cre"), None);
-        assert_eq!(shown("x-api-key", ""), None);
+    fn a_bearers_token_is_what_follows_the_word() {
+        assert_eq!(bearer_token(b"Bearer s3cret"), Some(&b"s3cret"[..]));
+        assert_eq!(bearer_token(b"bearer  s3cret "), Some(&b"s3cret"[..]));
+        for other in [&b"Basic s3cret"[..], b"s3cret", b"", b"Bearer"] {
+            assert_eq!(bearer_token(other), None);
+        }
+        assert!(ApiKey::parse("s3cret").expect("a key").is(b"s3cret"));
+        assert!(!ApiKey::parse("s3cret").expect("a key").is(b"s3cre"));
     }
 
     #[test]

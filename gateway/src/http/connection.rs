@@ -5,6 +5,7 @@
 //! idle ones at once would cut off requests that are already on the wire, which a proxy in front answers with 502.
 
 use std::{
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -28,9 +29,13 @@ use super::{
     listener::Supervised,
     measures::OpenConnection,
     patient::{Patient, Wire},
-    refused,
+    refused, tls,
 };
 use crate::refusal::Refusal;
+
+/// In a request's extensions: the other end of its connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
 
 pub(super) struct Server {
     builder: Builder<Supervised>,
@@ -60,10 +65,25 @@ impl Server {
     }
 
     pub(super) async fn serve(&self, stream: TcpStream) {
+        // A connection that has no other end any more.
+        let Ok(peer) = stream.peer_addr() else { return };
+        let within = self.options.head_read_timeout;
+        let stream = match &self.options.tls {
+            None => tls::Stream::Plain(stream),
+            Some(tls) => match tokio::time::timeout(within, tls.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a TLS handshake failed");
+                    return;
+                }
+                Err(_) => return,
+            },
+        };
         let _open = OpenConnection::new();
         let spoke = AtomicBool::new(false);
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             spoke.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(Peer(peer));
             self.router.clone().call(request)
         });
         let wire = Arc::new(Wire::default());

@@ -18,7 +18,10 @@ use utoipa::{
     },
 };
 
-use super::wire::error::{ErrorBody, ErrorDetail};
+use super::{
+    access::{Need, Rules},
+    wire::error::{ErrorBody, ErrorDetail},
+};
 
 const TAGS: &[(&str, &str)] = &[
     ("functions", "Configuration, code and versions"),
@@ -26,6 +29,8 @@ const TAGS: &[(&str, &str)] = &[
     ("function URLs", "Functions that answer HTTP by themselves"),
     ("dead letters", "Invocations given up on"),
     ("agents", "Who runs functions"),
+    ("keys", "Who may do what, and who did"),
+    ("secrets", "What functions are given, and nobody is shown"),
     ("operations", "Of the gateway itself"),
 ];
 
@@ -36,8 +41,8 @@ pub(super) fn opening() -> OpenApi {
         .title("Flux")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Run functions by a queue. Send the key as `X-API-Key` or `Authorization: Bearer`. Every answer has an \
-             `X-Request-Id`, which is yours if you sent one. Every error has one shape, with a `code` from one list.",
+            "Run functions by a queue. Send the key as `X-API-Key` or `Authorization: Bearer`. Each operation says which \
+             scope it needs; `admin` has all. Every answer has an `X-Request-Id`, which is yours if you sent one. Every error has one shape, with a `code` from one list.",
         ))
         .license(Some(license))
         .build();
@@ -46,12 +51,12 @@ pub(super) fn opening() -> OpenApi {
         .info(info)
         .tags(Some(tags.collect::<Vec<_>>()))
         .components(Some(components()))
-        .security(Some([requirement("key"), requirement("bearer")]))
+        .security(Some([requirement("key", &[]), requirement("bearer", &[])]))
         .build()
 }
 
-fn requirement(name: &str) -> SecurityRequirement {
-    SecurityRequirement::new(name, Vec::<String>::new())
+fn requirement(name: &str, scopes: &[&str]) -> SecurityRequirement {
+    SecurityRequirement::new(name, scopes.iter().map(|scope| (*scope).to_owned()))
 }
 
 fn components() -> Components {
@@ -71,10 +76,12 @@ fn components() -> Components {
 
 /// The document with everything that is true of every route.
 pub(super) fn complete(mut document: OpenApi) -> OpenApi {
+    let rules = Rules::new();
     let paths = std::mem::take(&mut document.paths.paths);
     for (path, mut item) in paths {
         for (method, operation) in operations(&mut item) {
-            complete_operation(&path, method, operation);
+            let need = rules.documented(method, &path).map_or(Need::Admin, |rule| rule.need);
+            complete_operation(&path, method, operation, need);
         }
         // The router's word for "and whatever follows" is not OpenAPI's.
         document.paths.paths.insert(path.replace("{*", "{"), item);
@@ -96,13 +103,23 @@ fn operations(item: &mut PathItem) -> Vec<(&'static str, &mut Operation)> {
     all.into_iter().filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation))).collect()
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
+fn complete_operation(path: &str, method: &str, operation: &mut Operation, need: Need) {
+    // Each scope is enough by itself: an alternative of its own, for either way to show a key.
+    let alternatives =
+        need.scopes().iter().flat_map(|scope| ["key", "bearer"].map(|name| requirement(name, &[*scope])));
+    operation.security =
+        Some(if need == Need::Nothing { vec![SecurityRequirement::default()] } else { alternatives.collect() });
+    if need != Need::Nothing {
+        let said = format!("Needs {}.", need.said());
+        let description = operation.description.take().filter(|text| !text.is_empty());
+        operation.description = Some(description.map_or_else(|| said.clone(), |text| format!("{text}\n\n{said}")));
+    }
     operation.operation_id = Some(operation_id(path, method));
     for content in operation.request_body.iter_mut().flat_map(bodies) {
         // Bytes have no schema in OpenAPI 3.1; the media type says it all.
         content.schema = None;
     }
-    let public = operation.security.as_ref().is_some_and(|security| security.iter().all(is_open));
+    let public = need == Need::Nothing;
     let responses = &mut operation.responses.responses;
     let takes_input = operation.request_body.is_some() || operation.parameters.is_some();
     let mut add = |status: &str, codes: &str| {
@@ -110,9 +127,6 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
             .entry(status.to_owned())
             .or_insert_with(|| RefOr::T(ResponseBuilder::new().description(codes).build()));
     };
-    if !public {
-        add("401", "unauthorized");
-    }
     if takes_input {
         add("400", "invalid_request");
     }
@@ -127,6 +141,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Operation) {
         add("503", "at_concurrency, no_agents, queue_unavailable, shutting_down");
         add("504", "deadline_exceeded");
         add("500", "function_failed, internal");
+    }
+    if !public {
+        add("401", "unauthorized");
+        add("403", "forbidden");
+        add("429", "too_many_requests");
     }
     add("500", "internal");
     for (status, response) in responses.iter_mut() {
@@ -146,10 +165,6 @@ fn bodies(body: &mut RefOr<RequestBody>) -> Vec<&mut Content> {
     let binary = |media: &str| matches!(media, "application/octet-stream" | "application/zip");
     let of_bytes = body.content.iter_mut().filter(|(media, _)| binary(media));
     of_bytes.filter_map(|(_, content)| if let RefOr::T(content) = content { Some(content) } else { None }).collect()
-}
-
-fn is_open(requirement: &SecurityRequirement) -> bool {
-    serde_json::to_value(requirement).is_ok_and(|value| value.as_object().is_none_or(serde_json::Map::is_empty))
 }
 
 /// Such as `get_executions_id_why`: of its path and method, so that no two are the same.
@@ -174,6 +189,17 @@ fn error_example(codes: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_operation_is_in_the_table_of_scopes() {
+        let rules = Rules::new();
+        let mut document = crate::http::routes::all().into_openapi();
+        for (path, item) in &mut document.paths.paths {
+            for (method, _) in operations(item) {
+                assert!(rules.documented(method, path).is_some(), "{method} {path} is not in access.rs");
+            }
+        }
+    }
 
     #[test]
     fn operation_ids_come_of_path_and_method() {

@@ -1,5 +1,5 @@
-//! What every request passes first, in one layer: its id, its key, its measures, and on the way out the body of a
-//! refusal. A panic of a handler ends here as `internal`, so that a defect costs one request and not a connection's
+//! What every request passes first, in one layer: its id, who asks and whether they may, its measures, and on the way out
+//! the body of a refusal and the audit log of what was changed. A panic of a handler ends here as `internal`, so that a defect costs one request and not a connection's
 //! other ones.
 
 use std::{
@@ -12,17 +12,21 @@ use std::{
 };
 
 use axum::{
-    extract::{MatchedPath, Request},
-    http::{HeaderValue, Version, header::CONNECTION},
+    RequestPartsExt as _,
+    extract::{MatchedPath, RawPathParams, Request},
+    http::{HeaderValue, Method, Version, header::CONNECTION},
     response::{IntoResponse as _, Response},
 };
-use flux_protocol::ErrorCode;
+use flux_protocol::{ErrorCode, FunctionName, time::now};
+use flux_store::AuditEntry;
 use futures::{FutureExt as _, future::BoxFuture};
 use tower::{Layer, Service};
 
 use super::{
-    ApiKey, Http,
-    api_key::KeyHeader,
+    Http,
+    access::{Need, Rule, Rules},
+    caller::{self, Caller, Shown},
+    connection::Peer,
     measures::Measures,
     refused,
     request_body::discard_for_a_moment,
@@ -30,18 +34,16 @@ use super::{
 };
 use crate::refusal::Refusal;
 
-/// Rows of the API that need no key.
-const PUBLIC: &[&str] = &["/health", "/ready", "/agents", "/agents/join", "/openapi.json", "/docs"];
-
 #[derive(Clone)]
 pub(super) struct EntryLayer {
     http: Arc<Http>,
     measures: Arc<Measures>,
+    rules: Arc<Rules>,
 }
 
 impl EntryLayer {
     pub(super) fn new(http: Arc<Http>, measures: Measures) -> Self {
-        Self { http, measures: Arc::new(measures) }
+        Self { http, measures: Arc::new(measures), rules: Arc::new(Rules::new()) }
     }
 }
 
@@ -59,9 +61,9 @@ pub(super) struct Entry<S> {
     layer: EntryLayer,
 }
 
-/// In a request's extensions: where its key was, so that a function is never handed it.
-#[derive(Clone, Copy)]
-pub(super) struct Authenticated(pub(super) KeyHeader);
+/// In a response's extensions: what a change came to, for the audit log.
+#[derive(Clone)]
+pub(super) struct Changed(pub(super) String);
 
 impl<S> Service<Request> for Entry<S>
 where
@@ -79,27 +81,33 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        let EntryLayer { http, measures } = self.layer.clone();
+        let EntryLayer { http, measures, rules } = self.layer.clone();
         Box::pin(async move {
             let started = Instant::now();
             let request_id = RequestId::of(request.headers());
             let route = request.extensions().get::<MatchedPath>().cloned();
             let closes = request.version() < Version::HTTP_2;
-            let shown = http.options.api_key.shown_in(request.headers());
-            let mut response = if shown.is_none() && !PUBLIC.contains(&request.uri().path()) {
-                let refusal = unauthorized(ApiKey::any_in(request.headers()));
-                discard_for_a_moment(request.into_body()).await;
-                refusal.into_response()
-            } else {
-                if let Some(header) = shown {
-                    request.extensions_mut().insert(Authenticated(header));
+            let rule = rules.of(request.method(), route.as_ref().map(MatchedPath::as_str));
+            let (mut response, audit) = match admit(&http, &mut request, rule).await {
+                Ok(caller) => {
+                    let audit = caller.filter(|_| rule.audited).map(|caller| Audit::of(&request, &caller));
+                    let answered = AssertUnwindSafe(inner.call(request)).catch_unwind().await;
+                    let response = match answered {
+                        Ok(Ok(response)) => response,
+                        Ok(Err(never)) => match never {},
+                        Err(panic) => defect(&*panic).into_response(),
+                    };
+                    (response, audit)
                 }
-                match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
-                    Ok(Ok(response)) => response,
-                    Ok(Err(never)) => match never {},
-                    Err(panic) => defect(&*panic).into_response(),
+                Err(Turned { refusal, caller }) => {
+                    let audit = caller.filter(|_| rule.audited).map(|caller| Audit::of(&request, &caller));
+                    discard_for_a_moment(request.into_body()).await;
+                    (refusal.into_response(), audit)
                 }
             };
+            if let Some(audit) = audit {
+                http.gateway.audit(audit.entry(&response, &request_id)).await;
+            }
             refused::write(&mut response, &request_id);
             response.headers_mut().insert(X_REQUEST_ID, request_id.header());
             if closes && http.shutdown.is_draining() {
@@ -117,11 +125,84 @@ fn defect(panic: &(dyn Any + Send)) -> Refusal {
         .caused_by(said.unwrap_or_else(|| "a panic".to_owned()))
 }
 
-fn unauthorized(shows_a_key: bool) -> Refusal {
-    let message = if shows_a_key {
-        "this is not the key that the gateway was started with (`--api-key`, or the file `api-key` in the data directory of `flux up`)"
-    } else {
-        "this needs a key: send `X-API-Key: <key>` or `Authorization: Bearer <key>` with the key that the gateway was started with"
+/// A request that is not let in; where it is known whose, the audit log tells of it too.
+struct Turned {
+    refusal: Refusal,
+    caller: Option<Caller>,
+}
+
+/// Who asks, if that is known; it is in the request's extensions then.
+async fn admit(http: &Http, request: &mut Request, rule: Rule) -> Result<Option<Caller>, Turned> {
+    let ticket = (rule.need == Need::See && request.method() == Method::GET).then(|| ticket_in(request)).flatten();
+    let caller = match caller::find(http, request.headers(), ticket.as_deref()).await {
+        Shown::Is(caller) => caller,
+        Shown::Nothing | Shown::Wrong(_) if rule.need == Need::Nothing => return Ok(None),
+        Shown::Nothing => return Err(Turned { refusal: unauthorized(None), caller: None }),
+        Shown::Wrong(why) => return Err(Turned { refusal: unauthorized(Some(&why)), caller: None }),
+    };
+    let turned = |refusal| Turned { refusal, caller: Some(caller.clone()) };
+    caller.take().map_err(turned)?;
+    let is_route = request.extensions().get::<MatchedPath>().is_some();
+    if is_route {
+        let function = if rule.need == Need::Invoke { function_of(request).await } else { None };
+        caller.require(rule.need, function.as_ref()).map_err(turned)?;
+    }
+    request.extensions_mut().insert(caller.clone());
+    Ok(Some(caller))
+}
+
+/// The function that the path names: as the router read it, so that what is judged is what is run.
+async fn function_of(request: &mut Request) -> Option<FunctionName> {
+    let taken = std::mem::take(request);
+    let (mut parts, body) = taken.into_parts();
+    let params = parts.extract::<RawPathParams>().await;
+    *request = Request::from_parts(parts, body);
+    let params = params.ok()?;
+    let (_, name) = params.iter().find(|(name, _)| matches!(*name, "name" | "function"))?;
+    FunctionName::parse(name).ok()
+}
+
+fn ticket_in(request: &Request) -> Option<String> {
+    let query = request.uri().query()?;
+    form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.into_owned())
+}
+
+/// What the audit log says of a request, taken before it is carried out.
+struct Audit(AuditEntry);
+
+impl Audit {
+    fn of(request: &Request, caller: &Caller) -> Self {
+        let from = request.extensions().get::<Peer>().map_or_else(|| "unknown".to_owned(), |peer| peer.0.to_string());
+        Self(AuditEntry {
+            at: now(),
+            who: caller.name(),
+            from,
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            status: 0,
+            request_id: String::new(),
+            what: None,
+        })
+    }
+
+    fn entry(self, response: &Response, request_id: &RequestId) -> AuditEntry {
+        let said = response.extensions().get::<Changed>().map(|changed| changed.0.clone());
+        AuditEntry {
+            status: response.status().as_u16(),
+            request_id: request_id.as_str().to_owned(),
+            what: said.or_else(|| refused::code(response).map(|code| code.as_str().to_owned())),
+            ..self.0
+        }
+    }
+}
+
+fn unauthorized(wrong: Option<&str>) -> Refusal {
+    let message = match wrong {
+        Some(why) => format!(
+            "{why}. The key that the gateway was started with is in `gateway.api_key`, or in the file `api-key` in the data \
+             directory of `flux up`"
+        ),
+        None => "this needs a key: send `X-API-Key: <key>` or `Authorization: Bearer <key or token>`".to_owned(),
     };
     Refusal::new(ErrorCode::Unauthorized, message)
 }

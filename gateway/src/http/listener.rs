@@ -56,6 +56,7 @@ pub(super) async fn run(
     tasks: Tasks,
 ) {
     let most = options.max_connections;
+    let speaks_tls = options.tls.is_some();
     let permits = Arc::new(Semaphore::new(most));
     let open = TaskTracker::new();
     let server = Arc::new(Server::new(router, options, Arc::clone(&shutdown), tasks.clone()));
@@ -78,6 +79,10 @@ pub(super) async fn run(
         Ok(permit) => start(stream, permit),
         Err(_) => {
             metrics::counter!("flux_http_turned_away_total").increment(1);
+            // Words in the clear would be none to who speaks TLS.
+            if speaks_tls {
+                return;
+            }
             let Ok(place) = Arc::clone(&turned_away).try_acquire_owned() else { return };
             tasks.spawn("http turned away", async move {
                 turn_away(stream, most).await;

@@ -6,7 +6,7 @@ use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::request::Parts,
 };
-use flux_protocol::{AgentId, ErrorCode, ExecutionId, FunctionName};
+use flux_protocol::{AgentId, ErrorCode, ExecutionId, FunctionName, KeyId, SecretName};
 
 use crate::refusal::Refusal;
 
@@ -21,6 +21,12 @@ pub(super) struct Id(pub(super) ExecutionId);
 
 /// `{id}` of an agent.
 pub(super) struct Agent(pub(super) AgentId);
+
+/// `{id}` of an API key.
+pub(super) struct Key(pub(super) KeyId);
+
+/// `{name}` of a secret, once what else is wrong with the request was said.
+pub(super) struct Secret(pub(super) Result<SecretName, Refusal>);
 
 /// `{function}` and `{seq}` of a dead letter.
 pub(super) struct Letter(pub(super) FunctionName, pub(super) u64);
@@ -75,6 +81,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
+impl<S: Send + Sync> FromRequestParts<S> for Key {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        parse(get(&params(parts).await?, &["id"]), ErrorCode::KeyNotFound).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Secret {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        Ok(Self(parse(get(&params(parts).await?, &["name"]), ErrorCode::SecretNotFound)))
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Letter {
     type Rejection = Refusal;
 
@@ -82,7 +104,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Letter {
         let params = params(parts).await?;
         let function = parse(get(&params, &["function"]), ErrorCode::FunctionNotFound)?;
         let text = get(&params, &["seq"]);
-        let sequence = text.parse().map_err(|_| {
+        // They begin with 1: a queue that is asked for another one says that the question is wrong.
+        let sequence = text.parse().ok().filter(|sequence| *sequence > 0).ok_or_else(|| {
             let shown: String = text.chars().take(64).collect();
             Refusal::new(ErrorCode::MessageNotFound, format!("`{shown}` is no sequence number of a dead letter"))
         })?;

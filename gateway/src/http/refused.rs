@@ -40,6 +40,11 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// The code of the refusal that the response carries.
+pub(super) fn code(response: &Response) -> Option<ErrorCode> {
+    response.extensions().get::<Refused>().map(|Refused(refusal)| refusal.code)
+}
+
 /// Writes the body of a refusal into the response that carries it; leaves any other as it is.
 pub(super) fn write(response: &mut Response, request_id: &RequestId) {
     let Some(Refused(refusal)) = response.extensions_mut().remove::<Refused>() else { return };

@@ -4,6 +4,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Api;
 
+pub(super) use answer::EXECUTION_ID;
+
 mod agents;
 mod answer;
 mod dead_letters;
@@ -17,10 +19,13 @@ mod function_url;
 mod functions;
 mod health;
 mod invocation;
+mod keys;
 mod machines;
 mod metrics;
 mod redrive;
+mod secrets;
 mod stream;
+mod tickets;
 
 /// Every route. What is registered here is in the document, and the other way round.
 pub(super) fn all() -> OpenApiRouter<Api> {
@@ -53,6 +58,14 @@ pub(super) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(dead_letters::show, dead_letters::remove))
         .routes(routes!(redrive::redrive))
         .routes(routes!(redrive::redrive_one))
+        .routes(routes!(tickets::make))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(keys::audit))
+        .routes(routes!(secrets::list))
+        .routes(routes!(secrets::show, secrets::set, secrets::remove))
+        .routes(routes!(secrets::rotate))
         .routes(routes!(metrics::metrics))
         .routes(routes!(docs::openapi))
         .routes(routes!(docs::page))

@@ -5,7 +5,9 @@ pub(super) mod dead_letter;
 pub(super) mod error;
 pub(super) mod execution;
 pub(super) mod function;
+pub(super) mod key;
 pub(super) mod machine;
+pub(super) mod secret;
 
 use flux_protocol::Timestamp;
 

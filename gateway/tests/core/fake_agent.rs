@@ -270,6 +270,7 @@ impl FakeAgent {
                 running,
                 capabilities: Capabilities { tiers: vec!["process".to_owned()], ..Capabilities::default() },
                 cached_digests: 0,
+                secrets_key: None,
             }
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());

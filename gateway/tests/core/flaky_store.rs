@@ -10,11 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use flux_protocol::{
-    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, Timestamp,
-    execution::QueuePosition,
+    AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, SecretName,
+    Timestamp, execution::QueuePosition,
 };
 use flux_store::{
-    Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SharedStore, StatusUpdate, Store, StoreError,
+    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
+    StatusUpdate, Store, StoreError,
 };
 use tokio::sync::Notify;
 
@@ -140,5 +141,26 @@ delegate! {
     fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> ();
     fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration) -> Option<Lease>;
     fn release_lease(&self, name: &str, holder: &str) -> ();
+    fn insert_key(&self, key: &ApiKeyRecord) -> bool;
+    fn api_keys(&self) -> Vec<ApiKeyRecord>;
+    fn rotate_key(&self, id: &KeyId, digest: Digest, now: Timestamp, until: Timestamp) -> Option<ApiKeyRecord>;
+    fn delete_key(&self, id: &KeyId) -> bool;
+    fn keys_used(&self, uses: Vec<(KeyId, Timestamp)>) -> ();
+    fn shared_key(&self, name: &str, proposed: [u8; 32]) -> [u8; 32];
+    fn audit(&self, entry: AuditEntry) -> ();
+    fn audit_log(&self, before: Option<u64>, limit: usize) -> Vec<(u64, AuditEntry)>;
+    fn put_secret(&self, secret: &SealedSecret) -> Option<u32>;
+    fn secret(&self, name: &SecretName) -> Option<SealedSecret>;
+    fn secrets(&self) -> Vec<SealedSecret>;
+    fn reseal_secret(&self, secret: &SealedSecret) -> bool;
+    fn delete_secret(&self, name: &SecretName) -> bool;
+    fn claim_secrets(
+        &self,
+        execution: ExecutionId,
+        attempt: u32,
+        agent: &AgentId,
+        nonce: [u8; 16],
+        now: Timestamp
+    ) -> bool;
     fn expire(&self, before: Timestamp, limit: usize) -> Vec<ExecutionRecord>;
 }

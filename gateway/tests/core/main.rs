@@ -12,6 +12,7 @@ mod invokes;
 mod losses;
 mod refusals;
 mod retries;
+mod secrets;
 mod store_away;
 mod told;
 mod unknown;

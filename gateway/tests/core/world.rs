@@ -35,12 +35,16 @@ impl World {
 
     pub(crate) async fn with_limits(limits: MemoryLimits) -> Self {
         let _ = tracing_subscriber::fmt().with_env_filter("flux_gateway=debug").with_test_writer().try_init();
+        let artifacts = tempfile::tempdir().unwrap();
         Self {
             broker: Arc::new(MemoryBroker::new(limits)),
             store: flux_store::open("sqlite::memory:", &Tuning::default()).await.unwrap(),
-            settings: GatewaySettings::default(),
+            settings: GatewaySettings {
+                secrets_key: Some(artifacts.path().join("secrets.key")),
+                ..GatewaySettings::default()
+            },
             shutdown: Shutdown::new(),
-            artifacts: tempfile::tempdir().unwrap(),
+            artifacts,
         }
     }
 

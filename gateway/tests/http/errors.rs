@@ -26,9 +26,16 @@ fn error(reply: &Reply) -> &serde_json::Value {
 #[tokio::test]
 async fn what_is_not_there_has_the_same_shape() {
     let flux = Flux::start().await;
-    for path in
-        ["/", "/nothing", "/health/", "/jobs", "/workflows/x", "/keys", "/ui", "/2015-03-31/functions/echo/invocations"]
-    {
+    for path in [
+        "/",
+        "/nothing",
+        "/health/",
+        "/jobs",
+        "/workflows/x",
+        "/schedules",
+        "/ui",
+        "/2015-03-31/functions/echo/invocations",
+    ] {
         let reply = flux.api.get(path).await.expect(404);
         assert_eq!(error(&reply)["code"], "route_not_found", "{path}");
     }
@@ -45,8 +52,12 @@ async fn what_is_not_there_has_the_same_shape() {
     assert_eq!(error(&reply)["code"], "execution_not_found");
     let reply = flux.api.get("/executions/exc-01890000-0000-7000-8000-000000000000").await.expect(404);
     assert_eq!(error(&reply)["code"], "execution_not_found");
-    let reply = flux.api.get("/dlq/echo/seven").await.expect(404);
-    assert_eq!(error(&reply)["code"], "message_not_found");
+    for number in ["seven", "0", "-1"] {
+        let reply = flux.api.get(&format!("/dlq/echo/{number}")).await.expect(404);
+        assert_eq!(error(&reply)["code"], "message_not_found");
+        let said = format!("`{number}` is no sequence number of a dead letter");
+        assert_eq!(error(&reply)["message"], said, "and the queue is not asked");
+    }
     let reply = flux.api.get("/functions/%ff").await.expect(400);
     assert_eq!(error(&reply)["code"], "invalid_request");
     let reply = flux.api.put("/deploy/a.b", "application/zip", "x").await.expect(400);

@@ -43,6 +43,17 @@ impl Flux {
         Self { api: Api::new(format!("http://{address}"), KEY), address, scripted, shutdown, tasks }
     }
 
+    /// Another gateway of the same Flux, listening elsewhere.
+    pub(crate) async fn beside(&self) -> Api {
+        let listener = listen("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let options = HttpOptions::new(ApiKey::parse(KEY).expect("a key"));
+        let gateway = self.scripted.beside().await;
+        let serving = serve(gateway, listener, options, Arc::clone(&self.shutdown), self.tasks.clone());
+        self.tasks.spawn("http beside", async move { serving.await.expect("serves") });
+        Api::new(format!("http://{address}"), KEY)
+    }
+
     /// A connection by hand.
     pub(crate) async fn connect(&self) -> Wire {
         Wire(TcpStream::connect(self.address).await.expect("connects"))

@@ -56,6 +56,15 @@ impl Scripted {
         self.gateway.clone()
     }
 
+    /// Another gateway on the same queue and store.
+    pub(crate) async fn beside(&self) -> Gateway {
+        self.world.gateway().await
+    }
+
+    pub(crate) fn store(&self) -> &flux_store::SharedStore {
+        &self.world.store
+    }
+
     /// Executions that the agent holds now.
     pub(crate) fn running(&self) -> usize {
         self.agent.running().len()

@@ -16,8 +16,11 @@ mod flux;
 mod function_url;
 mod functions;
 mod gateway;
+mod https;
 mod idempotency;
+mod keys;
 mod openapi;
+mod seeds;
 mod stream;
 #[allow(dead_code, clippy::unwrap_used)]
 #[path = "../core/world.rs"]

@@ -33,7 +33,10 @@ fn these_are_the_operations() {
         "DELETE /dlq/{function}/{seq}",
         "DELETE /executions/{id}",
         "DELETE /functions/{name}",
+        "DELETE /keys/{id}",
+        "DELETE /secrets/{name}",
         "GET /agents",
+        "GET /audit",
         "GET /dlq",
         "GET /dlq/{function}",
         "GET /dlq/{function}/{seq}",
@@ -45,10 +48,13 @@ fn these_are_the_operations() {
         "GET /functions",
         "GET /functions/{name}",
         "GET /health",
+        "GET /keys",
         "GET /metrics",
         "GET /openapi.json",
         "GET /ready",
         "GET /resources",
+        "GET /secrets",
+        "GET /secrets/{name}",
         "POST /agents/join",
         "POST /agents/register",
         "POST /agents/tokens",
@@ -59,8 +65,13 @@ fn these_are_the_operations() {
         "POST /execute/{name}",
         "POST /execute/{name}/async",
         "POST /functions/{name}/rollback",
+        "POST /keys",
+        "POST /keys/{id}/rotate",
+        "POST /secrets-key/rotate",
+        "POST /tickets",
         "PUT /deploy/{name}",
         "PUT /functions",
+        "PUT /secrets/{name}",
     ];
     assert_eq!(listed, expected);
     let any = operations(&document).into_iter().filter(|(_, path, _)| path == "/fn/{name}/{path}").count();
@@ -164,7 +175,7 @@ fn a_functions_fields_are_those_that_the_protocol_knows() {
     let described = |name: &str| -> BTreeSet<String> {
         document["components"]["schemas"][name]["properties"].as_object().expect("fields").keys().cloned().collect()
     };
-    let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\n";
+    let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\nsecrets: [S]\nredact: false\n";
     let spec = flux_protocol::function::parse_yaml(yaml).expect("valid");
     let written = serde_json::to_value(spec).expect("JSON");
     let fields = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();

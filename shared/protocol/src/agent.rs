@@ -7,6 +7,7 @@ use crate::{
     function::{FunctionSpec, Isolation, Network, Runtime},
     id::{AgentId, ExecutionId, FunctionName, PoolName},
     output::OutputLog,
+    secret::Base64,
     time::Timestamp,
 };
 
@@ -131,6 +132,9 @@ pub struct Heartbeat {
     pub capabilities: Capabilities,
     /// Code archives unpacked and ready.
     pub cached_digests: u32,
+    /// What secrets are sealed to for this process of the agent (X25519); absent where it takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets_key: Option<Base64>,
 }
 
 /// Whether an agent that runs `tasks` executions at once waits at each of so many hot queues: three quarters of its

@@ -27,6 +27,7 @@ macro_rules! codes {
 codes! {
     /// No key, or one that is not known.
     Unauthorized = "unauthorized", 401;
+    /// A key or token that is known, and does not have the scope.
     Forbidden = "forbidden", 403;
     /// A field, parameter or body that is not valid: `details.field` names it.
     InvalidRequest = "invalid_request", 400;
@@ -58,6 +59,12 @@ codes! {
     /// This gateway gives no identities: it has no CA, or its queue asks for none.
     NoAuthority = "no_authority", 501;
     MessageNotFound = "message_not_found", 404;
+    KeyNotFound = "key_not_found", 404;
+    SecretNotFound = "secret_not_found", 404;
+    /// The keys that secrets are encrypted with cannot be used.
+    SecretsUnavailable = "secrets_unavailable", 503;
+    /// There are as many of a kind as are kept.
+    LimitReached = "limit_reached", 409;
     /// The execution has its outcome already.
     AlreadyTerminal = "already_terminal", 409;
     /// The same `Idempotency-Key` came with another body.

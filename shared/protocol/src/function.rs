@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{Digest, FunctionName, PoolName},
+    id::{Digest, FunctionName, PoolName, SecretName},
     time::Timestamp,
 };
 
@@ -54,6 +54,12 @@ pub struct FunctionSpec {
     pub network: Network,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Names of secrets that it finds in its environment. Their values are never in here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
+    /// Whether secrets that it prints are hidden.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub redact: bool,
     /// Time between SIGTERM and SIGKILL at a cancel or timeout; zero kills at once.
     #[serde(default, with = "text::duration", skip_serializing_if = "Duration::is_zero")]
     pub stop_grace: Duration,
@@ -62,6 +68,15 @@ pub struct FunctionSpec {
     /// How long a worker stays after its last use; zero is a fresh process each time.
     #[serde(default, with = "text::duration", skip_serializing_if = "Duration::is_zero")]
     pub keep_warm: Duration,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks so
+const fn is_yes(redact: &bool) -> bool {
+    *redact
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,7 +3,12 @@
 
 use bytes::Bytes;
 
-use crate::{FunctionSpec, Invocation, OutputLog, StatusMessage, function, invocation::header, trace::TraceParent};
+use crate::{
+    FunctionName, FunctionSpec, Invocation, OutputLog, Scope, StatusMessage, function,
+    invocation::header,
+    sse::{Event, Parser},
+    trace::TraceParent,
+};
 
 /// A configuration is refused, or survives being stored.
 pub fn function_yaml(data: &[u8]) {
@@ -63,6 +68,32 @@ pub fn status_json(data: &[u8]) {
     if let Ok(status) = serde_json::from_slice::<StatusMessage>(data) {
         let written = serde_json::to_vec(&status).expect("JSON");
         assert_eq!(serde_json::from_slice::<StatusMessage>(&written).expect("it reads"), status);
+    }
+}
+
+/// However the bytes of an event stream are cut into pieces, the same events come out.
+pub fn sse(data: &[u8]) {
+    let events = |piece: usize| -> Vec<Event> {
+        let mut parser = Parser::default();
+        data.chunks(piece).flat_map(|piece| parser.feed(piece)).collect()
+    };
+    let whole = events(data.len().max(1));
+    for piece in [1, 2, 7] {
+        assert_eq!(events(piece), whole, "in pieces of {piece}");
+    }
+    assert!(whole.iter().all(|event| !event.name.contains('\n')), "a name is one line");
+}
+
+/// Text is no scope, or one that is written and read again; a pattern matches itself where it has no `*`.
+pub fn scope(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(scope) = text.parse::<Scope>() {
+        assert_eq!(scope.to_string(), text);
+        if let Scope::Invoke(glob) = &scope
+            && let Ok(name) = FunctionName::parse(glob.as_str())
+        {
+            assert!(glob.matches(&name));
+        }
     }
 }
 

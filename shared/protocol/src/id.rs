@@ -127,6 +127,75 @@ impl AgentId {
     }
 }
 
+name_type!(
+    /// An API key's id. It is not secret: lists and the audit log show it.
+    KeyId,
+    "key id"
+);
+
+impl KeyId {
+    /// 12 random hex digits: no `_`, which ends it in a key.
+    pub fn random() -> Self {
+        Self(format!("{:012x}", rand::random::<u64>() >> 16).into())
+    }
+}
+
+/// A secret's name, which is also the environment variable that a function finds it in.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecretName(Arc<str>);
+
+impl SecretName {
+    /// # Errors
+    /// It cannot be a variable's name, is too long, or is one of Flux's own.
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
+        let is_name = (1..=limits::NAME_LENGTH).contains(&text.len())
+            && !text.as_bytes()[0].is_ascii_digit()
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let is_own = text.starts_with("FLUX_") || matches!(text, "PAYLOAD" | "traceparent");
+        let rule = match (is_name, is_own) {
+            (true, false) => return Ok(Self(text.into())),
+            (true, true) => "names that start with FLUX_, PAYLOAD and traceparent are Flux's own",
+            (false, _) => "use 1 to 64 of A-Z a-z 0-9 _, and no digit first",
+        };
+        Err(InvalidId { what: "secret name", given: text.chars().take(80).collect(), rule })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for SecretName {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::parse(text)
+    }
+}
+
+impl Serialize for SecretName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&Cow::<'de, str>::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
 /// The id of one execution: `exc-` and a UUIDv7.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExecutionId(Uuid);

@@ -4,6 +4,7 @@
 //! **Architecture Invariant:** nothing here does I/O. The clock is the one exception, read in
 //! [`time`] alone, so that every timestamp on the wire has one form.
 
+pub mod access;
 pub mod agent;
 pub mod error_code;
 pub mod event;
@@ -16,16 +17,19 @@ pub mod identity;
 pub mod invocation;
 pub mod limits;
 pub mod output;
+pub mod secret;
+pub mod sse;
 pub mod status;
 pub mod subject;
 pub mod suggest;
 pub mod time;
 pub mod trace;
 
+pub use access::{FunctionGlob, Scope, Scopes};
 pub use error_code::ErrorCode;
 pub use execution::{ErrorKind, ExecutionError, ExecutionRecord, Outcome, OutcomeStatus, Phase, Usage};
 pub use function::{FunctionSpec, FunctionVersion};
-pub use id::{AgentId, Digest, ExecutionId, FunctionName, GatewayId, PoolName};
+pub use id::{AgentId, Digest, ExecutionId, FunctionName, GatewayId, KeyId, PoolName, SecretName};
 pub use invocation::{Invocation, Lane, Payload};
 pub use output::{Chunk, OutputLog, Stream};
 pub use status::StatusMessage;

@@ -214,6 +214,8 @@ pub const HTTP2_STREAMS: u32 = 256;
 pub const REQUEST_ID_LENGTH: usize = 128;
 /// A gateway that goes away still answers what comes on open connections for this long.
 pub const HTTP_DRAIN_GRACE: Duration = Duration::from_millis(250);
+/// An event of a stream as a client reads it: a record without its output, or a chunk.
+pub const EVENT: usize = 32 * MIB;
 /// An idle event stream gets a comment this often.
 pub const EVENT_STREAM_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -229,3 +231,37 @@ pub const JOIN_TOKEN_LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const JOIN_TOKENS: usize = 1000;
 /// A file of the PKI that is read; a certificate signing request.
 pub const PKI_FILE: usize = 64 * KIB;
+
+/// API keys that a Flux has, scopes of one, and the length of its name.
+pub const KEYS: usize = 10_000;
+pub const KEY_SCOPES: usize = 32;
+pub const KEY_NAME_LENGTH: usize = 128;
+/// How long the key before a rotation goes on working, unless it is said, and at most.
+pub const KEY_OVERLAP: Duration = Duration::from_secs(24 * 3600);
+pub const KEY_OVERLAP_MOST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Longest header value that is looked at as a key or token.
+pub const CREDENTIAL_BYTES: usize = 8 * KIB;
+/// Each gateway reads the keys again this often, should the signal that one changed be lost.
+pub const KEYS_READ_EVERY: Duration = Duration::from_secs(10);
+/// Uses of keys are written together this often.
+pub const KEYS_USED_EVERY: Duration = Duration::from_secs(5);
+/// The most requests a second that a key may be given.
+pub const REQUESTS_PER_SECOND: u32 = 1_000_000;
+/// Subjects of tokens whose rate a gateway remembers.
+pub const RATED_SUBJECTS: usize = 10_000;
+/// A ticket to watch one execution.
+pub const TICKET: Duration = Duration::from_secs(60);
+/// Entries of the audit log are kept this long.
+pub const AUDIT_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Clocks of a token's issuer and of a gateway may differ by this.
+pub const JWT_LEEWAY: Duration = Duration::from_secs(30);
+/// A key set is read again after this long, or for an unknown `kid`, but then not more often than the second.
+pub const JWKS_KEPT: Duration = Duration::from_secs(600);
+pub const JWKS_AGAIN: Duration = Duration::from_secs(30);
+pub const JWKS_WITHIN: Duration = Duration::from_secs(5);
+pub const JWKS_BYTES: usize = 256 * KIB;
+pub const JWKS_KEYS: usize = 64;
+/// A secret's value, and how many of them there are: of a Flux, and of one function.
+pub const SECRET: usize = 64 * KIB;
+pub const SECRETS: usize = 10_000;
+pub const FUNCTION_SECRETS: usize = 64;

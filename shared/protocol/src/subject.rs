@@ -23,6 +23,9 @@ pub const OUTPUT_BUCKET: &str = "flux_outputs";
 /// Queue group in which gateways hear rings.
 pub const GATEWAYS_GROUP: &str = "flux_gateways";
 
+/// Said by a gateway that changed an API key, to all gateways.
+pub const KEYS_CHANGED: &str = "flux.keys.changed";
+
 /// One function's queue in one lane.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueName {
@@ -207,6 +210,15 @@ pub fn cancels() -> &'static str {
 
 pub fn execution_of_cancel(subject: &str) -> Option<ExecutionId> {
     subject.strip_prefix("flux.cancel.")?.parse().ok()
+}
+
+/// Where an agent asks for the secrets of an attempt; one gateway hears it.
+pub fn secrets(agent: &AgentId) -> String {
+    format!("flux.ask.{agent}.secrets")
+}
+
+pub fn secrets_all() -> &'static str {
+    "flux.ask.*.secrets"
 }
 
 /// Where an agent asks the others of its pool who holds what was delivered to it again.

@@ -53,6 +53,7 @@ where
 const RESERVED: &[&str] = &[
     "url",
     "key",
+    "ca",
     "tree_fd",
     "nats_server",
     "launcher",

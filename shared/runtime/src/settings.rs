@@ -136,6 +136,53 @@ pub struct GatewaySettings {
     pub cool_after: u64,
     /// Pools that agents may join; `default` is always there.
     pub pools: Vec<String>,
+    /// Requests a second of each key or token that has no number of its own; none is without limit. `api_key` has none.
+    pub requests_per_second: Option<u32>,
+    /// The file of the keys that secrets are encrypted with; `secrets.key` in the data directory unless it is set. Made when
+    /// the first secret is. Gateways of one store need the same.
+    pub secrets_key: Option<PathBuf>,
+    /// Origins whose pages may ask from a browser; `"*"` is any. None gives no browser leave.
+    pub cors: Vec<String>,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<TlsSettings>,
+    /// Whose tokens (JWT) are taken beside API keys.
+    pub jwt: Vec<IssuerSettings>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsSettings {
+    /// A PEM file with the certificate, and those between it and its CA behind it. Read again when it changes.
+    pub cert: PathBuf,
+    /// A PEM file with its private key.
+    pub key: PathBuf,
+}
+
+/// Somebody who issues tokens. Tokens must name it (`iss`), the audience (`aud`) and when they end (`exp`).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IssuerSettings {
+    pub issuer: String,
+    pub audience: String,
+    /// Where its public keys are; each must say its algorithm. `https`, or `http` on loopback.
+    pub jwks_url: Option<String>,
+    /// Keys that are known here.
+    pub keys: Vec<IssuerKey>,
+    /// The claim that says what its bearer may do: text with spaces between, or a list.
+    pub scopes_claim: Option<String>,
+    /// From what stands in that claim to scopes. Without it the claim has scopes themselves.
+    pub scopes: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IssuerKey {
+    /// As `kid` in a token's header. One key without an id serves tokens without one.
+    pub id: Option<String>,
+    /// `HS256`, `RS256` or `ES256`.
+    pub algorithm: String,
+    /// RS256, ES256: the public key as PEM. HS256: the secret, of 32 bytes at least.
+    pub file: PathBuf,
 }
 
 impl Default for GatewaySettings {
@@ -147,6 +194,11 @@ impl Default for GatewaySettings {
             drain_timeout: flux_protocol::limits::DRAIN.as_secs(),
             cool_after: flux_protocol::limits::COOL_AFTER.as_secs(),
             pools: Vec::new(),
+            requests_per_second: None,
+            secrets_key: None,
+            cors: Vec::new(),
+            tls: None,
+            jwt: Vec::new(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The state seam: functions and versions, executions, idempotency keys, leases.
+//! The state seam: functions and versions, executions, idempotency keys, leases; API keys, secrets, the audit log.
 //!
 //! Only gateways (and the autoscaler) open a store. Engines are chosen by URL ([`open`]) and each passes
 //! [`conformance`].
@@ -13,16 +13,18 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_protocol::{
-    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, OutcomeStatus, StatusMessage,
-    Timestamp,
+    AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, OutcomeStatus,
+    SecretName, StatusMessage, Timestamp,
 };
 
+mod access;
 pub mod conformance;
 mod error;
 mod merge;
 mod open;
 mod sqlite;
 
+pub use access::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret};
 pub use error::StoreError;
 pub use merge::{Merged, merge_queued, merge_requeued, merge_status};
 pub use open::{Durability, Tuning, open};
@@ -206,8 +208,66 @@ pub trait Store: Send + Sync + 'static {
     /// Gives a lease back. One that another holds stays.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<(), StoreError>;
 
+    /// Adds an API key. False: there are [`limits::KEYS`](flux_protocol::limits::KEYS) already, or its id is taken.
+    async fn insert_key(&self, key: &ApiKeyRecord) -> Result<bool, StoreError>;
+
+    /// Every API key, oldest first.
+    async fn api_keys(&self) -> Result<Vec<ApiKeyRecord>, StoreError>;
+
+    /// Gives a key another digest; the one that it had works until `until`, and one before that no more. `None`: no such
+    /// key. Of two at once the later one's digest stays, and the other's is the previous.
+    async fn rotate_key(
+        &self,
+        id: &KeyId,
+        digest: Digest,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<ApiKeyRecord>, StoreError>;
+
+    /// Whether it was there.
+    async fn delete_key(&self, id: &KeyId) -> Result<bool, StoreError>;
+
+    /// Says when keys were used. The latest that anyone says stays; keys that are gone stay gone.
+    async fn keys_used(&self, uses: Vec<(KeyId, Timestamp)>) -> Result<(), StoreError>;
+
+    /// A random key that all who use this store share: the first that is proposed stays.
+    async fn shared_key(&self, name: &str, proposed: [u8; 32]) -> Result<[u8; 32], StoreError>;
+
+    /// Adds to the audit log. Durable when it returns.
+    async fn audit(&self, entry: AuditEntry) -> Result<(), StoreError>;
+
+    /// Entries with their numbers, newest first, from before the number `before`. Kept for
+    /// [`limits::AUDIT_KEPT`](flux_protocol::limits::AUDIT_KEPT), as `expire` finds them.
+    async fn audit_log(&self, before: Option<u64>, limit: usize) -> Result<Vec<(u64, AuditEntry)>, StoreError>;
+
+    /// Sets a secret, whose version is one more than it was (a new one's is 1), and says which. `None`: there are
+    /// [`limits::SECRETS`](flux_protocol::limits::SECRETS) already.
+    async fn put_secret(&self, secret: &SealedSecret) -> Result<Option<u32>, StoreError>;
+
+    async fn secret(&self, name: &SecretName) -> Result<Option<SealedSecret>, StoreError>;
+
+    /// In the order of their names.
+    async fn secrets(&self) -> Result<Vec<SealedSecret>, StoreError>;
+
+    /// Replaces how a value is encrypted, if its version is still this one. Whether it was.
+    async fn reseal_secret(&self, secret: &SealedSecret) -> Result<bool, StoreError>;
+
+    /// Whether it was there.
+    async fn delete_secret(&self, name: &SecretName) -> Result<bool, StoreError>;
+
+    /// Claims the secrets of an attempt for an agent. True for the first, and for the same agent with the same nonce
+    /// again: it repeats what was lost on its way. Of two at once one gets it.
+    async fn claim_secrets(
+        &self,
+        execution: ExecutionId,
+        attempt: u32,
+        agent: &AgentId,
+        nonce: [u8; 16],
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
     /// Removes terminal executions whose status is older than `before`, at most `limit`, and expired idempotency
-    /// keys. Returns the executions removed (as [`Store::executions`] does), so that their blobs can go too.
+    /// keys, claims of secrets, and audit entries. Returns the executions removed (as [`Store::executions`] does), so that their blobs can go too.
     /// Other writes go on between its steps.
     async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError>;
 

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{Extension, extract::State, response::IntoResponse};
 
 use super::{
     super::{
         Api,
+        caller::Caller,
         wire::agent::{AgentBody, AgentResourcesBody, FluxNodeBody, ResourcesBody},
     },
     answer::ok,
@@ -15,15 +16,20 @@ use crate::core::AgentView;
 
 /// Agents as this gateway last heard of them
 ///
-/// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later.
+/// An agent that has said nothing for 3 s is `offline`, and forgotten some seconds later. Without a key, `pool`, `total`
+/// and `free` are left out.
 #[utoipa::path(get, path = "/agents", tag = "agents", security(()), responses((status = 200, description = "The agents", body = Vec<AgentBody>)))]
-pub(super) async fn agents(State(api): State<Api>) -> impl IntoResponse {
+pub(super) async fn agents(State(api): State<Api>, caller: Option<Extension<Caller>>) -> impl IntoResponse {
     let known: BTreeMap<_, _> = api.gateway.identities().await.into_iter().collect();
     let body = |agent: AgentView| {
         let of = known.get(&agent.heartbeat.agent_id).cloned().unwrap_or_default();
         AgentBody::new(agent, of)
     };
-    ok(api.gateway.agents().into_iter().map(body).collect::<Vec<_>>())
+    let agents = api.gateway.agents().into_iter().map(body);
+    ok(match caller {
+        Some(_) => agents.collect::<Vec<_>>(),
+        None => agents.map(AgentBody::public).collect(),
+    })
 }
 
 /// What Flux and its agents use of their machines

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::refusal::Refusal;
 
-pub(super) const EXECUTION_ID: HeaderName = HeaderName::from_static("x-flux-execution-id");
+pub(in crate::http) const EXECUTION_ID: HeaderName = HeaderName::from_static("x-flux-execution-id");
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 

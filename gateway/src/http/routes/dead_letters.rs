@@ -32,7 +32,7 @@ pub(super) async fn counts(State(api): State<Api>, query: RawQuery) -> Result<im
         ("limit" = Option<u64>, Query, description = "Letters of a page, 1 to 1000; 50 unless given"),
         ("cursor" = Option<u64>, Query, description = "`next_cursor` of the page before"),
     ),
-    responses((status = 200, description = "A page", body = LettersBody), (status = 503, description = "queue_unavailable")))]
+    responses((status = 200, description = "A page", body = LettersBody), (status = 404, description = "function_not_found"), (status = 503, description = "queue_unavailable")))]
 pub(super) async fn list(
     State(api): State<Api>,
     Known(function): Known,
@@ -68,7 +68,7 @@ pub(super) async fn show(
 /// Remove all dead letters of a function
 #[utoipa::path(delete, path = "/dlq/{function}", tag = "dead letters",
     params(("function" = String, Path, description = "The function")),
-    responses((status = 200, description = "They are gone", body = PurgedBody), (status = 503, description = "queue_unavailable")))]
+    responses((status = 200, description = "They are gone", body = PurgedBody), (status = 404, description = "function_not_found"), (status = 503, description = "queue_unavailable")))]
 pub(super) async fn purge(
     State(api): State<Api>,
     Known(function): Known,

@@ -6,10 +6,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
 use bytes::Bytes;
 use flux_protocol::event::HttpEvent;
 
-use super::super::{
-    api_key::{KeyHeader, X_API_KEY},
-    query::RawQuery,
-};
+use super::super::{api_key::KeyHeader, caller::header_name, query::RawQuery};
 
 /// About one connection and not the message: they never pass in either direction. `Connection` may name more.
 pub(super) const HOP_BY_HOP: &[&str] = &[
@@ -59,11 +56,7 @@ fn headers_for(headers: &HeaderMap, key: Option<KeyHeader>) -> Vec<(String, Stri
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let the_key = match key {
-        Some(KeyHeader::XApiKey) => Some(X_API_KEY),
-        Some(KeyHeader::Authorization) => Some(header::AUTHORIZATION),
-        None => None,
-    };
+    let the_key = key.map(header_name);
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(&name.as_str())
             && !named_by_connection.iter().any(|named| named == name.as_str())

@@ -1,12 +1,13 @@
 //! Records: list, one, why, cancel.
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{Extension, extract::State, response::IntoResponse};
 use flux_protocol::{ErrorCode, ExecutionId, FunctionName, OutcomeStatus, Timestamp, limits};
 use flux_store::{ExecutionFilter, StatusFilter};
 
 use super::{
     super::{
         Api,
+        caller::Caller,
         path::Id,
         query::RawQuery,
         wire::execution::{CancelledBody, ExecutionBody, ExecutionsBody, WhyBody},
@@ -40,6 +41,14 @@ pub(super) async fn list(State(api): State<Api>, query: RawQuery) -> Result<impl
     Ok(ok(ExecutionsBody { executions: page.into_iter().map(ExecutionBody::outline).collect(), next_cursor }))
 }
 
+/// Who may not see everything may see the executions of functions that it runs.
+pub(super) async fn require_to_see(api: &Api, caller: &Caller, id: ExecutionId) -> Result<(), Refusal> {
+    if caller.sees_all() {
+        return Ok(());
+    }
+    caller.require_to_see(&api.gateway.execution(id).await?.function)
+}
+
 fn status(text: &str) -> Result<StatusFilter, Refusal> {
     match text {
         "running" => Ok(StatusFilter::Running),
@@ -64,8 +73,14 @@ fn status(text: &str) -> Result<StatusFilter, Refusal> {
         (status = 404, description = "execution_not_found"),
         (status = 503, description = "store_unavailable, queue_unavailable"),
     ))]
-pub(super) async fn show(State(api): State<Api>, Id(id): Id, query: RawQuery) -> Result<impl IntoResponse, Refusal> {
+pub(super) async fn show(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Id(id): Id,
+    query: RawQuery,
+) -> Result<impl IntoResponse, Refusal> {
     let wait = query.of(&["wait"])?.duration("wait", limits::POLL_WAIT)?;
+    require_to_see(&api, &caller, id).await?;
     let record = match wait {
         None => api.gateway.execution(id).await?,
         Some(wait) => tokio::select! {
@@ -89,8 +104,16 @@ pub(super) async fn show(State(api): State<Api>, Id(id): Id, query: RawQuery) ->
         (status = 409, description = "already_terminal"),
         (status = 503, description = "store_unavailable, queue_unavailable"),
     ))]
-pub(super) async fn cancel(State(api): State<Api>, Id(id): Id, query: RawQuery) -> Result<impl IntoResponse, Refusal> {
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Id(id): Id,
+    query: RawQuery,
+) -> Result<impl IntoResponse, Refusal> {
     query.of(&[])?;
+    if !caller.is_admin() {
+        caller.require_to_stop(&api.gateway.execution(id).await?.function)?;
+    }
     api.gateway.cancel(id).await?;
     Ok(ok(CancelledBody { status: "cancelled", execution_id: id.to_string() }))
 }
@@ -103,7 +126,13 @@ pub(super) async fn cancel(State(api): State<Api>, Id(id): Id, query: RawQuery) 
         (status = 404, description = "execution_not_found"),
         (status = 503, description = "store_unavailable, queue_unavailable"),
     ))]
-pub(super) async fn why(State(api): State<Api>, Id(id): Id, query: RawQuery) -> Result<impl IntoResponse, Refusal> {
+pub(super) async fn why(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Id(id): Id,
+    query: RawQuery,
+) -> Result<impl IntoResponse, Refusal> {
     query.of(&[])?;
+    require_to_see(&api, &caller, id).await?;
     Ok(ok(WhyBody::from(api.gateway.why(id).await?)))
 }

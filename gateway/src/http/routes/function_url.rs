@@ -16,7 +16,7 @@ use flux_protocol::{ErrorCode, OutcomeStatus, OutputLog, Stream, event::HttpResp
 use serde_json::{Value, json};
 
 use super::{
-    super::{Api, api_key::KeyHeader, entry::Authenticated, path::Known, query::RawQuery, request_body},
+    super::{Api, caller::Caller, path::Known, query::RawQuery, request_body},
     answer::{EXECUTION_ID, REPLAYED, by_size, set, typed},
     event::{self, HOP_BY_HOP},
     execute::check_deadline,
@@ -64,12 +64,12 @@ pub(super) struct Asked {
     uri: Uri,
     headers: HeaderMap,
     query: RawQuery,
-    shown: Option<Extension<Authenticated>>,
+    caller: Extension<Caller>,
 }
 
 async fn serve(State(api): State<Api>, Known(name): Known, asked: Asked, body: Body) -> Result<Response, Refusal> {
-    let Asked { method, uri, headers, query, shown } = asked;
-    let key: Option<KeyHeader> = shown.map(|Extension(Authenticated(header))| header);
+    let Asked { method, uri, headers, query, caller } = asked;
+    let key = caller.header;
     let body = request_body::read(&api, &headers, body, limits::PAYLOAD, "a request's body").await?;
     let bytes = body.bytes.clone();
     let trace = invocation::trace(&headers);

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 
 use axum::{
+    Extension,
     extract::State,
     http::{HeaderMap, HeaderName, HeaderValue, header::CACHE_CONTROL},
     response::{
@@ -19,7 +20,10 @@ use futures::{StreamExt as _, stream::BoxStream};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::{Api, path::Id, query::RawQuery, wire::execution::ExecutionBody};
+use super::{
+    super::{Api, caller::Caller, path::Id, query::RawQuery, wire::execution::ExecutionBody},
+    executions::require_to_see,
+};
 use crate::{
     core::{WatchEvent, WatchFrom},
     refusal::Refusal,
@@ -52,6 +56,7 @@ pub(super) struct OutputEventBody {
         ("id" = String, Path, description = "The execution"),
         ("Last-Event-ID" = Option<String>, Header, description = "Go on after this event: `<attempt>.<chunk>`"),
         ("last_event_id" = Option<String>, Query, description = "The same, for clients that cannot set the header"),
+        ("ticket" = Option<String>, Query, description = "Instead of a key, for browsers: from `POST /tickets`"),
     ),
     responses(
         (status = 200, description = "The events", body = OutputEventBody, content_type = "text/event-stream"),
@@ -60,13 +65,17 @@ pub(super) struct OutputEventBody {
     ))]
 pub(super) async fn stream(
     State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
     Id(id): Id,
     query: RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let query = query.of(&["last_event_id"])?;
+    let query = query.of(&["last_event_id", "ticket"])?;
     let header = headers.get(&LAST_EVENT_ID).and_then(|value| value.to_str().ok());
     let from = header.or(query.one("last_event_id")?).map(parse_event_id).transpose()?.unwrap_or_default();
+    if caller.ticket_for() != Some(id) {
+        require_to_see(&api, &caller, id).await?;
+    }
     let events = api.gateway.watch(id, from).await?;
     let drained = api.shutdown.drain_token().cancelled_owned();
     let events: BoxStream<'static, Result<Event, Infallible>> =

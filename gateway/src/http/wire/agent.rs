@@ -18,11 +18,15 @@ pub(in crate::http) struct AgentBody {
     status: AgentStatus,
     #[schema(format = DateTime)]
     last_heartbeat: String,
-    pool: String,
+    /// Shown to who has a key, as are the two below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<String>,
     /// All that the agent may use.
-    total: BudgetBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<BudgetBody>,
     /// What of it is free.
-    free: BudgetBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free: Option<BudgetBody>,
     node_status: NodeBody,
     capabilities: CapabilitiesBody,
     /// The name in its certificate; none where the queue is talked to without.
@@ -129,12 +133,19 @@ impl AgentBody {
             active_count: heartbeat.running.iter().map(|running| running.calls + running.invokes).sum(),
             status,
             last_heartbeat: time(last_heartbeat),
-            pool: heartbeat.pool.to_string(),
-            total: heartbeat.total.into(),
-            free: heartbeat.free.into(),
+            pool: Some(heartbeat.pool.to_string()),
+            total: Some(heartbeat.total.into()),
+            free: Some(heartbeat.free.into()),
             node_status: heartbeat.node.into(),
             capabilities: heartbeat.capabilities.into(),
         }
+    }
+}
+
+impl AgentBody {
+    /// What everybody may see.
+    pub(in crate::http) fn public(self) -> Self {
+        Self { pool: None, total: None, free: None, ..self }
     }
 }
 

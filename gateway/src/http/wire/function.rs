@@ -95,6 +95,9 @@ pub(in crate::http) struct RegisteredBody {
     /// Why none of the agents online can run it, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+    /// Secrets that it names and nobody has set: it fails until they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing_secrets: Vec<String>,
 }
 
 /// Answer to a deployment or rollback.
@@ -114,6 +117,9 @@ pub(in crate::http) struct DeployedBody {
     /// Why none of the agents online can run it, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+    /// Secrets that it names and nobody has set: it fails until they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing_secrets: Vec<String>,
 }
 
 fn ids(agents: &[AgentId]) -> Vec<String> {
@@ -121,7 +127,7 @@ fn ids(agents: &[AgentId]) -> Vec<String> {
 }
 
 impl From<Published> for RegisteredBody {
-    fn from(Published { version, changed, agents, warning }: Published) -> Self {
+    fn from(Published { version, changed, agents, warning, missing_secrets }: Published) -> Self {
         Self {
             status: "success",
             name: version.name().to_string(),
@@ -131,12 +137,13 @@ impl From<Published> for RegisteredBody {
             total_agents: agents.len(),
             agents: ids(&agents),
             warning,
+            missing_secrets: missing_secrets.iter().map(ToString::to_string).collect(),
         }
     }
 }
 
 impl From<Published> for DeployedBody {
-    fn from(Published { version, changed, agents, warning }: Published) -> Self {
+    fn from(Published { version, changed, agents, warning, missing_secrets }: Published) -> Self {
         Self {
             status: "success",
             name: version.name().to_string(),
@@ -147,6 +154,7 @@ impl From<Published> for DeployedBody {
             total_agents: agents.len(),
             agents: ids(&agents),
             warning,
+            missing_secrets: missing_secrets.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -201,6 +209,12 @@ pub(in crate::http) struct FunctionConfig {
     #[schema(example = "host", default = "host")]
     pub(in crate::http) network: Option<String>,
     pub(in crate::http) env: Option<std::collections::BTreeMap<String, String>>,
+    /// Names of secrets that it finds in its environment, set by `PUT /secrets/{name}`.
+    #[schema(example = json!(["DB_PASSWORD"]))]
+    pub(in crate::http) secrets: Option<Vec<String>>,
+    /// Whether secrets that it prints are hidden.
+    #[schema(default = true)]
+    pub(in crate::http) redact: Option<bool>,
     /// Time between SIGTERM and SIGKILL, such as `2s`; 0 kills at once.
     #[schema(example = "2s")]
     pub(in crate::http) stop_grace: Option<String>,

@@ -222,6 +222,10 @@ fn safe_path(raw: &[u8]) -> Result<String, ArchiveError> {
     if name.contains('\0') {
         return Err(at("has a NUL byte in its name; rename it"));
     }
+    // A terminal would act on it, and a log take it for a line of its own.
+    if name.chars().any(char::is_control) {
+        return Err(at("has a control character in its name; rename it"));
+    }
     if name.contains('\\') {
         return Err(at("has a backslash in its name; zip the files with a program that writes `/`"));
     }

@@ -41,6 +41,7 @@ fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
         subject::heartbeat(agent),
+        subject::secrets(agent),
         format!("{}{agent}", bucket(Table::Agents).prefix),
         subject::question(agent, "*"),
         // To gateways and to producers. Who knows the subject may be answered.

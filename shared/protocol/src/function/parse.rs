@@ -9,7 +9,7 @@ use super::{
     text::whole_millis,
 };
 use crate::{
-    id::{FunctionName, PoolName},
+    id::{FunctionName, PoolName, SecretName},
     limits,
     suggest::nearest,
 };
@@ -60,6 +60,7 @@ const FIELDS: &[&str] = &[
     "network",
     "env",
     "secrets",
+    "redact",
     "stop_grace",
     "pool",
     "isolation_required",
@@ -125,9 +126,6 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     if !command.is_empty() && runtime != Runtime::Native {
         return Err(wrong("runtime", format!("`{runtime}` has no part in a `command`; remove one of the two")));
     }
-    if get("secrets").is_some_and(|v| v.as_array().is_none_or(|list| !list.is_empty())) {
-        return Err(unsupported("secrets", "secrets are not in this release; remove the field"));
-    }
     if get("isolation_required").is_some_and(|v| v != &Value::Bool(false)) {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
@@ -154,6 +152,15 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     if isolation == Isolation::Microvm && network != Network::None {
         return Err(unsupported("network", "a microVM has no network in this release; set `network: none`"));
     }
+    let env = get("env").map(env).transpose()?.unwrap_or_default();
+    let secrets = get("secrets").map(secrets).transpose()?.unwrap_or_default();
+    if let Some(twice) = secrets.iter().find(|name| env.contains_key(name.as_str())) {
+        return Err(wrong("secrets", format!("`{twice}` is in `env` too; it can be one or the other")));
+    }
+
+    if isolation == Isolation::Microvm && !secrets.is_empty() {
+        return Err(unsupported("secrets", "a microVM's snapshot would keep them; use another `isolation`"));
+    }
 
     Ok(FunctionSpec {
         name,
@@ -172,7 +179,13 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         resource_pressure_behavior: behavior(get("resource_pressure_behavior"), "resource_pressure_behavior")?,
         retry: get("retry").map(retry).transpose()?.unwrap_or_default(),
         network,
-        env: get("env").map(env).transpose()?.unwrap_or_default(),
+        env,
+        secrets,
+        redact: match get("redact") {
+            None => true,
+            Some(Value::Bool(redact)) => *redact,
+            Some(other) => return Err(wrong("redact", format!("must be true or false, not {}", kind(other)))),
+        },
         stop_grace: get("stop_grace").map(stop_grace).transpose()?.unwrap_or_default(),
         pool: get("pool")
             .map(|v| {
@@ -372,6 +385,26 @@ fn env(value: &Value) -> Result<BTreeMap<String, String>, SpecError> {
         env.insert(key.clone(), text);
     }
     Ok(env)
+}
+
+fn secrets(value: &Value) -> Result<Vec<SecretName>, SpecError> {
+    let Value::Array(list) = value else {
+        return Err(wrong("secrets", format!("must be a list of names, not {}", kind(value))));
+    };
+    if list.len() > limits::FUNCTION_SECRETS {
+        let most = limits::FUNCTION_SECRETS;
+        return Err(wrong("secrets", format!("has {} names; at most {most} are taken", list.len())));
+    }
+    let mut names = Vec::new();
+    for (at, value) in list.iter().enumerate() {
+        let at = format!("secrets[{at}]");
+        let name = SecretName::parse(string(value, &at)?).map_err(|error| wrong(at.as_str(), error.to_string()))?;
+        if names.contains(&name) {
+            return Err(wrong(at, format!("`{name}` is named twice")));
+        }
+        names.push(name);
+    }
+    Ok(names)
 }
 
 fn check_handler(handler: &str) -> Result<(), SpecError> {

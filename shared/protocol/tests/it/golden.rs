@@ -236,6 +236,7 @@ fn heartbeats() {
             runtimes: vec![RuntimeGiven { name: "python".to_owned(), version: "3.11.2".to_owned() }],
         },
         cached_digests: 4,
+        secrets_key: None,
     };
     holds(
         &heartbeat,

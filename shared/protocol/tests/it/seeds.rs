@@ -48,3 +48,13 @@ fn status_json() {
 fn traceparent() {
     try_all("traceparent", fuzzing::traceparent);
 }
+
+#[test]
+fn sse() {
+    try_all("sse", fuzzing::sse);
+}
+
+#[test]
+fn scope() {
+    try_all("scope", fuzzing::scope);
+}

@@ -113,8 +113,6 @@ fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
         ("isolation: microvm", "network"),
         ("runtime: lambda\nisolation: container\nimage: a", "isolation"),
-        ("secrets: [DB_PASSWORD]", "secrets"),
-        ("secrets: DB_PASSWORD", "secrets"),
         ("keep_warm: 60", "keep_warm"),
         ("runtime: bash\nkeep_warm: 60", "keep_warm"),
         ("isolation_required: true", "isolation_required"),
@@ -282,5 +280,28 @@ fn a_function_in_a_container() {
         let error = with(rest).expect_err(rest);
         assert_eq!(error.field(), Some(field), "{rest}");
         assert!(error.to_string().contains("isolation: container"), "{error}");
+    }
+}
+
+#[test]
+fn secrets_are_named_and_hidden_unless_it_is_said() {
+    let spec = with("secrets: [DB_PASSWORD, _x]").expect("valid");
+    assert_eq!(spec.secrets.iter().map(ToString::to_string).collect::<Vec<_>>(), ["DB_PASSWORD", "_x"]);
+    assert!(spec.redact);
+    assert!(!with("secrets: [A]\nredact: false").expect("valid").redact);
+    assert!(with("secrets: []").expect("valid").secrets.is_empty());
+    for (yaml, field) in [
+        ("secrets: DB_PASSWORD", "secrets"),
+        ("secrets: {A: b}", "secrets"),
+        ("secrets: [1A]", "secrets[0]"),
+        ("secrets: [A, \"b c\"]", "secrets[1]"),
+        ("secrets: [FLUX_KEY]", "secrets[0]"),
+        ("secrets: [PAYLOAD]", "secrets[0]"),
+        ("secrets: [7]", "secrets[0]"),
+        ("secrets: [A, A]", "secrets[1]"),
+        ("secrets: [A]\nenv: {A: b}", "secrets"),
+        ("redact: maybe", "redact"),
+    ] {
+        assert_eq!(with(yaml).expect_err(yaml).field(), Some(field), "{yaml}");
     }
 }

@@ -21,12 +21,14 @@ use flux_protocol::{
 
 use crate::{StatusUpdate, Store};
 
+pub mod access;
 pub mod expiry;
 pub mod functions;
 pub mod idempotency;
 pub mod leases;
 pub mod lists;
 pub mod merging;
+pub mod secrets;
 
 /// Makes a test of every clause. The expression opens an empty store; it may await. It gives the `SharedStore`
 /// and what must live as long, such as its directory.
@@ -75,6 +77,17 @@ macro_rules! conformance_tests {
                 one_holder_at_a_time,
                 renewing_keeps_the_token_and_nothing_else_does,
                 only_the_holder_releases;
+            access:
+                a_key_is_kept_until_it_is_deleted,
+                a_rotation_keeps_the_key_before_and_none_older,
+                the_latest_use_of_a_key_stays,
+                what_is_shared_is_proposed_once,
+                the_audit_log_is_read_backwards;
+            secrets:
+                a_secret_counts_its_versions,
+                a_value_that_changed_is_not_resealed,
+                of_sixteen_agents_one_is_given_an_attempts_secrets,
+                a_claim_is_repeated_by_its_agent_alone;
             expiry:
                 old_outcomes_go_and_nothing_else,
                 no_more_than_the_limit_goes,

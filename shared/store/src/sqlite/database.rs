@@ -19,7 +19,7 @@ use crate::{Durability, StoreError, Tuning};
 const APPLICATION: i32 = 0x464c_5558;
 
 /// The n-th brings a database from schema n to n + 1. Only ever appended to.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("open_covers.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("open_covers.sql"), include_str!("access.sql")];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The log is folded into the database when it has this many pages (4 KiB each): 16 MiB.

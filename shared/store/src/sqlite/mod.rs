@@ -7,16 +7,18 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_protocol::{
-    Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, Timestamp,
-    execution::QueuePosition,
+    AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, SecretName,
+    Timestamp, execution::QueuePosition, limits,
 };
 use rusqlite::Connection;
 
 use self::{database::Database, fault::Fault, reader::Readers, writer::Writer};
 use crate::{
-    Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SharedStore, StatusUpdate, Store, StoreError, Tuning,
+    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
+    StatusUpdate, Store, StoreError, Tuning,
 };
 
+mod access;
 mod database;
 mod executions;
 mod fault;
@@ -25,6 +27,7 @@ mod idempotency;
 mod leases;
 mod reader;
 mod rows;
+mod secrets;
 mod writer;
 
 /// Rows that one step of [`Store::expire`] removes.
@@ -205,6 +208,88 @@ impl Store for Sqlite {
         self.writer.write("release a lease", 1, move |db| leases::release(db, &name, &holder)).await
     }
 
+    async fn insert_key(&self, key: &ApiKeyRecord) -> Result<bool, StoreError> {
+        let key = key.clone();
+        self.writer.write("add an API key", 1, move |db| access::insert_key(db, &key, limits::KEYS)).await
+    }
+
+    async fn api_keys(&self) -> Result<Vec<ApiKeyRecord>, StoreError> {
+        self.read("read the API keys", access::keys).await
+    }
+
+    async fn rotate_key(
+        &self,
+        id: &KeyId,
+        digest: Digest,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Option<ApiKeyRecord>, StoreError> {
+        let id = id.clone();
+        self.writer.write("rotate an API key", 1, move |db| access::rotate_key(db, &id, digest, now, until)).await
+    }
+
+    async fn delete_key(&self, id: &KeyId) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.writer.write("remove an API key", 1, move |db| access::delete_key(db, &id)).await
+    }
+
+    async fn keys_used(&self, uses: Vec<(KeyId, Timestamp)>) -> Result<(), StoreError> {
+        self.writer.write("say when keys were used", uses.len(), move |db| access::keys_used(db, &uses)).await
+    }
+
+    async fn shared_key(&self, name: &str, proposed: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        let name = name.to_owned();
+        self.writer.write("share a key", 1, move |db| access::shared_key(db, &name, &proposed)).await
+    }
+
+    async fn audit(&self, entry: AuditEntry) -> Result<(), StoreError> {
+        self.writer.write("write the audit log", 1, move |db| access::audit(db, &entry)).await
+    }
+
+    async fn audit_log(&self, before: Option<u64>, limit: usize) -> Result<Vec<(u64, AuditEntry)>, StoreError> {
+        self.read("read the audit log", move |db| access::audit_log(db, before, limit)).await
+    }
+
+    async fn put_secret(&self, secret: &SealedSecret) -> Result<Option<u32>, StoreError> {
+        let secret = secret.clone();
+        self.writer.write("set a secret", 1, move |db| secrets::put(db, &secret, limits::SECRETS)).await
+    }
+
+    async fn secret(&self, name: &SecretName) -> Result<Option<SealedSecret>, StoreError> {
+        let name = name.clone();
+        self.read("read a secret", move |db| secrets::get(db, &name)).await
+    }
+
+    async fn secrets(&self) -> Result<Vec<SealedSecret>, StoreError> {
+        self.read("list secrets", secrets::list).await
+    }
+
+    async fn reseal_secret(&self, secret: &SealedSecret) -> Result<bool, StoreError> {
+        let secret = secret.clone();
+        self.writer.write("encrypt a secret anew", 1, move |db| secrets::reseal(db, &secret)).await
+    }
+
+    async fn delete_secret(&self, name: &SecretName) -> Result<bool, StoreError> {
+        let name = name.clone();
+        self.writer.write("remove a secret", 1, move |db| secrets::delete(db, &name)).await
+    }
+
+    async fn claim_secrets(
+        &self,
+        execution: ExecutionId,
+        attempt: u32,
+        agent: &AgentId,
+        nonce: [u8; 16],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let agent = agent.clone();
+        self.writer
+            .write("claim an attempt's secrets", 1, move |db| {
+                secrets::claim(db, execution, attempt, &agent, nonce, now)
+            })
+            .await
+    }
+
     async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError> {
         let mut removed = Vec::new();
         loop {
@@ -213,6 +298,8 @@ impl Store for Sqlite {
                 .writer
                 .write("expire old executions", step, move |db| {
                     idempotency::expire(db, before, EXPIRE_STEP)?;
+                    secrets::expire_claims(db, before, EXPIRE_STEP)?;
+                    access::expire_audit(db, before.minus(limits::AUDIT_KEPT), EXPIRE_STEP)?;
                     executions::expire(db, before, step)
                 })
                 .await?;

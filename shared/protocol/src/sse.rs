@@ -1,25 +1,41 @@
-//! Server-Sent Events, as far as the API uses them: `id`, `event`, `data`.
+//! Server-Sent Events, as far as the API uses them: `id`, `event`, `data`. What a client reads of a gateway, which may be
+//! anybody: an event that does not end is not kept for ever.
+
+use crate::limits;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Event {
-    pub(crate) id: Option<String>,
-    pub(crate) name: String,
-    pub(crate) data: String,
+pub struct Event {
+    pub id: Option<String>,
+    pub name: String,
+    pub data: String,
 }
 
 /// Takes bytes as they come and gives events as they are complete.
 #[derive(Debug, Default)]
-pub(crate) struct Parser {
+pub struct Parser {
     line: Vec<u8>,
     event: Event,
     has_data: bool,
+    /// A line or an event passed [`limits::EVENT`]: nothing after it can be trusted to be whole.
+    too_long: bool,
 }
 
 impl Parser {
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Vec<Event> {
+    /// Whether the stream has to be given up.
+    pub fn is_too_long(&self) -> bool {
+        self.too_long
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() + self.event.data.len() + piece.len() > limits::EVENT {
+                self.too_long = true;
+            }
+            if self.too_long {
+                return events;
+            }
             self.line.extend_from_slice(piece);
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
@@ -57,7 +73,20 @@ impl Parser {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Parser};
+    use super::{Event, Parser, limits};
+
+    #[test]
+    fn an_event_that_does_not_end_is_given_up() {
+        let mut parser = Parser::default();
+        parser.feed(b"data: ");
+        let piece = vec![b'x'; 1 << 20];
+        let pieces = (0..).take_while(|_| {
+            parser.feed(&piece);
+            !parser.is_too_long()
+        });
+        assert_eq!(pieces.count(), limits::EVENT >> 20, "and no sooner");
+        assert!(parser.feed(b"\n\n").is_empty());
+    }
 
     fn event(id: &str, name: &str, data: &str) -> Event {
         Event { id: Some(id.to_owned()), name: name.to_owned(), data: data.to_owned() }

@@ -1,0 +1,59 @@
+//! How the agent that holds an attempt asks a gateway for its secrets. The answer is sealed: whoever else reads it on the
+//! queue learns nothing.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::id::{AgentId, ExecutionId, FunctionName, SecretName};
+
+/// Bytes in JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// Published on `flux.ask.<agent>.secrets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretsRequest {
+    pub execution_id: ExecutionId,
+    /// As the function sees it: redeliveries count.
+    pub attempt: u32,
+    pub function: FunctionName,
+    pub version: u32,
+    /// Of this question: asked again with the same one, it is answered again, should the answer have been lost.
+    pub nonce: Base64,
+    /// The key that the answer is to be sealed to. A gateway seals to it only if the agent's heartbeat says the same.
+    pub public_key: Base64,
+}
+
+impl SecretsRequest {
+    /// What the answer is sealed for: nothing else opens it.
+    pub fn purpose(&self, agent: &AgentId) -> Vec<u8> {
+        let Self { execution_id, attempt, function, version, nonce, .. } = self;
+        format!("{agent} {execution_id} {attempt} {function} {version} {}", STANDARD.encode(&nonce.0)).into_bytes()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum SecretsReply {
+    /// HPKE; within it JSON, from names to values.
+    Sealed { encapsulated: Base64, ciphertext: Base64 },
+    /// These are not set.
+    Missing { names: Vec<SecretName> },
+    /// Not to this agent, or not again.
+    Refused { reason: String },
+    /// Ask again in a moment.
+    NotNow { reason: String },
+}
