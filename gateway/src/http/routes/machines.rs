@@ -28,7 +28,7 @@ use crate::refusal::Refusal;
     request_body(content = TokenRequest, example = json!({"url": "http://10.0.0.1:7227", "pools": ["default"]})),
     responses(
         (status = 201, description = "The token, which is not shown again", body = TokenBody),
-        (status = 403, description = "join_refused: as many tokens as may be are open"),
+        (status = 403, description = "join_refused"),
         (status = 501, description = "no_authority"),
     ))]
 pub(super) async fn token(
@@ -71,7 +71,7 @@ pub(super) async fn join(State(api): State<Api>, headers: HeaderMap, body: Body)
     request_body(content = RegisterRequest, example = json!({"address": "10.0.0.5:50052"})),
     responses(
         (status = 201, description = "It is who its certificate says", body = RegisteredBody),
-        (status = 409, description = "agent_exists: the id is known at another address"),
+        (status = 409, description = "agent_exists"),
         (status = 501, description = "no_authority"),
         (status = 502, description = "agent_unreachable"),
     ))]
