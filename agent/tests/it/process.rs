@@ -25,6 +25,7 @@ impl Node {
             .args(["--queue-url", &world.nats.url(), "--id", "node-1", "--tasks", "4"])
             .arg("--work-dir")
             .arg(dir.path().join("agent"))
+            .env("FLUX_DISABLE_MTLS", "true")
             .spawn();
         Self { world, process, marker, _dir: dir }
     }
