@@ -176,10 +176,14 @@ fn a_functions_fields_are_those_that_the_protocol_knows() {
         document["components"]["schemas"][name]["properties"].as_object().expect("fields").keys().cloned().collect()
     };
     let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\nsecrets: [S]\nredact: false\n";
-    let spec = flux_protocol::function::parse_yaml(yaml).expect("valid");
-    let written = serde_json::to_value(spec).expect("JSON");
+    let written = |yaml: &str| {
+        let spec = flux_protocol::function::parse_yaml(yaml).expect("valid");
+        serde_json::to_value(spec).expect("JSON")
+    };
+    let (written, container) = (written(yaml), written("name: x\nisolation: container\nimage: tool\ncommand: [tool]"));
     let fields = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(described("FunctionConfig"), fields(&written));
+    let all: BTreeSet<String> = fields(&written).union(&fields(&container)).cloned().collect();
+    assert_eq!(described("FunctionConfig"), all);
     assert_eq!(described("ResourcesConfig"), fields(&written["resources"]));
     assert_eq!(described("RetryConfig"), fields(&written["retry"]));
 }
