@@ -108,11 +108,11 @@ impl Asker {
                 doubt = self.doubts.recv() => {
                     let Some(doubt) = doubt else { return };
                     let together = self.gather(doubt).await;
-                    // The semaphore is never closed.
-                    let permit = Arc::clone(&at_once).acquire_owned().await;
-                    let settled = settle(Arc::clone(&node), together, since);
+                    let (settled, at_once) = (settle(Arc::clone(&node), together, since), Arc::clone(&at_once));
+                    // Those that wait are no more than the agent's slots: each doubts what it was delivered. Not waited for
+                    // here, where a connection that comes back must be seen. The semaphore is never closed.
                     node.tasks.spawn("question for holders", async move {
-                        let _permit = permit;
+                        let _permit = at_once.acquire().await;
                         settled.await;
                     });
                 }
