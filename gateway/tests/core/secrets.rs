@@ -53,7 +53,7 @@ impl Asker {
             secrets_key: Some(Base64(key.public_key().to_vec())),
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());
-        world.broker.signal(subject::heartbeat(&self.id), body).await.unwrap();
+        world.broker.signal(subject::heartbeat(&heartbeat.pool, &self.id), body).await.unwrap();
     }
 
     async fn known(&self, world: &World, gateway: &Gateway, pool: &str) {
