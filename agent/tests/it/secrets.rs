@@ -25,9 +25,11 @@ use crate::{
 };
 
 /// Who has the secrets of which attempt, by the nonce.
+type Claims = HashMap<(ExecutionId, u32), Vec<u8>>;
+
 #[derive(Clone, Default)]
 struct Giver {
-    claims: Arc<Mutex<HashMap<(ExecutionId, u32), Vec<u8>>>>,
+    claims: Arc<Mutex<Claims>>,
     given: Arc<AtomicU32>,
 }
 
@@ -35,7 +37,7 @@ impl Giver {
     async fn listen(&self, world: &World) {
         let mut asked = world.broker.listen(subject::secrets_all()).await.expect("a subscription");
         let (giver, broker) = (self.clone(), Arc::clone(&world.broker));
-        tokio::spawn(async move {
+        world.tasks.spawn("giver", async move {
             while let Some(question) = asked.next().await {
                 let agent =
                     subject::sender(&question.subject).and_then(|id| AgentId::parse(id).ok()).expect("a sender");
@@ -48,7 +50,8 @@ impl Giver {
 
     fn answer(&self, agent: &AgentId, request: &SecretsRequest) -> SecretsReply {
         let nonce = request.nonce.0.clone();
-        let holder = self.claims.lock().entry((request.execution_id, request.attempt)).or_insert(nonce.clone()).clone();
+        let holder =
+            self.claims.lock().entry((request.execution_id, request.attempt)).or_insert_with(|| nonce.clone()).clone();
         if holder != nonce {
             return SecretsReply::Claimed { reason: "given already".to_owned() };
         }
