@@ -122,9 +122,10 @@ impl Heart {
     async fn say(&self, heartbeat: &Heartbeat) {
         let Ok(body) = serde_json::to_vec(heartbeat).map(bytes::Bytes::from) else { return };
         let broker = &self.node.broker;
-        let signal = broker.signal(subject::heartbeat(&self.node.id), body.clone());
+        let signal = broker.signal(subject::heartbeat(&heartbeat.pool, &self.node.id), body.clone());
         let _ = tokio::time::timeout(PUT_WITHIN, signal).await;
-        let put = broker.put(Table::Agents, self.node.id.as_str(), body);
+        let key = subject::agents_key(&heartbeat.pool, &self.node.id);
+        let put = broker.put(Table::Agents, &key, body);
         match tokio::time::timeout(PUT_WITHIN, put).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat was not kept"),
@@ -135,7 +136,8 @@ impl Heart {
     async fn say_goodbye(&mut self) {
         let heartbeat = Heartbeat { status: AgentStatus::Draining, free: Budget::default(), ..self.heartbeat() };
         self.say(&heartbeat).await;
-        let deleted = self.node.broker.delete(Table::Agents, self.node.id.as_str());
+        let key = subject::agents_key(&heartbeat.pool, &self.node.id);
+        let deleted = self.node.broker.delete(Table::Agents, &key);
         let _ = tokio::time::timeout(PUT_WITHIN, deleted).await;
     }
 }

@@ -72,6 +72,11 @@ impl Execution {
         self.attempt.load(Ordering::Acquire)
     }
 
+    /// Another had the attempt of this number, which the queue does not know any more.
+    pub(crate) fn count_on(&self) {
+        self.attempt.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(crate) fn position(&self) -> &QueuePosition {
         &self.position
     }

@@ -49,6 +49,8 @@ impl Secrets {
 enum Answer {
     Given(BTreeMap<SecretName, String>),
     Again(String),
+    /// The attempt of this number was another's.
+    Claimed(String),
     Never(ErrorKind, String),
 }
 
@@ -59,7 +61,7 @@ impl Attempt {
         if spec.secrets.is_empty() {
             return Ok(Secrets::default());
         }
-        let request = SecretsRequest {
+        let mut request = SecretsRequest {
             execution_id: self.execution.id,
             attempt: self.execution.attempt(),
             function: spec.name.clone(),
@@ -68,7 +70,7 @@ impl Attempt {
             public_key: Base64(self.node.secrets_key.public_key().to_vec()),
         };
         let began = time::now();
-        let mut tries = 0;
+        let (mut tries, mut claims) = (0, 0);
         loop {
             let asked = tokio::select! {
                 biased;
@@ -80,6 +82,15 @@ impl Attempt {
                 Answer::Given(values) => {
                     let hidden = Patterns::of(values.values().map(String::as_bytes)).filter(|_| spec.redact);
                     return Ok(Secrets { values, hidden });
+                }
+                Answer::Claimed(why) if claims >= self.node.max_losses => {
+                    return Err(late(ErrorKind::Sandbox, format!("its secrets were not given to this agent: {why}")));
+                }
+                Answer::Claimed(why) => {
+                    claims += 1;
+                    self.execution.count_on();
+                    request.attempt = self.execution.attempt();
+                    tracing::debug!(why, attempt = request.attempt, "an attempt was another's; this is the next");
                 }
                 Answer::Never(kind, message) => return Err(late(kind, message)),
                 Answer::Again(why) if time::now().since(began) > GIVEN_WITHIN => {
@@ -119,6 +130,7 @@ impl Attempt {
             Ok(SecretsReply::Refused { reason }) => {
                 Answer::Never(ErrorKind::Sandbox, format!("its secrets were not given to this agent: {reason}"))
             }
+            Ok(SecretsReply::Claimed { reason }) => Answer::Claimed(reason),
             Ok(SecretsReply::NotNow { reason }) => Answer::Again(reason),
             Err(error) => Answer::Again(error.to_string()),
         }

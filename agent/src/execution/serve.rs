@@ -53,6 +53,8 @@ impl Attempt {
     pub(super) async fn serve(&mut self, ready: &Ready) -> Ran {
         let spec = &ready.version.spec;
         let key = Key { function: spec.name.clone(), version: ready.version.version };
+        // Given once for an attempt, however many workers it takes.
+        let mut given = None;
         loop {
             // With `keep_warm: 0` none ever waits.
             let taken = tokio::select! {
@@ -65,7 +67,7 @@ impl Attempt {
             let began = Instant::now();
             let (worker, is_new) = match waiting {
                 Some(worker) => (worker, false),
-                None => match self.start_worker_within(ready).await {
+                None => match self.start_worker_within(ready, &mut given).await {
                     Ok(worker) => (worker, true),
                     Err(not_started) => return not_started.ran(),
                 },
@@ -77,19 +79,22 @@ impl Attempt {
         }
     }
 
-    async fn start_worker_within(&self, ready: &Ready) -> Result<Worker, Started> {
+    async fn start_worker_within(&self, ready: &Ready, given: &mut Option<Secrets>) -> Result<Worker, Started> {
+        let secrets = match given {
+            Some(secrets) => secrets.clone(),
+            none => none.insert(self.secrets(&ready.version).await?).clone(),
+        };
         let mut trouble = Trouble::default();
         loop {
-            match self.start_worker(ready).await {
+            match self.start_worker(ready, secrets.clone()).await {
                 Err(Started::Refused(error)) => self.wait_out(error, &mut trouble).await?,
                 other => return other,
             }
         }
     }
 
-    async fn start_worker(&self, ready: &Ready) -> Result<Worker, Started> {
+    async fn start_worker(&self, ready: &Ready, secrets: Secrets) -> Result<Worker, Started> {
         let spec = &ready.version.spec;
-        let secrets = self.secrets(&ready.version).await?;
         let parts = Parts::make().map_err(refused)?;
         let pipes = parts.pipes;
         let (process, talk) = match spec.runtime {

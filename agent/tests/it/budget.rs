@@ -138,9 +138,10 @@ async fn without_a_launcher_nothing_is_pulled() {
     executor.set_available(false);
     let agent = world.agent(&executor, World::settings()).await;
     let id = agent.agent.id().clone();
+    let key = flux_protocol::subject::agents_key(&flux_protocol::PoolName::default(), &id);
     let stored = world.invoke("f", "").await;
     let busy = flux_testkit::eventually_some(SOON, "a heartbeat", || async {
-        let entry = world.broker.get(flux_broker::Table::Agents, id.as_str()).await.ok()??;
+        let entry = world.broker.get(flux_broker::Table::Agents, &key).await.ok()??;
         serde_json::from_slice::<Heartbeat>(&entry.value).ok()
     })
     .await;
@@ -159,11 +160,12 @@ async fn a_heartbeat_says_what_runs_and_what_is_free() {
     world.deploy("name: f\nhandler: f\nresources: { cpu: 500, memory: 100 }").await;
     let agent = world.agent(&executor, AgentSettings { tasks: Some(2), ..World::settings() }).await;
     let id = agent.agent.id().clone();
+    let key = flux_protocol::subject::agents_key(&flux_protocol::PoolName::default(), &id);
     for _ in 0..2 {
         world.invoke("f", "").await;
     }
     let heartbeat = flux_testkit::eventually_some(SOON, "a busy heartbeat", || async {
-        let entry = world.broker.get(flux_broker::Table::Agents, id.as_str()).await.ok()??;
+        let entry = world.broker.get(flux_broker::Table::Agents, &key).await.ok()??;
         let heartbeat: Heartbeat = serde_json::from_slice(&entry.value).ok()?;
         (heartbeat.node.active_tasks == 2).then_some(heartbeat)
     })

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use flux_broker::Table;
 use flux_protocol::{
-    OutcomeStatus,
+    OutcomeStatus, PoolName,
     agent::{AgentStatus, ControlReply, ControlRequest, Heartbeat},
+    subject,
 };
 
 use crate::{
@@ -41,9 +42,9 @@ async fn what_runs_finishes_and_what_comes_is_anothers() {
     assert_eq!((ended.attempt, ended.outcome.expect("an outcome").status), (1, OutcomeStatus::Success));
     assert!(ends.iter().all(|status| status.outcome.as_ref().is_some_and(|o| o.status == OutcomeStatus::Success)));
     assert!(ends.iter().any(|status| status.agent_id.as_ref() == Some(stayer.agent.id())));
-    let gone = leaver.agent.id().as_str();
+    let gone = subject::agents_key(&PoolName::default(), leaver.agent.id());
     flux_testkit::eventually(SOON, "it to leave the table", || async {
-        world.broker.get(Table::Agents, gone).await.is_ok_and(|entry| entry.is_none())
+        world.broker.get(Table::Agents, &gone).await.is_ok_and(|entry| entry.is_none())
     })
     .await;
 }
@@ -101,7 +102,8 @@ async fn an_agent_that_was_told_to_drain_can_be_told_to_go_on() {
     // No credit is out for this queue, and none is granted.
     let waits = world.invoke("f", "").await;
     flux_testkit::eventually(SOON, "a draining heartbeat", || async {
-        let entry = world.broker.get(Table::Agents, id.as_str()).await.ok().flatten();
+        let entry =
+            world.broker.get(Table::Agents, &subject::agents_key(&PoolName::default(), &id)).await.ok().flatten();
         let heartbeat = entry.and_then(|entry| serde_json::from_slice::<Heartbeat>(&entry.value).ok());
         heartbeat.is_some_and(|heartbeat| heartbeat.status == AgentStatus::Draining)
     })

@@ -58,8 +58,9 @@ async fn agents_answer_what_they_are_asked() {
     let executor = FakeExecutor::new();
     let agent = world.agent(&executor, World::settings()).await;
     let id = agent.agent.id().clone();
+    let key = flux_protocol::subject::agents_key(&flux_protocol::PoolName::default(), &id);
     flux_testkit::eventually(crate::world::SOON, "a heartbeat", || async {
-        world.broker.get(flux_broker::Table::Agents, id.as_str()).await.is_ok_and(|entry| entry.is_some())
+        world.broker.get(flux_broker::Table::Agents, &key).await.is_ok_and(|entry| entry.is_some())
     })
     .await;
     assert_eq!(world.ask(&id, &ControlRequest::Ping).await, ControlReply::Ok { agent_id: id.clone() });

@@ -18,5 +18,6 @@ mod payload;
 mod process;
 mod real;
 mod sandboxes;
+mod secrets;
 mod versions;
 mod workers;

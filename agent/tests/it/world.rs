@@ -29,7 +29,7 @@ pub(crate) struct World {
     pub(crate) nats: NatsServer,
     pub(crate) broker: Arc<dyn Broker>,
     statuses: Arc<Mutex<Vec<StatusMessage>>>,
-    tasks: Tasks,
+    pub(crate) tasks: Tasks,
 }
 
 /// An agent with tasks of its own, so that ending one ends nothing else.

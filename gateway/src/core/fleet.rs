@@ -219,8 +219,9 @@ async fn follow_once(broker: &dyn Broker, view: &watch::Sender<View>) -> Result<
         tokio::select! {
             beat = beats.next() => match beat {
                 Some(signal) => match serde_json::from_slice::<Heartbeat>(&signal.body) {
-                    // The broker holds an agent to its own subject, not to what it writes into the body.
-                    Ok(beat) if signal.subject == subject::heartbeat(&beat.agent_id) => {
+                    // The broker holds an agent to its own subjects and so to its pools, not to what it writes into the
+                    // body.
+                    Ok(beat) if signal.subject == subject::heartbeat(&beat.pool, &beat.agent_id) => {
                         view.send_modify(|view| view.heard(beat, Duration::ZERO));
                     }
                     _ => metrics::counter!("flux_signals_dropped_total", "kind" => "heartbeat").increment(1),
@@ -229,7 +230,7 @@ async fn follow_once(broker: &dyn Broker, view: &watch::Sender<View>) -> Result<
             },
             change = table.next() => match change {
                 Some(Ok(Change::Put(entry))) => match serde_json::from_slice::<Heartbeat>(&entry.value) {
-                    Ok(beat) if entry.key == beat.agent_id.as_str() => {
+                    Ok(beat) if entry.key == subject::agents_key(&beat.pool, &beat.agent_id) => {
                         let age = now().since(entry.at).min(limits::AGENT_FORGOTTEN_AFTER);
                         view.send_modify(|view| view.heard(beat, age));
                     }
@@ -282,8 +283,10 @@ impl View {
     /// Its entry went. An agent that drained and left took it away; otherwise it expired, or the queue lost its
     /// storage and the agent is there as before: silence tells, not this.
     fn left(&mut self, key: &str) {
-        let Ok(id) = AgentId::parse(key) else { return };
-        let drained = self.agents.get(&id).is_some_and(|known| known.heartbeat.status == AgentStatus::Draining);
+        let Some(Ok(id)) = key.split_once('.').map(|(_, agent)| AgentId::parse(agent)) else { return };
+        let drained = self.agents.get(&id).is_some_and(|known| {
+            known.heartbeat.status == AgentStatus::Draining && subject::agents_key(&known.heartbeat.pool, &id) == key
+        });
         if drained {
             self.agents.remove(&id);
             self.generation += 1;

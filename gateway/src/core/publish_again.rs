@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use flux_broker::{AckHandle, BrokerError, Message, Stored};
 use flux_protocol::{
-    ExecutionId, ExecutionRecord, Invocation, Phase, StatusMessage, Timestamp, execution::QueuePosition,
+    ExecutionId, ExecutionRecord, Invocation, Lane, Phase, StatusMessage, Timestamp, execution::QueuePosition,
     subject::QueueName, time::now,
 };
+use flux_store::StoreError;
 use tokio::time::Instant;
 
 use super::{Inner, call::message_of};
@@ -35,6 +36,30 @@ impl Inner {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
+    }
+
+    /// Whether what an agent says of a failure has consequences: another attempt, or a dead letter. Its invocation is the
+    /// agent's word, which nothing here can compare where a producer published it. So what is published for it stays in
+    /// the pool that it was said in, among that pool's functions, and within the attempts that the version allows.
+    pub(super) async fn may_follow(&self, status: &StatusMessage, retry: bool) -> Result<bool, StoreError> {
+        if status.lane != Lane::Invoke {
+            return Ok(false);
+        }
+        let Some(current) = self.functions.current(&status.function).await? else {
+            // A letter of a function that is gone invokes nothing.
+            return Ok(!retry);
+        };
+        let other = match status.version {
+            0 => None,
+            version if version == current.version.version => None,
+            version => self.store.function_version(&status.function, version).await?,
+        };
+        let spec = other.as_ref().map_or_else(|| current.spec(), |version| &version.spec);
+        if status.pool != spec.pool && status.pool != current.spec().pool {
+            return Ok(false);
+        }
+        let failures = status.invocation.as_ref().map_or(0, |failed| failed.failures);
+        Ok(!retry || failures.saturating_add(1) < spec.retry.max_attempts)
     }
 
     /// Publishes the attempt after one that failed, once its backoff has passed. The status is acked only when the
@@ -201,8 +226,8 @@ impl Inner {
 fn next_attempt(status: &StatusMessage, failed: &Invocation) -> Invocation {
     Invocation {
         execution_id: Some(status.execution_id),
-        attempt: status.attempt + 1,
-        failures: failed.failures + 1,
+        attempt: status.attempt.saturating_add(1),
+        failures: failed.failures.saturating_add(1),
         traceparent: failed.traceparent.clone().or_else(|| status.traceparent.clone()),
         ..failed.clone()
     }

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use flux_broker::{StatusBatch, StatusDelivery};
+use flux_broker::{BrokerError, StatusBatch, StatusDelivery};
 use flux_protocol::{FunctionName, Lane, OutcomeStatus, Payload, StatusMessage, limits, subject, time::now};
 use flux_store::{Recorded, StatusUpdate, StoreError};
 use parking_lot::Mutex;
@@ -112,15 +112,22 @@ async fn genuine(batch: Vec<StatusDelivery>) -> Vec<StatusDelivery> {
             kept.push(delivery);
             continue;
         }
-        metrics::counter!("flux_signals_dropped_total", "kind" => "status_sender").increment(1);
-        tracing::warn!(
-            sender = %delivery.sender,
-            execution_id = %delivery.status.execution_id,
-            "dropped a status that speaks for another agent"
-        );
-        let _ = delivery.ack.ack().await;
+        let _ = drop_status(delivery, "status_sender", "it speaks for another agent").await;
     }
     kept
+}
+
+async fn drop_status(delivery: StatusDelivery, kind: &'static str, why: &str) -> Result<(), BrokerError> {
+    metrics::counter!("flux_signals_dropped_total", "kind" => kind).increment(1);
+    tracing::warn!(
+        sender = %delivery.sender,
+        execution_id = %delivery.status.execution_id,
+        function = %delivery.status.function,
+        pool = %delivery.status.pool,
+        why,
+        "dropped what a status says"
+    );
+    delivery.ack.ack().await
 }
 
 async fn record(inner: &Arc<Inner>, batch: Vec<StatusDelivery>) {
@@ -206,32 +213,44 @@ async fn store_patiently(inner: &Arc<Inner>, batch: &[StatusDelivery]) -> Result
 }
 
 async fn follow_up(inner: &Arc<Inner>, delivery: StatusDelivery, recorded: &Recorded) {
-    let StatusDelivery { order: sequence, status, ack, .. } = delivery;
+    if recorded.contradicted {
+        let _ = drop_status(delivery, "status_record", "its execution is of another function, pool or lane").await;
+        return;
+    }
+    let status = &delivery.status;
+    let (id, function, attempt) = (status.execution_id, status.function.clone(), status.attempt);
     if recorded.became_terminal {
-        count_end(inner, &status);
-        if !is_buried(&status) && inner.payloads.take(status.execution_id) {
+        count_end(inner, status);
+        if !is_buried(status) && inner.payloads.take(status.execution_id) {
             inner.discard_blob(subject::payload_blob(status.execution_id));
         }
     }
-    let done = if recorded.retry_wanted {
-        inner.retry(&status, ack).await
-    } else if is_buried(&status) {
-        match bury(inner, &status, sequence, recorded.became_terminal).await {
-            Ok(()) => ack.ack().await,
-            Err(error) => Err(error),
-        }
-    } else {
-        ack.ack().await
-    };
+    let done = what_follows(inner, delivery, recorded).await;
     if let Err(error) = done {
         tracing::warn!(
-            execution_id = %status.execution_id,
-            function = %status.function,
-            attempt = status.attempt,
+            execution_id = %id,
+            function = %function,
+            attempt,
             error = &error as &dyn std::error::Error,
             "what follows from a status could not be done; it comes again"
         );
     }
+}
+
+async fn what_follows(inner: &Arc<Inner>, delivery: StatusDelivery, recorded: &Recorded) -> Result<(), BrokerError> {
+    let status = &delivery.status;
+    if !recorded.retry_wanted && !is_buried(status) {
+        return delivery.ack.ack().await;
+    }
+    let follows = inner.may_follow(status, recorded.retry_wanted).await;
+    if !follows.map_err(|error| BrokerError::unavailable("look at a function", error))? {
+        return drop_status(delivery, "status_function", "nothing follows from it by its function's definition").await;
+    }
+    if recorded.retry_wanted {
+        return inner.retry(status, delivery.ack).await;
+    }
+    bury(inner, status, delivery.order, recorded.became_terminal).await?;
+    delivery.ack.ack().await
 }
 
 /// What becomes a dead letter: an asynchronous execution that failed for good.
@@ -246,7 +265,7 @@ async fn bury(
     status: &StatusMessage,
     sequence: u64,
     became_terminal: bool,
-) -> Result<(), flux_broker::BrokerError> {
+) -> Result<(), BrokerError> {
     let Some(invocation) = status.invocation.as_deref() else {
         if became_terminal {
             tracing::warn!(

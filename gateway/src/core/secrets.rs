@@ -5,7 +5,8 @@
 //! - the agent is online, in the function's pool, and its heartbeat names the key that it asks to have the answer sealed to;
 //! - the version that it names declares secrets, and the record of the execution, where there is one, is of that function,
 //!   is not over, and is not said to be with another agent;
-//! - nobody was given the secrets of this attempt before: the store decides, so that two gateways do not answer two.
+//! - nobody was given the secrets of this attempt before: the store decides, so that two gateways do not answer two. Attempts
+//!   are counted by the queue's deliveries, which it may forget: who is told that the number is taken asks for the next.
 //!
 //! The queue does not say who took a message, so an agent that lies about which attempt it holds is stopped by these, and
 //! by nothing finer: agents of a pool trust each other with what the pool's functions are given.
@@ -167,6 +168,8 @@ impl Gateway {
 /// Why an agent is not given what it asks for.
 enum No {
     Refused(String),
+    /// The number of the attempt is another's.
+    Claimed(String),
     NotNow(String),
     Missing(Vec<SecretName>),
 }
@@ -244,14 +247,21 @@ impl Inner {
         let agent = subject::sender(&asked_on).and_then(|agent| AgentId::parse(agent).ok());
         let (Some(agent), Some(reply_to)) = (agent, reply_to) else { return };
         let Ok(request) = serde_json::from_slice::<SecretsRequest>(&body) else { return };
+        let refused = |reason: &str| {
+            metrics::counter!("flux_secrets_refused_total").increment(1);
+            tracing::warn!(agent_id = %agent, execution_id = %request.execution_id, reason, "an agent was refused secrets");
+        };
         let reply = match self.secrets_for(&agent, &request).await {
             Ok(sealed) => sealed,
             Err(No::Missing(names)) => SecretsReply::Missing { names },
             Err(No::NotNow(reason)) => SecretsReply::NotNow { reason },
             Err(No::Refused(reason)) => {
-                metrics::counter!("flux_secrets_refused_total").increment(1);
-                tracing::warn!(agent_id = %agent, execution_id = %request.execution_id, reason, "an agent was refused secrets");
+                refused(&reason);
                 SecretsReply::Refused { reason }
+            }
+            Err(No::Claimed(reason)) => {
+                refused(&reason);
+                SecretsReply::Claimed { reason }
             }
         };
         let Ok(reply) = serde_json::to_vec(&reply).map(Bytes::from) else { return };
@@ -285,7 +295,7 @@ impl Inner {
             }
             let elsewhere = record.phase == Phase::Running && record.attempt >= request.attempt;
             if elsewhere && record.agent_id.as_ref().is_some_and(|holder| holder != agent) {
-                return Err(refused("another agent holds that attempt"));
+                return Err(No::Claimed("another agent holds that attempt".to_owned()));
             }
         }
         let (mut values, mut missing) = (BTreeMap::new(), Vec::new());
@@ -304,7 +314,7 @@ impl Inner {
         let nonce = <[u8; 16]>::try_from(&request.nonce.0[..]).map_err(|_| refused("the nonce has not 16 bytes"))?;
         // Last, so that what could not be answered can be asked again.
         if !self.store.claim_secrets(request.execution_id, request.attempt, agent, nonce, now()).await? {
-            return Err(refused("the secrets of this attempt were given already"));
+            return Err(No::Claimed("the secrets of this attempt were given already".to_owned()));
         }
         let values = serde_json::to_vec(&values).map_err(|error| No::NotNow(error.to_string()))?;
         let sealed = seal(&request.public_key.0, &request.purpose(agent), &values);

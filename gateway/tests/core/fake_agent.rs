@@ -274,8 +274,9 @@ impl FakeAgent {
             }
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());
-        let _ = inner.broker.put(Table::Agents, inner.id.as_str(), body.clone()).await;
-        let _ = inner.broker.signal(subject::heartbeat(&inner.id), body).await;
+        let (pool, id) = (PoolName::default(), &inner.id);
+        let _ = inner.broker.put(Table::Agents, &subject::agents_key(&pool, id), body.clone()).await;
+        let _ = inner.broker.signal(subject::heartbeat(&pool, id), body).await;
     }
 
     fn pull(&self, queue: QueueName) {

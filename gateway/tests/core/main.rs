@@ -13,6 +13,7 @@ mod losses;
 mod refusals;
 mod retries;
 mod secrets;
+mod stolen;
 mod store_away;
 mod told;
 mod unknown;

@@ -53,7 +53,7 @@ impl Asker {
             secrets_key: Some(Base64(key.public_key().to_vec())),
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());
-        world.broker.signal(subject::heartbeat(&self.id), body).await.unwrap();
+        world.broker.signal(subject::heartbeat(&heartbeat.pool, &self.id), body).await.unwrap();
     }
 
     async fn known(&self, world: &World, gateway: &Gateway, pool: &str) {
@@ -104,6 +104,12 @@ fn refused(reply: SecretsReply, words: &str) {
     assert!(reason.contains(words), "{reason}");
 }
 
+#[track_caller]
+fn claimed(reply: SecretsReply, words: &str) {
+    let SecretsReply::Claimed { reason } = &reply else { panic!("not claimed: {reply:?}") };
+    assert!(reason.contains(words), "{reason}");
+}
+
 const OPENED: &str = r#"{"DB":"hunter2"}"#;
 
 #[tokio::test]
@@ -131,9 +137,9 @@ async fn one_agent_is_given_an_attempts_secrets_once() {
         let again = holder.ask(&world, &question).await;
         assert_eq!(holder.opened(&question, &again).as_deref(), Some(OPENED));
     }
-    refused(holder.ask(&world, &holder.question(id, 1, 2)).await, "given already");
+    claimed(holder.ask(&world, &holder.question(id, 1, 2)).await, "given already");
     for _ in 0..4 {
-        refused(thief.ask(&world, &thief.question(id, 1, 1)).await, "given already");
+        claimed(thief.ask(&world, &thief.question(id, 1, 1)).await, "given already");
     }
     let next = holder.question(id, 2, 3);
     assert_eq!(holder.opened(&next, &holder.ask(&world, &next).await).as_deref(), Some(OPENED), "the next attempt");
@@ -184,7 +190,7 @@ async fn who_is_not_what_it_says_is_given_nothing() {
         record.agent_id.as_ref() == Some(agent.id()) && agent.running().len() == 2
     })
     .await;
-    refused(thief.ask(&world, &thief.question(running, 1, 1)).await, "another agent holds");
+    claimed(thief.ask(&world, &thief.question(running, 1, 1)).await, "another agent holds");
     refused(thief.ask(&world, &thief.question(other, 1, 1)).await, "another function's");
     end.notify_one();
     end.notify_one();

@@ -9,7 +9,7 @@ use flux_broker::{
     memory::{MemoryBroker, MemoryLimits},
 };
 use flux_gateway::core::{Gateway, GatewayParts, InvokeRequest};
-use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, function::parse_yaml};
+use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, PoolName, function::parse_yaml};
 use flux_runtime::{
     Shutdown, Tasks,
     settings::{Durability, GatewaySettings},
@@ -24,6 +24,8 @@ pub(crate) struct World {
     pub(crate) broker: Arc<MemoryBroker>,
     pub(crate) store: SharedStore,
     pub(crate) settings: GatewaySettings,
+    /// Beside the default one.
+    pub(crate) pools: Vec<PoolName>,
     shutdown: Arc<Shutdown>,
     artifacts: tempfile::TempDir,
 }
@@ -43,6 +45,7 @@ impl World {
                 secrets_key: Some(artifacts.path().join("secrets.key")),
                 ..GatewaySettings::default()
             },
+            pools: Vec::new(),
             shutdown: Shutdown::new(),
             artifacts,
         }
@@ -61,7 +64,7 @@ impl World {
             broker,
             settings: self.settings.clone(),
             history: Duration::from_secs(3600),
-            pools: Vec::new(),
+            pools: self.pools.clone(),
             durability: Durability::default(),
             certs: None,
             queue_url: String::new(),

@@ -113,7 +113,7 @@ pub struct RunningCount {
     pub warm: u32,
 }
 
-/// Published on `flux.agent.<agent>` every second, and at once when the status changes.
+/// Published on `flux.agent.<pool>.<agent>` every second, and at once when the status changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub agent_id: AgentId,

@@ -52,8 +52,10 @@ pub enum SecretsReply {
     Sealed { encapsulated: Base64, ciphertext: Base64 },
     /// These are not set.
     Missing { names: Vec<SecretName> },
-    /// Not to this agent, or not again.
+    /// Not to this agent.
     Refused { reason: String },
+    /// The attempt of that number has an owner. Who holds the execution counts on: the queue may have forgotten a delivery.
+    Claimed { reason: String },
     /// Ask again in a moment.
     NotNow { reason: String },
 }

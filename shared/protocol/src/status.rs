@@ -9,7 +9,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// What `flux.statuses.<sender>` stores, a line each; said on `flux.status.<sender>.<execution>`, and the reply to a waiting gateway.
+/// What `flux.statuses.<pool>.<sender>` stores, a line each; said on `flux.status.<sender>.<execution>`, and the reply to a waiting gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusMessage {
     pub execution_id: ExecutionId,

@@ -168,13 +168,21 @@ pub fn outputs_all() -> &'static str {
     "flux.output.>"
 }
 
-/// The log of transitions, from which they are recorded: one or more of them a message. `sender` is an agent's or gateway's id.
-pub fn status_log(sender: &str) -> String {
-    format!("flux.statuses.{sender}")
+/// The log of transitions, from which they are recorded: one or more of them a message, all of one pool. `sender` is an
+/// agent's or gateway's id. Both are in the subject, so that the broker can hold an agent to its own name and its own pools.
+pub fn status_log(pool: &PoolName, sender: &str) -> String {
+    format!("flux.statuses.{pool}.{sender}")
 }
 
 pub fn status_logs() -> &'static str {
-    "flux.statuses.*"
+    "flux.statuses.*.*"
+}
+
+/// The pool and the sender of what lies in the log. No pool: it was stored by a release before, in a stream whose subjects
+/// were others, and none such is stored any more.
+pub fn of_status_log(subject: &str) -> Option<(Option<&str>, &str)> {
+    let rest = subject.strip_prefix("flux.statuses.")?;
+    Some(rest.split_once('.').map_or((None, rest), |(pool, sender)| (Some(pool), sender)))
 }
 
 /// Who said something on a subject whose third part is its sender: a status, an output.
@@ -235,12 +243,18 @@ pub fn agent_of_holders(subject: &str) -> Option<AgentId> {
     AgentId::parse(subject.strip_prefix("flux.holders.")?.split_once('.')?.1).ok()
 }
 
-pub fn heartbeat(agent: &AgentId) -> String {
-    format!("flux.agent.{agent}")
+/// With the pool, so that the broker can hold an agent to its own.
+pub fn heartbeat(pool: &PoolName, agent: &AgentId) -> String {
+    format!("flux.agent.{pool}.{agent}")
 }
 
 pub fn heartbeats() -> &'static str {
-    "flux.agent.*"
+    "flux.agent.*.*"
+}
+
+/// The agent's row in the agents' table.
+pub fn agents_key(pool: &PoolName, agent: &AgentId) -> String {
+    format!("{pool}.{agent}")
 }
 
 pub fn dlq(function: &FunctionName) -> String {

@@ -69,6 +69,8 @@ pub struct Recorded {
     /// The record as it is now accepts this attempt's `will_retry`: the next attempt is to be published.
     /// Repeated when the same update comes again before that attempt was seen ([`Store::requeued`], or a status of it).
     pub retry_wanted: bool,
+    /// The execution is another function's, or of another pool or lane, than the status says: nothing was recorded.
+    pub contradicted: bool,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -15,8 +15,8 @@
 //! Equal ranks from two agents are settled by the records' content alone, never by who came first: the
 //! earlier `status_at` leads (the later while queued: a message published again waits anew), then the agent's name.
 //!
-//! One thing is not joined but believed: that an execution has one function and, where messages name one,
-//! one version. Where attempts ran on different versions, the record has the leading attempt's.
+//! Two things are not joined. A status of another function, pool or lane than the record's is not taken at all. And it is
+//! believed that an execution has, where messages name one, one version. Where attempts ran on different versions, the record has the leading attempt's.
 
 use std::cmp::{Ordering, Reverse};
 
@@ -31,6 +31,8 @@ pub struct Merged {
     pub changed: bool,
     pub became_terminal: bool,
     pub retry_wanted: bool,
+    /// The record is of another function, pool or lane than the status, which was not taken.
+    pub contradicted: bool,
 }
 
 /// Merges a status into what is known. `None` starts a record (a direct publish has no queued one).
@@ -40,6 +42,10 @@ pub fn merge_status(
     sequence: u64,
 ) -> (ExecutionRecord, Merged) {
     let told = told_by(status, sequence);
+    if let Some(known) = known.as_ref().filter(|known| !is_of_one_queue(known, &told)) {
+        let merged = Merged { changed: false, became_terminal: false, retry_wanted: false, contradicted: true };
+        return (known.clone(), merged);
+    }
     let was_terminal = known.as_ref().is_some_and(ExecutionRecord::is_terminal);
     let (record, changed) = match known {
         None => (told, true),
@@ -55,16 +61,24 @@ pub fn merge_status(
         changed,
         became_terminal: !was_terminal && record.is_terminal(),
         retry_wanted: ended_for_now && !record.is_terminal() && record.attempt == status.attempt,
+        contradicted: false,
     };
     (record, merged)
 }
 
-/// Merges the record that a gateway made when it accepted, with what statuses may have told before.
+/// An execution has one queue for as long as it lives. Who says another speaks of what it does not hold.
+fn is_of_one_queue(a: &ExecutionRecord, b: &ExecutionRecord) -> bool {
+    (&a.function, &a.pool, a.lane) == (&b.function, &b.pool, b.lane)
+}
+
+/// Merges the record that a gateway made when it accepted, with what statuses may have told before. The gateway knows the
+/// queue: what was told of another is nothing.
 pub fn merge_queued(known: Option<ExecutionRecord>, queued: ExecutionRecord) -> ExecutionRecord {
     let queued = normal(queued);
     match known {
         None => queued,
-        Some(known) => join(known, queued),
+        Some(known) if is_of_one_queue(&known, &queued) => join(known, queued),
+        Some(_) => queued,
     }
 }
 

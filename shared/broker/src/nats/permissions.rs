@@ -37,12 +37,9 @@ pub fn allowed(grant: &Grant, pools: &[PoolName], functions: &[(FunctionName, Po
 /// Pull what is queued in its pools, say what became of it under its own id, read functions and code.
 fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
     let mut publish = vec![
-        subject::status_log(agent.as_str()),
         format!("flux.status.{agent}.*"),
         format!("flux.output.{agent}.*"),
-        subject::heartbeat(agent),
         subject::secrets(agent),
-        format!("{}{agent}", bucket(Table::Agents).prefix),
         subject::question(agent, "*"),
         // To gateways and to producers. Who knows the subject may be answered.
         "flux.reply.>".to_owned(),
@@ -59,6 +56,10 @@ fn agent(agent: &AgentId, pools: &[PoolName]) -> Allowed {
             publish.push(format!("flux.ring.{}.{pool}.*", lane.as_str()));
         }
         publish.push(subject::holders(pool, agent));
+        // What it says of itself and of executions, it says in a pool, and only in these: gateways take its word for no other.
+        publish.push(subject::status_log(pool, agent.as_str()));
+        publish.push(subject::heartbeat(pool, agent));
+        publish.push(format!("{}{}", bucket(Table::Agents).prefix, subject::agents_key(pool, agent)));
     }
     for table in [Table::Functions, Table::Versions, Table::Hot, Table::Cancelled] {
         let stream = bucket(table).stream;
@@ -195,16 +196,16 @@ fn exports(pools: &[PoolName]) -> String {
         "$JS.API.STREAM.INFO.*",
         "$JS.API.STREAM.MSG.GET.*",
         "$JS.ACK.>",
-        "flux.statuses.*",
+        subject::status_logs(),
         "flux.status.*.*",
         "flux.output.*.*",
-        "flux.agent.*",
+        subject::heartbeats(),
         "flux.ask.*.*",
         "flux.reply.>",
         "flux.ring.>",
         "flux.holders.*.*",
     ];
-    let stored = [format!("{}*", bucket(Table::Agents).prefix), format!("$O.{OUTPUT_BUCKET}.>")];
+    let stored = [format!("{}*.*", bucket(Table::Agents).prefix), format!("$O.{OUTPUT_BUCKET}.>")];
     let queues = pools.iter().map(|pool| subject::stream_subjects(Lane::Invoke, pool));
     let heard = ["flux.control", "flux.control.*", "flux.cancel.*", "flux.table.>", "flux.holders.*.*", "flux.reply.>"];
     let mut text = String::new();

@@ -162,12 +162,21 @@ impl Recorder {
     /// Takes a message's statuses into those that wait. What has none that can be read is returned.
     fn read(&mut self, message: Message, info: Info) -> Option<NatsAcker> {
         let acker = NatsAcker { core: Arc::clone(&self.core), reply: message.reply.unwrap_or_else(|| "".into()) };
-        let sender = subject::sender(&message.subject).unwrap_or_default();
+        let (pool, sender) = subject::of_status_log(&message.subject).unwrap_or_default();
         let mut statuses = Vec::with_capacity(1);
         // A status has no line break of its own.
         for line in message.payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice::<StatusMessage>(line) {
-                Ok(status) => statuses.push(status),
+                Ok(status) if pool.is_none_or(|pool| pool == status.pool.as_str()) => statuses.push(status),
+                Ok(status) => {
+                    metrics::counter!("flux_signals_dropped_total", "kind" => "status_pool").increment(1);
+                    tracing::warn!(
+                        subject = %message.subject,
+                        execution_id = %status.execution_id,
+                        pool = %status.pool,
+                        "dropped a status of another pool than it may be said in"
+                    );
+                }
                 Err(error) => tracing::error!(
                     subject = %message.subject,
                     sequence = info.stream_sequence,

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use bytes::{Bytes, BytesMut};
-use flux_protocol::{ExecutionId, Lane, Phase, StatusMessage, limits, subject};
+use flux_protocol::{ExecutionId, Lane, Phase, PoolName, StatusMessage, limits, subject};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -37,6 +37,7 @@ const ATTEMPTED: &str = "store a status";
 /// A status that waits to be stored.
 struct Waiting {
     sender: String,
+    pool: PoolName,
     execution: ExecutionId,
     id: String,
     /// A line: JSON has no line breaks of its own.
@@ -64,6 +65,7 @@ impl StatusWriter {
         let (stored, answer) = oneshot::channel();
         let waiting = Waiting {
             sender: sender.to_owned(),
+            pool: status.pool.clone(),
             execution: status.execution_id,
             id: status.message_id(),
             signal: signal(status, &line)?,
@@ -123,7 +125,8 @@ async fn gather(first: Waiting, taken: &mut mpsc::Receiver<Waiting>) -> (Vec<Wai
             },
             Err(_) => break,
         };
-        if another.sender != group[0].sender || bytes + another.line.len() > GROUP_BYTES {
+        let is_elsewhere = another.sender != group[0].sender || another.pool != group[0].pool;
+        if is_elsewhere || bytes + another.line.len() > GROUP_BYTES {
             return (group, Some(another));
         }
         bytes += another.line.len();
@@ -134,7 +137,7 @@ async fn gather(first: Waiting, taken: &mut mpsc::Receiver<Waiting>) -> (Vec<Wai
 }
 
 async fn store(core: &Core, mut group: Vec<Waiting>) {
-    let subject = subject::status_log(&group[0].sender);
+    let subject = subject::status_log(&group[0].pool, &group[0].sender);
     let (id, body) = match group.as_mut_slice() {
         [alone] => (std::mem::take(&mut alone.id), alone.line.clone()),
         many => (format!("{:032x}", rand::random::<u128>()), lines(many)),

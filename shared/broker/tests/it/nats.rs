@@ -320,7 +320,7 @@ async fn a_status_that_cannot_be_read_blocks_nothing() {
     let raw = engine.server.client().await;
     let mut log = gateway.statuses(8).await.expect("statuses");
     for _ in 0..3 {
-        raw.request("flux.statuses.agent-1", "not a status\nnor this".into()).await.expect("it is stored");
+        raw.request("flux.statuses.default.agent-1", "not a status\nnor this".into()).await.expect("it is stored");
     }
     let mut unread = Box::pin(log.next());
     let streams = || async { stream_messages(&raw, subject::STATUS_STREAM).await == 0 };

@@ -200,11 +200,11 @@ async fn an_agent_does_all_of_its_work_from_an_account_of_its_own() {
 
     // What it says of itself, and of an execution.
     let mut beats = gateway.listen(subject::heartbeats()).await.expect("listen");
-    worker.signal(subject::heartbeat(&agent("agent-1")), "beat".into()).await.expect("signal");
+    worker.signal(subject::heartbeat(&PoolName::default(), &agent("agent-1")), "beat".into()).await.expect("signal");
     assert!(tokio::time::timeout(PATIENCE, beats.next()).await.expect("in time").is_some());
-    worker.put(Table::Agents, "agent-1", "beat".into()).await.expect("heartbeat");
-    assert!(gateway.get(Table::Agents, "agent-1").await.expect("get").is_some());
-    worker.delete(Table::Agents, "agent-1").await.expect("it takes itself out");
+    worker.put(Table::Agents, "default.agent-1", "beat".into()).await.expect("heartbeat");
+    assert!(gateway.get(Table::Agents, "default.agent-1").await.expect("get").is_some());
+    worker.delete(Table::Agents, "default.agent-1").await.expect("it takes itself out");
     let id = ExecutionId::new();
     let mut outputs = gateway.listen(&subject::outputs_of(id)).await.expect("listen");
     worker.signal(subject::output(&agent("agent-1"), id), "chunk".into()).await.expect("signal");

@@ -106,6 +106,7 @@ pub(super) fn record(database: &Connection, updates: &[StatusUpdate]) -> Result<
             execution_id: id,
             became_terminal: merged.became_terminal,
             retry_wanted: merged.retry_wanted,
+            contradicted: merged.contradicted,
         });
     }
     // In the order in which they came, which is about that of their ids: neighbours in the tree.
