@@ -145,6 +145,14 @@ async fn a_token_lets_one_machine_in() {
     let second = join("second").await;
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("join_refused"), "{second:?}");
+    // Who joined needed no key, and is in the audit log all the same.
+    let audit = up.api.get("/audit").await.expect(200).json;
+    let joined = audit["entries"].as_array().expect("entries").iter().filter(|entry| entry["path"] == "/agents/join");
+    let [joined] = joined.collect::<Vec<_>>()[..] else { panic!("one machine joined: {audit}") };
+    let what = joined["what"].as_str().expect("what");
+    assert!(what.starts_with("agent first joined by the token "), "{joined}");
+    assert!(joined["who"].as_str().is_some_and(|who| who.starts_with("join token ")), "{joined}");
+    assert!(joined["from"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")), "{joined}");
     // Without a key nobody makes one.
     up.api.with_key("").post("/agents/tokens", &json!({ "url": "http://x" })).await.expect(401);
 }
