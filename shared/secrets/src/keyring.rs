@@ -288,7 +288,7 @@ mod tests {
         let mut ring = Keyring::open(&path).expect("made");
         let old = ring.encrypt(&name("A"), b"one").expect("encrypted");
         let before = ring.add_key().expect("added");
-        assert_eq!(before, [old.key.clone()]);
+        assert_eq!(before, std::slice::from_ref(&old.key));
         let new = ring.encrypt(&name("A"), b"two").expect("encrypted");
         assert_ne!(old.key, new.key);
         assert_eq!(ring.current(), new.key);
@@ -313,7 +313,7 @@ mod tests {
         // Of two processes each knows the other's.
         let before_one = one.add_key().expect("added");
         let before_two = two.add_key().expect("added");
-        assert_eq!(before_one, [first.clone()]);
+        assert_eq!(before_one, std::slice::from_ref(&first));
         assert_eq!(before_two, [one.current().to_owned(), first.clone()]);
         one.forget_keys(&before_one).expect("forgotten");
         assert!(one.has(two.current()) && one.has(&first));
