@@ -146,6 +146,7 @@ struct Inner {
     keys: Arc<Keys>,
     tokens: Tokens,
     secret_keys: SecretKeys,
+    identities: agents::IdentityCache,
     ticket_key: [u8; 32],
     in_flight: InFlight,
     /// Waiters and watchers held now.
@@ -207,6 +208,7 @@ impl Gateway {
             keys,
             tokens,
             secret_keys: SecretKeys::new(settings.secrets_key.clone()),
+            identities: agents::IdentityCache::default(),
             ticket_key,
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),

@@ -101,6 +101,7 @@ struct Http {
     gateway: Gateway,
     options: HttpOptions,
     shutdown: Arc<Shutdown>,
+    tasks: Tasks,
     /// Permits of 64 KiB for request bodies held in memory.
     bodies: Arc<Semaphore>,
     openapi: bytes::Bytes,
@@ -121,7 +122,7 @@ pub async fn serve(
     tasks: Tasks,
 ) -> std::io::Result<()> {
     let address = listener.local_addr()?;
-    let router = build(gateway, options.clone(), Arc::clone(&shutdown));
+    let router = build(gateway, options.clone(), Arc::clone(&shutdown), tasks.clone());
     tracing::info!(%address, tls = options.tls.is_some(), "listening");
     if let Some(tls) = options.tls.clone() {
         tasks.spawn("certificate", tls.follow(Arc::clone(&shutdown)));
@@ -133,7 +134,8 @@ pub async fn serve(
 
 /// The routes alone, for tests.
 pub fn router(gateway: Gateway, options: HttpOptions) -> Router {
-    build(gateway, options, Shutdown::new())
+    let shutdown = Shutdown::new();
+    build(gateway, options, Arc::clone(&shutdown), Tasks::new(shutdown))
 }
 
 /// The OpenAPI document, as `/openapi.json` serves it.
@@ -141,7 +143,7 @@ pub fn openapi() -> serde_json::Value {
     serde_json::to_value(document::complete(routes::all().into_openapi())).unwrap_or_default()
 }
 
-fn build(gateway: Gateway, options: HttpOptions, shutdown: Arc<Shutdown>) -> Router {
+fn build(gateway: Gateway, options: HttpOptions, shutdown: Arc<Shutdown>, tasks: Tasks) -> Router {
     let (router, document) = routes::all().split_for_parts();
     let measures = measures::Measures::of(&document);
     let cors = cors::layer(&options.cors);
@@ -150,6 +152,7 @@ fn build(gateway: Gateway, options: HttpOptions, shutdown: Arc<Shutdown>) -> Rou
         gateway,
         options,
         shutdown,
+        tasks,
         bodies: Arc::new(Semaphore::new(limits::HTTP_BODIES / limits::HTTP_BODY_FREE)),
         openapi: serde_json::to_vec(&document).unwrap_or_default().into(),
     });

@@ -228,23 +228,46 @@ async fn follow_functions(broker: Arc<dyn Broker>, functions: Functions) {
     }
 }
 
+/// When each agent last asked for a new certificate: those within [`limits::RENEWAL_EVERY`] alone.
+#[derive(Default)]
+struct Asked(BTreeMap<AgentId, Instant>);
+
+impl Asked {
+    /// Whether it may ask now. One that comes too soon does not put off the next.
+    fn may(&mut self, agent: &AgentId, now: Instant) -> bool {
+        self.0.retain(|_, at| now.saturating_duration_since(*at) < limits::RENEWAL_EVERY);
+        let free = !self.0.contains_key(agent);
+        if free {
+            self.0.insert(agent.clone(), now);
+        }
+        free
+    }
+}
+
 async fn answer_renewals(certs: Certs, broker: Arc<dyn Broker>) {
+    let mut asked = Asked::default();
     loop {
         if let Ok(mut questions) = broker.listen_in_group(&subject::questions(RENEWAL), GATEWAYS_GROUP).await {
             while let Some(question) = questions.next().await {
-                answer_renewal(&certs, &*broker, &question).await;
+                answer_renewal(&certs, &*broker, &mut asked, &question).await;
             }
         }
         tokio::time::sleep(FOLLOW_AGAIN_AFTER).await;
     }
 }
 
-async fn answer_renewal(certs: &Certs, broker: &dyn Broker, question: &Signal) {
+async fn answer_renewal(certs: &Certs, broker: &dyn Broker, asked: &mut Asked, question: &Signal) {
     let Some(reply_to) = question.reply_to.clone() else { return };
     // The broker holds who asks to its own name in the subject.
     let agent = subject::sender(&question.subject).and_then(|id| AgentId::parse(id).ok());
     let request = std::str::from_utf8(&question.body).ok().map(str::to_owned);
     let reply = match (agent, request) {
+        (Some(agent), _) if !asked.may(&agent, Instant::now()) => {
+            let seconds = limits::RENEWAL_EVERY.as_secs();
+            let message =
+                format!("the agent {agent} asked for a certificate less than {seconds} s ago: ask again later");
+            RenewalReply::Refused { message }
+        }
         (Some(agent), Some(request)) => {
             let certs = certs.clone();
             let signed = tokio::task::spawn_blocking(move || (certs.renew_agent(&agent, &request), agent)).await;
@@ -264,5 +287,22 @@ async fn answer_renewal(certs: &Certs, broker: &dyn Broker, question: &Signal) {
     };
     if let Ok(body) = serde_json::to_vec(&reply) {
         let _ = broker.signal(reply_to, body.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_asks_for_one_certificate_a_minute() {
+        let (mut asked, start) = (Asked::default(), Instant::now());
+        let agent = |id: &str| AgentId::parse(id).expect("an id");
+        assert!(asked.may(&agent("a"), start));
+        assert!(!asked.may(&agent("a"), start + limits::RENEWAL_EVERY / 2));
+        assert!(asked.may(&agent("b"), start + limits::RENEWAL_EVERY / 2), "each by itself");
+        assert!(asked.may(&agent("a"), start + limits::RENEWAL_EVERY));
+        assert!(asked.may(&agent("c"), start + limits::RENEWAL_EVERY * 4));
+        assert_eq!(asked.0.len(), 1, "what is over is forgotten");
     }
 }

@@ -215,7 +215,7 @@ impl Attempt {
     ) -> Ran {
         let Invoked { watched, ending, started, started_at_us, is_new } = invoked;
         let hidden = worker.secrets.hidden().cloned();
-        let watched = redacted(watched, hidden.as_ref());
+        let watched = redacted(watched, hidden.as_ref(), &mut self.notes);
         let mut start = if is_new { Start::COLD } else { Start::WARM };
         let mut outcome = match watched {
             Watched::Abandoned => return Ran::Abandoned,
@@ -421,7 +421,7 @@ async fn end(process: &mut dyn Process) -> Option<Ended> {
 }
 
 /// What a handler returned or raised, without the secrets that are hidden in what it prints.
-fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Exchange> {
+fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>, notes: &mut Vec<String>) -> Watched<Exchange> {
     let Some(hidden) = hidden else { return watched };
     let text = |text: String| String::from_utf8_lossy(&Redactor::whole(hidden, text.as_bytes())).into_owned();
     let fault = |fault: Fault| Fault {
@@ -433,7 +433,7 @@ fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Ex
     match watched {
         Watched::Answered(Exchange::Served(served)) => {
             let answer = match served.answer {
-                Ok(result) => Ok(Bytes::from(Redactor::whole(hidden, &result))),
+                Ok(result) => Ok(redacted_result(hidden, &result, notes)),
                 Err(raised) => Err(fault(raised)),
             };
             Watched::Answered(Exchange::Served(Served { answer, ..served }))
@@ -442,6 +442,17 @@ fn redacted(watched: Watched<Exchange>, hidden: Option<&Patterns>) -> Watched<Ex
         Watched::Answered(Exchange::Nonsense(said)) => Watched::Answered(Exchange::Nonsense(text(said))),
         other => other,
     }
+}
+
+/// What was JSON stays JSON: a secret that is a number, or a part of one or of a word, leaves a text behind that is none.
+fn redacted_result(hidden: &Patterns, result: &[u8], notes: &mut Vec<String>) -> Bytes {
+    let is_json = |text: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok();
+    let masked = Redactor::whole(hidden, result);
+    if masked == result || is_json(&masked) || !is_json(result) {
+        return masked.into();
+    }
+    notes.push("its result is no JSON without the secrets in it: it is a JSON string of what is left".to_owned());
+    serde_json::Value::from(String::from_utf8_lossy(&masked)).to_string().into()
 }
 
 fn usage_of(used: &Used) -> Usage {
@@ -469,4 +480,26 @@ fn not_loaded(fault: Fault) -> ExecutionError {
     }
     let error = raised(fault);
     ExecutionError { message: format!("its module could not be loaded: {}", error.message), ..error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_that_was_json_is_json_without_its_secrets() {
+        let hidden = Patterns::of([&b"12345"[..], b"hunter2"]).expect("patterns");
+        for (result, expected, noted) in [
+            (r#"{"pin":12345}"#, r#""{\"pin\":***}""#, true),
+            ("[1123456]", r#""[1***6]""#, true),
+            (r#"{"word":"hunter2"}"#, r#"{"word":"***"}"#, false),
+            (r#"{"n": 1.50}"#, r#"{"n": 1.50}"#, false),
+            ("no JSON 12345", "no JSON ***", false),
+        ] {
+            let mut notes = Vec::new();
+            let redacted = redacted_result(&hidden, result.as_bytes(), &mut notes);
+            assert_eq!(redacted, expected, "{result}");
+            assert_eq!(!notes.is_empty(), noted, "{result}: {notes:?}");
+        }
+    }
 }

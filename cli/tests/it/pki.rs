@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flux_protocol::AgentId;
 use flux_testkit::{FluxCommand, FluxProcess, FluxUp, eventually, free_port, passable_dir};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ async fn a_machine_joins_is_registered_and_is_shut_out() {
     assert_eq!(listed["identity"], "spiffe://flux/agent/far/1", "{listed}");
     assert!(listed["identity_expires"].is_string() && listed["last_heartbeat"].is_string(), "{listed}");
 
-    // A new certificate over the queue, and nobody else's.
+    // A new certificate over the queue for its own key, once a minute, and nobody else's.
     let own = config.parent().expect("a directory");
     let options = async_nats::ConnectOptions::new()
         .add_root_certificates(dir.path().join("far-certs/ca/ca.pem"))
@@ -69,16 +70,22 @@ async fn a_machine_joins_is_registered_and_is_shut_out() {
         .require_tls(true);
     let client = options.connect(up.queue_url()).await.expect("its identity");
     let mut answers = client.subscribe("flux.reply.agent-far.1").await.expect("subscribed");
-    let (_, request) = flux_pki::request().expect("a request");
-    for (subject, answered) in [("flux.ask.other.renewal", false), ("flux.ask.far.renewal", true)] {
+    let credential = flux_pki::Certs::at(dir.path().join("far-certs")).agent(&AgentId::parse("far").expect("an id"));
+    let request = credential.and_then(|credential| credential.renewal_request()).expect("a request");
+    for (subject, answered) in [
+        ("flux.ask.other.renewal", None),
+        ("flux.ask.far.renewal", Some("renewed")),
+        ("flux.ask.far.renewal", Some("refused")),
+    ] {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Flux-Answer-To", "flux.reply.agent-far.1");
         client.publish_with_headers(subject, headers, request.clone().into()).await.expect("published");
-        if answered {
+        if let Some(answered) = answered {
             let answer = tokio::time::timeout(ENDS, answers.next()).await.expect("in time").expect("an answer");
             let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
-            assert_eq!(answer["status"], "renewed", "{answer}");
-            let renewed = flux_pki::Certificate::from_pem(answer["certificate"].as_str().expect("PEM")).expect("one");
+            assert_eq!(answer["status"], answered, "{answer}");
+            let Some(renewed) = answer["certificate"].as_str() else { continue };
+            let renewed = flux_pki::Certificate::from_pem(renewed).expect("one");
             assert_eq!(renewed.identity().to_string(), "agent far");
         }
     }
@@ -138,6 +145,14 @@ async fn a_token_lets_one_machine_in() {
     let second = join("second").await;
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("join_refused"), "{second:?}");
+    // Who joined needed no key, and is in the audit log all the same.
+    let audit = up.api.get("/audit").await.expect(200).json;
+    let joined = audit["entries"].as_array().expect("entries").iter().filter(|entry| entry["path"] == "/agents/join");
+    let [joined] = joined.collect::<Vec<_>>()[..] else { panic!("one machine joined: {audit}") };
+    let what = joined["what"].as_str().expect("what");
+    assert!(what.starts_with("agent first joined by the token "), "{joined}");
+    assert!(joined["who"].as_str().is_some_and(|who| who.starts_with("join token ")), "{joined}");
+    assert!(joined["from"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")), "{joined}");
     // Without a key nobody makes one.
     up.api.with_key("").post("/agents/tokens", &json!({ "url": "http://x" })).await.expect(401);
 }

@@ -1,6 +1,10 @@
 //! Agents as machines: let in, registered, cordoned, removed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flux_broker::{BrokerError, Table};
 use flux_pki::{Certs, JoinToken, PkiError};
@@ -19,6 +23,8 @@ use crate::refusal::Refusal;
 
 const PROBED_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_BYTES: u64 = 64 * limits::KIB as u64;
+/// What was read of identities is shown for this long.
+const IDENTITIES_FOR: Duration = Duration::from_secs(1);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a machine that joined is told.
@@ -55,6 +61,7 @@ impl Gateway {
             Ok(Joined { certificate, ca: certs.trust()?.pem().to_owned(), queue_url })
         });
         let joined = joined.await?;
+        self.inner.identities.forget().await;
         tracing::info!(agent_id = %id, "a machine joined by a token");
         Ok(joined)
     }
@@ -78,6 +85,7 @@ impl Gateway {
         let value =
             serde_json::to_vec(&registered).map_err(|error| BrokerError::refused("encode a registration", error))?;
         self.inner.broker.put(Table::Registered, key, value.into()).await?;
+        self.inner.identities.forget().await;
         Ok(answer)
     }
 
@@ -100,6 +108,12 @@ impl Gateway {
     /// # Errors
     /// It was neither let in nor registered.
     pub async fn remove_agent(&self, agent: &AgentId) -> Result<(), Refusal> {
+        let removed = self.revoke_agent(agent).await;
+        self.inner.identities.forget().await;
+        removed
+    }
+
+    async fn revoke_agent(&self, agent: &AgentId) -> Result<(), Refusal> {
         let registered = self.inner.broker.get(Table::Registered, agent.as_str()).await?.is_some();
         if registered {
             self.inner.broker.delete(Table::Registered, agent.as_str()).await?;
@@ -116,8 +130,12 @@ impl Gateway {
     }
 
     /// What is known of the agents' identities: until when each is let in, and where it is registered.
-    pub(crate) async fn identities(&self) -> Vec<(AgentId, Known)> {
-        let mut known: std::collections::BTreeMap<AgentId, Known> = std::collections::BTreeMap::new();
+    pub(crate) async fn identities(&self) -> Arc<Identities> {
+        self.inner.identities.get(Instant::now(), self.read_identities()).await
+    }
+
+    async fn read_identities(&self) -> Identities {
+        let mut known = Identities::new();
         if let Some(certs) = self.inner.certs.clone() {
             let listed = tokio::task::spawn_blocking(move || certs.list()).await;
             for one in listed.into_iter().flatten().flatten().filter(|one| !one.revoked) {
@@ -134,7 +152,33 @@ impl Gateway {
                 known.entry(id).or_default().registered = serde_json::from_slice(&entry.value).ok();
             }
         }
-        known.into_iter().collect()
+        known
+    }
+}
+
+pub(crate) type Identities = BTreeMap<AgentId, Known>;
+
+/// Identities are files and entries of a table, and whoever comes may ask for them: one reads, for all within
+/// [`IDENTITIES_FOR`].
+#[derive(Default)]
+pub(super) struct IdentityCache(tokio::sync::Mutex<Option<(Instant, Arc<Identities>)>>);
+
+impl IdentityCache {
+    async fn get(&self, now: Instant, read: impl Future<Output = Identities>) -> Arc<Identities> {
+        let mut kept = self.0.lock().await;
+        if let Some((at, known)) = &*kept
+            && now.saturating_duration_since(*at) < IDENTITIES_FOR
+        {
+            return Arc::clone(known);
+        }
+        let known = Arc::new(read.await);
+        *kept = Some((Instant::now(), Arc::clone(&known)));
+        known
+    }
+
+    /// After a change of this gateway's own, which shows at once.
+    async fn forget(&self) {
+        *self.0.lock().await = None;
     }
 }
 
@@ -223,4 +267,31 @@ fn refusal(error: PkiError) -> Refusal {
         error.to_string()
     };
     Refusal::new(code, message).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn identities_are_read_once_a_second_however_many_ask() {
+        let (cache, reads) = (IdentityCache::default(), AtomicUsize::new(0));
+        let ask = |now: Instant| {
+            cache.get(now, async {
+                reads.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                Identities::new()
+            })
+        };
+        let start = Instant::now();
+        futures::future::join_all((0..10).map(|_| ask(start))).await;
+        assert_eq!(reads.load(Ordering::Relaxed), 1, "the others wait for the one");
+        ask(Instant::now() + IDENTITIES_FOR).await;
+        assert_eq!(reads.load(Ordering::Relaxed), 2);
+        cache.forget().await;
+        ask(start).await;
+        assert_eq!(reads.load(Ordering::Relaxed), 3, "a change shows at once");
+    }
 }

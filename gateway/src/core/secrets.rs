@@ -41,11 +41,13 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 pub(super) struct SecretKeys {
     path: Option<PathBuf>,
     ring: Mutex<Option<Keyring>>,
+    /// Held while a value is set or all are encrypted anew: none is written down with a key that goes meanwhile.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl SecretKeys {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
-        Self { path, ring: Mutex::new(None) }
+        Self { path, ring: Mutex::new(None), changing: tokio::sync::Mutex::new(()) }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Keyring) -> Result<T, KeyringError>) -> Result<T, Refusal> {
@@ -66,8 +68,12 @@ impl SecretKeys {
     }
 
     /// As the file is now: another gateway that shares it may have changed it.
-    fn forget(&self) {
-        *self.ring.lock() = None;
+    fn read_again(&self) -> Result<(), Refusal> {
+        match &mut *self.ring.lock() {
+            Some(ring) => ring.read_again().map_err(unavailable),
+            // It is read when it is needed.
+            None => Ok(()),
+        }
     }
 
     fn decrypt(&self, secret: &SealedSecret) -> Result<Vec<u8>, Refusal> {
@@ -80,7 +86,7 @@ impl SecretKeys {
         if is_known {
             return opened;
         }
-        self.forget();
+        self.read_again()?;
         self.with(|ring| ring.decrypt(&secret.name, &at_rest))
     }
 }
@@ -108,14 +114,24 @@ impl Gateway {
         if value.contains(&0) || std::str::from_utf8(value).is_err() {
             return Err(wrong("a secret becomes an environment variable: it is UTF-8, without NUL".to_owned()));
         }
+        let _changing = inner.secret_keys.changing.lock().await;
+        inner.secret_keys.read_again()?;
         inner.require_all_keys().await?;
-        let AtRest { key, sealed } = inner.secret_keys.with(|ring| ring.encrypt(name, value))?;
-        let at = now();
-        let secret = SealedSecret { name: name.clone(), key, sealed, version: 0, created_at: at, updated_at: at };
-        inner.store.put_secret(&secret).await?.ok_or_else(|| {
-            let message = format!("there are {} secrets, which is all that are kept: remove some", limits::SECRETS);
-            Refusal::new(ErrorCode::LimitReached, message)
-        })
+        loop {
+            let AtRest { key, sealed } = inner.secret_keys.with(|ring| ring.encrypt(name, value))?;
+            let at = now();
+            let used = key.clone();
+            let secret = SealedSecret { name: name.clone(), key, sealed, version: 0, created_at: at, updated_at: at };
+            let version = inner.store.put_secret(&secret).await?.ok_or_else(|| {
+                let message = format!("there are {} secrets, which is all that are kept: remove some", limits::SECRETS);
+                Refusal::new(ErrorCode::LimitReached, message)
+            })?;
+            // Other gateways may have rotated the key away meanwhile; one that has yet to forget it finds the value.
+            inner.secret_keys.read_again()?;
+            if inner.secret_keys.with(|ring| Ok(ring.has(&used)))? {
+                return Ok(version);
+            }
+        }
     }
 
     /// Every secret, by name. The values are encrypted, and nothing here opens them.
@@ -138,29 +154,21 @@ impl Gateway {
         if self.inner.store.delete_secret(name).await? { Ok(()) } else { Err(secret_not_found(name)) }
     }
 
-    /// Encrypts every secret with a new key, and then forgets the keys before. How many there were.
+    /// Encrypts every secret with a new key, and then forgets the keys before but the last. How many there were.
     ///
     /// # Errors
     /// One does not open, the file cannot be written, or the store is out of reach. Then the old keys stay.
     pub async fn rotate_secrets_key(&self) -> Result<usize, Refusal> {
         let inner = &self.inner;
         inner.require_open()?;
+        let _changing = inner.secret_keys.changing.lock().await;
+        inner.secret_keys.read_again()?;
         inner.require_all_keys().await?;
-        inner.secret_keys.with(Keyring::add_key)?;
-        let current = inner.secret_keys.with(|ring| Ok(ring.current().to_owned()))?;
-        // What somebody sets meanwhile has the new key, or is found by the next look.
-        loop {
-            let old: Vec<_> = inner.store.secrets().await?.into_iter().filter(|secret| secret.key != current).collect();
-            if old.is_empty() {
-                break;
-            }
-            for secret in old {
-                let value = inner.secret_keys.decrypt(&secret)?;
-                let AtRest { key, sealed } = inner.secret_keys.with(|ring| ring.encrypt(&secret.name, &value))?;
-                inner.store.reseal_secret(&SealedSecret { key, sealed, ..secret }).await?;
-            }
-        }
-        inner.secret_keys.with(Keyring::forget_old_keys)?;
+        let (before, ring) = inner.secret_keys.with(|ring| Ok((ring.add_key()?, ring.clone())))?;
+        inner.reseal(&before, &ring).await?;
+        inner.secret_keys.with(|ring| ring.forget_keys(&before))?;
+        // What another gateway wrote down between the last look and now.
+        inner.reseal(&before, &ring).await?;
         Ok(inner.store.secrets().await?.len())
     }
 }
@@ -191,6 +199,24 @@ impl From<flux_store::StoreError> for No {
 }
 
 impl Inner {
+    /// Encrypts anew what is encrypted with one of these keys, which `ring` has, until there is none. A newer key than this
+    /// rotation's is another gateway's, which rotates too.
+    async fn reseal(&self, before: &[String], ring: &Keyring) -> Result<(), Refusal> {
+        loop {
+            let all = self.store.secrets().await?;
+            let old: Vec<_> = all.into_iter().filter(|secret| before.contains(&secret.key)).collect();
+            if old.is_empty() {
+                return Ok(());
+            }
+            for secret in old {
+                let at_rest = AtRest { key: secret.key.clone(), sealed: secret.sealed.clone() };
+                let value = ring.decrypt(&secret.name, &at_rest).map_err(unavailable)?;
+                let AtRest { key, sealed } = self.secret_keys.with(|ring| ring.encrypt(&secret.name, &value))?;
+                self.store.reseal_secret(&SealedSecret { key, sealed, ..secret }).await?;
+            }
+        }
+    }
+
     /// A key file of this gateway's own making beside secrets that it cannot open would split them in two.
     async fn require_all_keys(&self) -> Result<(), Refusal> {
         let secrets = self.store.secrets().await?;
@@ -198,7 +224,7 @@ impl Inner {
         if self.secret_keys.with(|ring| Ok(lacks(ring)))?.is_none() {
             return Ok(());
         }
-        self.secret_keys.forget();
+        self.secret_keys.read_again()?;
         match self.secret_keys.with(|ring| Ok(lacks(ring)))? {
             None => Ok(()),
             Some(secret) => self.secret_keys.decrypt(&secret).map(|_| ()),

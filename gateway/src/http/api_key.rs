@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use axum::http::HeaderName;
+use axum::http::{HeaderName, header::AUTHORIZATION};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -27,6 +27,42 @@ pub struct MissingApiKey;
 pub(super) enum KeyHeader {
     XApiKey,
     Authorization,
+}
+
+impl KeyHeader {
+    pub(super) fn name(self) -> HeaderName {
+        match self {
+            Self::XApiKey => X_API_KEY,
+            Self::Authorization => AUTHORIZATION,
+        }
+    }
+}
+
+/// Some of them, or none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct KeyHeaders {
+    x_api_key: bool,
+    authorization: bool,
+}
+
+impl KeyHeaders {
+    pub(super) fn add(&mut self, header: KeyHeader) {
+        match header {
+            KeyHeader::XApiKey => self.x_api_key = true,
+            KeyHeader::Authorization => self.authorization = true,
+        }
+    }
+
+    pub(super) fn has(self, header: KeyHeader) -> bool {
+        match header {
+            KeyHeader::XApiKey => self.x_api_key,
+            KeyHeader::Authorization => self.authorization,
+        }
+    }
+
+    pub(super) fn has_name(self, name: &HeaderName) -> bool {
+        (self.x_api_key && *name == X_API_KEY) || (self.authorization && *name == AUTHORIZATION)
+    }
 }
 
 impl ApiKey {

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, LazyLock};
 
-use axum::http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use axum::http::{HeaderMap, header::AUTHORIZATION};
 use flux_protocol::{ErrorCode, ExecutionId, FunctionName, Scope, Scopes};
 
 use super::{
     Http,
     access::Need,
-    api_key::{KeyHeader, X_API_KEY, bearer_token},
+    api_key::{KeyHeader, KeyHeaders, X_API_KEY, bearer_token},
     ticket,
 };
 use crate::{
@@ -23,8 +23,8 @@ static NOTHING: LazyLock<Scopes> = LazyLock::new(Scopes::default);
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     who: Who,
-    /// Where the key or token was: a function is never handed it.
-    pub(super) header: Option<KeyHeader>,
+    /// Where keys and tokens were that open something: a function is handed none of them.
+    pub(super) headers: KeyHeaders,
 }
 
 #[derive(Debug, Clone)]
@@ -50,7 +50,12 @@ pub(super) async fn find(http: &Http, headers: &HeaderMap, ticket: Option<&str>)
     let mut wrong = None;
     for (header, shown) in shown_in(headers) {
         match identify(http, header, shown).await {
-            Ok(who) => return Shown::Is(Caller { who, header: Some(header) }),
+            Ok(who) => {
+                let mut found = KeyHeaders::default();
+                found.add(header);
+                find_others(http, headers, &mut found).await;
+                return Shown::Is(Caller { who, headers: found });
+            }
             Err(why) => wrong = wrong.or(Some(why)),
         }
     }
@@ -58,9 +63,25 @@ pub(super) async fn find(http: &Http, headers: &HeaderMap, ticket: Option<&str>)
         (Some(why), _) => Shown::Wrong(why),
         (None, None) => Shown::Nothing,
         (None, Some(ticket)) => match ticket::check(http.gateway.ticket_key(), ticket, flux_protocol::time::now()) {
-            Some(execution) => Shown::Is(Caller { who: Who::Ticket(execution), header: None }),
+            Some(execution) => Shown::Is(Caller { who: Who::Ticket(execution), headers: KeyHeaders::default() }),
             None => Shown::Wrong("this ticket is not valid, or its minute is over: POST /tickets gives another".into()),
         },
+    }
+}
+
+/// What opens something besides the one by which the caller was found; nothing that a stranger can have looked for.
+async fn find_others(http: &Http, headers: &HeaderMap, found: &mut KeyHeaders) {
+    for header in [KeyHeader::XApiKey, KeyHeader::Authorization] {
+        for value in headers.get_all(header.name()) {
+            let shown = match header {
+                KeyHeader::XApiKey => Some(value.as_bytes()),
+                KeyHeader::Authorization => bearer_token(value.as_bytes()),
+            };
+            let Some(shown) = shown.filter(|_| !found.has(header)) else { continue };
+            if identify(http, header, shown).await.is_ok() {
+                found.add(header);
+            }
+        }
     }
 }
 
@@ -181,13 +202,5 @@ impl Caller {
         let what = function.map_or_else(String::new, |name| format!(" for the function `{name}`"));
         let message = format!("{} has {has}, and this needs {}{what} (or `admin`)", self.name(), need.said());
         Refusal::new(ErrorCode::Forbidden, message).with_details(serde_json::json!({ "needs": need.scopes() }))
-    }
-}
-
-/// Names of the headers that carry keys.
-pub(super) fn header_name(header: KeyHeader) -> HeaderName {
-    match header {
-        KeyHeader::XApiKey => X_API_KEY,
-        KeyHeader::Authorization => AUTHORIZATION,
     }
 }

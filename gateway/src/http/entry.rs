@@ -18,8 +18,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use flux_protocol::{ErrorCode, FunctionName, time::now};
+use flux_runtime::Tasks;
 use flux_store::AuditEntry;
 use futures::{FutureExt as _, future::BoxFuture};
+use tokio::sync::oneshot;
 use tower::{Layer, Service};
 
 use super::{
@@ -65,6 +67,10 @@ pub(super) struct Entry<S> {
 #[derive(Clone)]
 pub(super) struct Changed(pub(super) String);
 
+/// The same of who made it, where that took no key.
+#[derive(Clone)]
+pub(super) struct ChangedBy(pub(super) String);
+
 impl<S> Service<Request> for Entry<S>
 where
     S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
@@ -88,26 +94,31 @@ where
             let route = request.extensions().get::<MatchedPath>().cloned();
             let closes = request.version() < Version::HTTP_2;
             let rule = rules.of(request.method(), route.as_ref().map(MatchedPath::as_str));
-            let (mut response, audit) = match admit(&http, &mut request, rule).await {
-                Ok(caller) => {
-                    let audit = caller.filter(|_| rule.audited).map(|caller| Audit::of(&request, &caller));
-                    let answered = AssertUnwindSafe(inner.call(request)).catch_unwind().await;
-                    let response = match answered {
-                        Ok(Ok(response)) => response,
-                        Ok(Err(never)) => match never {},
-                        Err(panic) => defect(&*panic).into_response(),
+            let mut response = match admit(&http, &mut request, rule).await {
+                Ok(caller) if rule.audited => {
+                    let audit = Audit::of(&request, caller.as_ref());
+                    let (gateway, id) = (http.gateway.clone(), request_id.clone());
+                    let change = async move {
+                        let response = answered(inner.call(request)).await;
+                        if let Some(entry) = audit.entry(&response, &id) {
+                            gateway.audit(entry).await;
+                        }
+                        response
                     };
-                    (response, audit)
+                    to_its_end(&http.tasks, change).await.unwrap_or_else(|| defect(&()).into_response())
                 }
+                Ok(_) => answered(inner.call(request)).await,
                 Err(Turned { refusal, caller }) => {
-                    let audit = caller.filter(|_| rule.audited).map(|caller| Audit::of(&request, &caller));
+                    let response = refusal.into_response();
+                    let audit = caller.filter(|_| rule.audited).map(|caller| Audit::of(&request, Some(&caller)));
+                    if let Some(entry) = audit.and_then(|audit| audit.entry(&response, &request_id)) {
+                        let gateway = http.gateway.clone();
+                        to_its_end(&http.tasks, async move { gateway.audit(entry).await }).await;
+                    }
                     discard_for_a_moment(request.into_body()).await;
-                    (refusal.into_response(), audit)
+                    response
                 }
             };
-            if let Some(audit) = audit {
-                http.gateway.audit(audit.entry(&response, &request_id)).await;
-            }
             refused::write(&mut response, &request_id);
             response.headers_mut().insert(X_REQUEST_ID, request_id.header());
             if closes && http.shutdown.is_draining() {
@@ -117,6 +128,26 @@ where
             Ok(response)
         })
     }
+}
+
+/// What a handler answered, or that it panicked.
+async fn answered(handler: impl Future<Output = Result<Response, Infallible>>) -> Response {
+    match AssertUnwindSafe(handler).catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(never)) => match never {},
+        Err(panic) => defect(&*panic).into_response(),
+    }
+}
+
+/// Does work that goes on when the one who asked for it goes away: a connection that is closed ends what waits on it, and a
+/// change would be made of which the audit log does not tell.
+async fn to_its_end<T: Send + 'static>(tasks: &Tasks, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    let (done, ended) = oneshot::channel();
+    tasks.spawn("change", async move {
+        // Who asked may be gone.
+        let _ = done.send(work.await);
+    });
+    ended.await.ok()
 }
 
 fn defect(panic: &(dyn Any + Send)) -> Refusal {
@@ -167,15 +198,16 @@ fn ticket_in(request: &Request) -> Option<String> {
     form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "ticket").map(|(_, ticket)| ticket.into_owned())
 }
 
-/// What the audit log says of a request, taken before it is carried out.
+/// What the audit log says of a request, taken before it is carried out. Nobody is in `who` where the request has no key:
+/// then it is an entry if its handler says who that was.
 struct Audit(AuditEntry);
 
 impl Audit {
-    fn of(request: &Request, caller: &Caller) -> Self {
+    fn of(request: &Request, caller: Option<&Caller>) -> Self {
         let from = request.extensions().get::<Peer>().map_or_else(|| "unknown".to_owned(), |peer| peer.0.to_string());
         Self(AuditEntry {
             at: now(),
-            who: caller.name(),
+            who: caller.map(Caller::name).unwrap_or_default(),
             from,
             method: request.method().to_string(),
             path: request.uri().path().to_owned(),
@@ -185,14 +217,17 @@ impl Audit {
         })
     }
 
-    fn entry(self, response: &Response, request_id: &RequestId) -> AuditEntry {
+    fn entry(self, response: &Response, request_id: &RequestId) -> Option<AuditEntry> {
         let said = response.extensions().get::<Changed>().map(|changed| changed.0.clone());
-        AuditEntry {
+        let by = || response.extensions().get::<ChangedBy>().map(|by| by.0.clone());
+        let who = Some(self.0.who).filter(|who| !who.is_empty()).or_else(by)?;
+        Some(AuditEntry {
+            who,
             status: response.status().as_u16(),
             request_id: request_id.as_str().to_owned(),
             what: said.or_else(|| refused::code(response).map(|code| code.as_str().to_owned())),
             ..self.0
-        }
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use flux_protocol::{
     time::now,
 };
 use flux_secrets::{Recipient, Sealed};
+use futures::FutureExt as _;
 
 use crate::world::{World, deploy, eventually, name, payload, recorded};
 
@@ -224,4 +225,33 @@ async fn what_a_secret_can_be() {
     assert_eq!(resealed[0].version, 4, "the value is the same");
     gateway.delete_secret(&secret("S")).await.unwrap();
     assert!(gateway.delete_secret(&secret("S")).await.is_err());
+}
+
+#[tokio::test]
+async fn no_secret_is_lost_around_a_rotation() {
+    let world = World::new().await;
+    let (one, two) = (world.gateway().await, world.gateway().await);
+    // A gateway that read the keys, and no secret by which it could see that they are others now.
+    two.put_secret(&secret("GONE"), b"x").await.unwrap();
+    two.delete_secret(&secret("GONE")).await.unwrap();
+    one.rotate_secrets_key().await.unwrap();
+    one.rotate_secrets_key().await.unwrap();
+    two.put_secret(&secret("LATER"), b"x").await.unwrap();
+    assert_eq!(world.gateway().await.rotate_secrets_key().await.unwrap(), 1);
+
+    // Many at once, on both.
+    let names: Vec<_> = (0..20).map(|number| secret(&format!("S{number}"))).collect();
+    let mut work = Vec::new();
+    for (number, name) in names.iter().enumerate() {
+        let (gateway, other) = if number % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        work.push(async move { gateway.put_secret(name, b"value").await.map(drop) }.boxed());
+        if number % 5 == 0 {
+            work.push(async move { other.rotate_secrets_key().await.map(drop) }.boxed());
+        }
+    }
+    let done = tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(work)).await;
+    for ended in done.expect("none goes on without end") {
+        ended.unwrap();
+    }
+    assert_eq!(world.gateway().await.rotate_secrets_key().await.unwrap(), names.len() + 1, "each opens");
 }

@@ -26,6 +26,33 @@ async fn a_request_goes_in_whole() {
     assert_eq!((&binary["body"], &binary["isBase64Encoded"]), (&json!("/wA="), &json!(true)));
 }
 
+#[tokio::test]
+async fn no_key_of_the_gateway_goes_in() {
+    let flux = Flux::start().await;
+    let body = json!({"name": "t", "scopes": ["invoke:echo"]});
+    let other = flux.api.post("/keys", &body).await.expect(201).json["key"].as_str().expect("a key").to_owned();
+    let bare = flux.api.with_key("");
+    let event = async |shown: &[(&str, String)]| -> Value {
+        let request = bare.request(Method::GET, "/fn/echo");
+        let request = shown.iter().fold(request, |request, (name, value)| request.header(*name, value));
+        Api::try_send(request).await.expect("an answer").expect(200).json
+    };
+    let bearer = |key: &str| ("Authorization", format!("Bearer {key}"));
+    for shown in [
+        vec![("X-API-Key", KEY.to_owned()), bearer(KEY)],
+        vec![("X-API-Key", KEY.to_owned()), bearer(&other)],
+        vec![("X-API-Key", other.clone()), bearer(KEY)],
+        vec![("X-API-Key", "nobody's".to_owned()), ("X-API-Key", other.clone()), bearer(KEY)],
+        vec![("X-API-Key", KEY.to_owned()), ("Authorization", "Basic eA==".to_owned()), bearer(&other)],
+    ] {
+        let whole = event(&shown).await.to_string();
+        assert!(!whole.contains(KEY) && !whole.contains(&other), "{shown:?}: {whole}");
+    }
+    // What opens nothing here is the function's business.
+    let own = event(&[("X-API-Key", KEY.to_owned()), bearer("its-own")]).await;
+    assert_eq!(own["headers"]["authorization"], "Bearer its-own", "{own}");
+}
+
 async fn answer(flux: &Flux, body: &str) -> Reply {
     // `answer` prints the body of the event.
     let request = flux.api.request(Method::POST, "/fn/answer/x").body(body.to_owned());

@@ -6,7 +6,10 @@ use flux_testkit::Api;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::{flux::Flux, world::eventually};
+use crate::{
+    flux::{Flux, head},
+    world::eventually,
+};
 
 /// A new key's id and text.
 async fn key(api: &Api, body: Value) -> (String, String) {
@@ -279,6 +282,23 @@ async fn refused_changes_are_in_the_audit_log_too() {
     let cursor = page["next_cursor"].as_str().expect("there is more");
     let rest = flux.api.get(&format!("/audit?cursor={cursor}")).await.expect(200).json;
     assert_eq!(rest["entries"], json!([all[2]]));
+}
+
+#[tokio::test]
+async fn who_goes_away_does_not_take_the_audit_log_s_entry_along() {
+    let flux = Flux::start().await;
+    let mut wire = flux.connect().await;
+    let more = "Content-Type: application/zip\r\nContent-Length: 100\r\nExpect: 100-continue\r\n";
+    wire.send(&head("PUT", "/deploy/half", more)).await;
+    // The handler waits for the body.
+    wire.until("100 Continue").await;
+    drop(wire);
+    eventually("its entry is there", || async {
+        let audit = flux.api.get("/audit").await.expect(200).json;
+        let entry = &audit["entries"][0];
+        entry["path"] == "/deploy/half" && entry["what"] == "invalid_request"
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use flux_protocol::{Timestamp, identity::Identity, limits, time::now};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData,
+    SanType,
 };
 
-use crate::{PkiError, certificate::Trust};
+use crate::{Certificate, PkiError, certificate::Trust};
 
 /// Clocks of two machines differ: what was signed now is valid on one that is behind.
 const BEFORE: time::Duration = time::Duration::hours(1);
@@ -62,15 +63,24 @@ impl Authority {
     /// # Errors
     /// The request is not one, or its key is not of the kind that [`request`](crate::request) makes.
     pub(crate) fn sign_request(&self, identity: &Identity, request: &str) -> Result<String, PkiError> {
-        if request.len() > limits::PKI_FILE {
-            return Err(PkiError::Untrusted { why: "the signing request is too large".to_owned() });
-        }
-        let request = CertificateSigningRequestParams::from_pem(request)
-            .map_err(|error| PkiError::Untrusted { why: format!("the signing request cannot be used: {error}") })?;
-        if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-            return Err(PkiError::Untrusted { why: "the signing request's key must be of ECDSA P-256".to_owned() });
-        }
-        self.certify(identity, &[], &request.public_key)
+        self.certify(identity, &[], &key_of(request)?)
+    }
+
+    /// The same, for the key that `held` is of: no other gets its name.
+    ///
+    /// # Errors
+    /// As [`Authority::sign_request`], or the request is for another key.
+    pub(crate) fn sign_renewal(
+        &self,
+        identity: &Identity,
+        request: &str,
+        held: &Certificate,
+    ) -> Result<String, PkiError> {
+        let key = key_of(request)?;
+        check_pair(held.der(), &key).map_err(|_| PkiError::Untrusted {
+            why: "the signing request is for another key than that of the certificate it is to follow".to_owned(),
+        })?;
+        self.certify(identity, &[], &key)
     }
 
     fn certify(&self, identity: &Identity, names: &[String], key: &impl PublicKeyData) -> Result<String, PkiError> {
@@ -100,8 +110,21 @@ impl Authority {
     }
 }
 
+/// The key of a signing request, by which it is signed.
+fn key_of(request: &str) -> Result<PublicKey, PkiError> {
+    if request.len() > limits::PKI_FILE {
+        return Err(PkiError::Untrusted { why: "the signing request is too large".to_owned() });
+    }
+    let request = CertificateSigningRequestParams::from_pem(request)
+        .map_err(|error| PkiError::Untrusted { why: format!("the signing request cannot be used: {error}") })?;
+    if request.public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+        return Err(PkiError::Untrusted { why: "the signing request's key must be of ECDSA P-256".to_owned() });
+    }
+    Ok(request.public_key)
+}
+
 /// Whether a certificate is of this key.
-pub(crate) fn check_pair(certificate: &[u8], key: &KeyPair) -> Result<(), String> {
+pub(crate) fn check_pair(certificate: &[u8], key: &impl PublicKeyData) -> Result<(), String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
     if parsed.public_key().raw == key.subject_public_key_info() {
         return Ok(());

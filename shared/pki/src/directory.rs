@@ -274,14 +274,18 @@ impl Certs {
 
     /// A new certificate for an agent that is let in, and asked over a connection that is its own.
     ///
+    /// For the key that it was let in with alone: the connection may be that of one that was shut out a moment ago, while
+    /// somebody else was let in under the name.
+    ///
     /// # Errors
-    /// It is not let in, or the request cannot be used.
+    /// It is not let in, or the request cannot be used, or is for another key.
     pub fn renew_agent(&self, id: &AgentId, request: &str) -> Result<String, PkiError> {
         let _lock = files::lock(&self.dir)?;
         let holder = Holder::Agent(id);
         let granted = self.granted(holder)?.filter(|granted| !granted.revoked);
         let granted = granted.ok_or_else(|| PkiError::Unknown { what: what(holder) })?;
-        let certificate = self.authority()?.sign_request(&identity(holder, granted.grant), request)?;
+        let held = self.load(holder)?;
+        let certificate = self.authority()?.sign_renewal(&identity(holder, granted.grant), request, &held)?;
         files::write(&self.pair(holder).0, &certificate, files::PUBLIC)?;
         Ok(certificate)
     }

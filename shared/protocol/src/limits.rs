@@ -222,6 +222,8 @@ pub const EVENT_STREAM_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Certificates of gateways, agents, producers and the queue: how long they live, and how long before their end they are renewed.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const CERTIFICATE_RENEWED_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// An agent is answered one question for a new certificate in this time.
+pub const RENEWAL_EVERY: Duration = Duration::from_secs(60);
 /// The CA's own.
 pub const CA_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// A join token: how long it can be used, and at most.

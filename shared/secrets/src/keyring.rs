@@ -60,11 +60,13 @@ pub struct AtRest {
     pub sealed: Vec<u8>,
 }
 
+#[derive(Clone)]
 struct Key {
     id: String,
     bytes: [u8; KEY_BYTES],
 }
 
+#[derive(Clone)]
 pub struct Keyring {
     path: PathBuf,
     /// The current one first.
@@ -83,29 +85,25 @@ impl Keyring {
     /// # Errors
     /// It cannot be read or made, is damaged, or others can read it.
     pub fn open(path: &Path) -> Result<Self, KeyringError> {
-        let fault = |source| KeyringError::File { path: path.to_owned(), source };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                write(path, &[Key::draw()?], false).map_err(fault)?;
+        let keys = match read(path) {
+            Err(KeyringError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                write(path, &[Key::draw()?], false).map_err(fault(path))?;
                 // Of two at once one made it.
-                fs::read_to_string(path).map_err(fault)?
+                read(path)?
             }
-            Err(error) => return Err(fault(error)),
+            read => read?,
         };
-        let mode = fs::metadata(path).map_err(fault)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(KeyringError::Readable { path: path.to_owned(), mode });
-        }
-        let mut keys = Vec::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('#')) {
-            let key = Key::parse(line);
-            keys.push(key.ok_or_else(|| KeyringError::Damaged { path: path.to_owned(), line: number + 1 })?);
-        }
-        if keys.is_empty() {
-            return Err(KeyringError::Damaged { path: path.to_owned(), line: 1 });
-        }
         Ok(Self { path: path.to_owned(), keys })
+    }
+
+    /// As the file is now: another process that shares it may have changed it. One that is gone is an error, and what was
+    /// read of it stays.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn read_again(&mut self) -> Result<(), KeyringError> {
+        self.keys = read(&self.path)?;
+        Ok(())
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -117,22 +115,36 @@ impl Keyring {
         &self.keys[0].id
     }
 
-    /// Adds a key and makes it the current one; those before still open what they encrypted.
+    /// Adds a key and makes it the current one; those before still open what they encrypted. Which they are, the newest first.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn add_key(&mut self) -> Result<(), KeyringError> {
-        self.keys.insert(0, Key::draw()?);
-        write(&self.path, &self.keys, true).map_err(|source| KeyringError::File { path: self.path.clone(), source })
+    /// The file cannot be read or written. Then the current key is the one that it was.
+    pub fn add_key(&mut self) -> Result<Vec<String>, KeyringError> {
+        let _lock = lock(&self.path)?;
+        let mut keys = read(&self.path)?;
+        let before = keys.iter().map(|key| key.id.clone()).collect();
+        keys.insert(0, Key::draw()?);
+        self.replace(keys)?;
+        Ok(before)
     }
 
-    /// Forgets every key but the current one: nothing is encrypted with them any more.
+    /// Forgets keys with which nothing is encrypted any more: those before a key was added ([`Keyring::add_key`]), but the
+    /// newest of them. What somebody is writing down with that meanwhile opens, and gets another key in the next rotation.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn forget_old_keys(&mut self) -> Result<(), KeyringError> {
-        self.keys.truncate(1);
-        write(&self.path, &self.keys, true).map_err(|source| KeyringError::File { path: self.path.clone(), source })
+    /// The file cannot be read or written.
+    pub fn forget_keys(&mut self, before: &[String]) -> Result<(), KeyringError> {
+        let _lock = lock(&self.path)?;
+        let older = before.get(1..).unwrap_or_default();
+        let keys = read(&self.path)?.into_iter().filter(|key| !older.contains(&key.id)).collect();
+        self.replace(keys)
+    }
+
+    /// The file first: what is encrypted with a key that is in memory alone is lost with it.
+    fn replace(&mut self, keys: Vec<Key>) -> Result<(), KeyringError> {
+        write(&self.path, &keys, true).map_err(fault(&self.path))?;
+        self.keys = keys;
+        Ok(())
     }
 
     /// # Errors
@@ -182,6 +194,35 @@ impl Key {
     fn cipher(&self) -> Result<RandomizedNonceKey, KeyringError> {
         RandomizedNonceKey::new(&AES_256_GCM, &self.bytes).map_err(|_| KeyringError::NoRandom)
     }
+}
+
+fn fault(path: &Path) -> impl FnOnce(std::io::Error) -> KeyringError {
+    move |source| KeyringError::File { path: path.to_owned(), source }
+}
+
+fn read(path: &Path) -> Result<Vec<Key>, KeyringError> {
+    let text = fs::read_to_string(path).map_err(fault(path))?;
+    let mode = fs::metadata(path).map_err(fault(path))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyringError::Readable { path: path.to_owned(), mode });
+    }
+    let mut keys = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('#')) {
+        let key = Key::parse(line);
+        keys.push(key.ok_or_else(|| KeyringError::Damaged { path: path.to_owned(), line: number + 1 })?);
+    }
+    if keys.is_empty() {
+        return Err(KeyringError::Damaged { path: path.to_owned(), line: 1 });
+    }
+    Ok(keys)
+}
+
+/// Held by who changes the file: what another process changes meanwhile waits.
+fn lock(path: &Path) -> Result<fs::File, KeyringError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&beside);
+    file.and_then(|file| file.lock().map(|()| file)).map_err(fault(Path::new(&beside)))
 }
 
 /// Whole or not at all, and for nobody else to read from its first byte on.
@@ -246,17 +287,52 @@ mod tests {
         let path = dir.path().join("secrets.key");
         let mut ring = Keyring::open(&path).expect("made");
         let old = ring.encrypt(&name("A"), b"one").expect("encrypted");
-        ring.add_key().expect("added");
+        let before = ring.add_key().expect("added");
+        assert_eq!(before, std::slice::from_ref(&old.key));
         let new = ring.encrypt(&name("A"), b"two").expect("encrypted");
         assert_ne!(old.key, new.key);
         assert_eq!(ring.current(), new.key);
         let mut again = Keyring::open(&path).expect("read");
         assert_eq!(again.decrypt(&name("A"), &old).expect("opened"), b"one");
         assert_eq!(again.decrypt(&name("A"), &new).expect("opened"), b"two");
-        again.forget_old_keys().expect("forgotten");
+        again.forget_keys(&before).expect("forgotten");
+        assert_eq!(again.decrypt(&name("A"), &old).expect("the one before is kept"), b"one");
+        let before = again.add_key().expect("added");
+        again.forget_keys(&before).expect("forgotten");
         let last = Keyring::open(&path).expect("read");
         assert!(matches!(last.decrypt(&name("A"), &old), Err(KeyringError::UnknownKey { .. })));
         assert_eq!(last.decrypt(&name("A"), &new).expect("opened"), b"two");
+    }
+
+    #[test]
+    fn a_key_that_is_not_in_the_file_encrypts_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("secrets.key");
+        let (mut one, mut two) = (Keyring::open(&path).expect("made"), Keyring::open(&path).expect("read"));
+        let first = one.current().to_owned();
+        // Of two processes each knows the other's.
+        let before_one = one.add_key().expect("added");
+        let before_two = two.add_key().expect("added");
+        assert_eq!(before_one, std::slice::from_ref(&first));
+        assert_eq!(before_two, [one.current().to_owned(), first.clone()]);
+        one.forget_keys(&before_one).expect("forgotten");
+        assert!(one.has(two.current()) && one.has(&first));
+        two.forget_keys(&before_two).expect("forgotten");
+        one.read_again().expect("read");
+        assert!(one.has(two.current()) && !one.has(&first));
+        assert_eq!(one.current(), two.current());
+
+        // What cannot be written down is not used.
+        let current = one.current().to_owned();
+        fs::remove_file(dir.path().join("secrets.key.lock")).expect("removed");
+        fs::create_dir(dir.path().join("secrets.key.lock")).expect("in its place");
+        assert!(matches!(one.add_key(), Err(KeyringError::File { .. })));
+        assert_eq!(one.current(), current);
+        // A file that is gone is not made anew, and what was read of it opens what there is.
+        fs::remove_file(&path).expect("removed");
+        assert!(matches!(one.read_again(), Err(KeyringError::File { .. })));
+        assert_eq!(one.current(), current);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Agents, and what they and this gateway use of their machines.
 
-use std::collections::BTreeMap;
-
 use axum::{Extension, extract::State, response::IntoResponse};
 
 use super::{
@@ -20,7 +18,7 @@ use crate::core::AgentView;
 /// and `free` are left out.
 #[utoipa::path(get, path = "/agents", tag = "agents", security(()), responses((status = 200, description = "The agents", body = Vec<AgentBody>)))]
 pub(super) async fn agents(State(api): State<Api>, caller: Option<Extension<Caller>>) -> impl IntoResponse {
-    let known: BTreeMap<_, _> = api.gateway.identities().await.into_iter().collect();
+    let known = api.gateway.identities().await;
     let body = |agent: AgentView| {
         let of = known.get(&agent.heartbeat.agent_id).cloned().unwrap_or_default();
         AgentBody::new(agent, of)

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
 use bytes::Bytes;
 use flux_protocol::event::HttpEvent;
 
-use super::super::{api_key::KeyHeader, caller::header_name, query::RawQuery};
+use super::super::{api_key::KeyHeaders, query::RawQuery};
 
 /// About one connection and not the message: they never pass in either direction. `Connection` may name more.
 pub(super) const HOP_BY_HOP: &[&str] = &[
@@ -21,13 +21,13 @@ pub(super) const HOP_BY_HOP: &[&str] = &[
     "upgrade",
 ];
 
-/// `key` is where the caller showed the gateway's own key: a function is never handed that.
+/// `keys` is where the caller showed keys of the gateway: a function is never handed those.
 pub(super) fn event(
     method: &Method,
     uri: &Uri,
     query: &RawQuery,
     headers: &HeaderMap,
-    key: Option<KeyHeader>,
+    keys: KeyHeaders,
     body: &Bytes,
 ) -> HttpEvent {
     HttpEvent {
@@ -35,7 +35,7 @@ pub(super) fn event(
         path: path_below(uri.path()).to_owned(),
         query: joined(query.any(), ","),
         raw_query: query.as_str().to_owned(),
-        headers: joined(headers_for(headers, key), ", "),
+        headers: joined(headers_for(headers, keys), ", "),
         body: String::new(),
         is_base64_encoded: false,
     }
@@ -48,7 +48,7 @@ fn path_below(path: &str) -> &str {
     after_name.unwrap_or("/")
 }
 
-fn headers_for(headers: &HeaderMap, key: Option<KeyHeader>) -> Vec<(String, String)> {
+fn headers_for(headers: &HeaderMap, keys: KeyHeaders) -> Vec<(String, String)> {
     let named_by_connection: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -56,11 +56,10 @@ fn headers_for(headers: &HeaderMap, key: Option<KeyHeader>) -> Vec<(String, Stri
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let the_key = key.map(header_name);
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(&name.as_str())
             && !named_by_connection.iter().any(|named| named == name.as_str())
-            && the_key.as_ref() != Some(name)
+            && !keys.has_name(name)
     };
     headers
         .iter()
@@ -88,7 +87,7 @@ fn joined(pairs: Vec<(String, String)>, separator: &str) -> BTreeMap<String, Str
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::api_key::KeyHeader, *};
 
     #[test]
     fn a_path_is_what_follows_the_name() {
@@ -113,7 +112,9 @@ mod tests {
             headers.append(name, value.parse().expect("a header"));
         }
         headers.append("accept", "b".parse().expect("a header"));
-        let names: BTreeMap<_, _> = joined(headers_for(&headers, Some(KeyHeader::XApiKey)), ", ");
+        let mut keys = KeyHeaders::default();
+        keys.add(KeyHeader::XApiKey);
+        let names: BTreeMap<_, _> = joined(headers_for(&headers, keys), ", ");
         assert_eq!(names["accept"], "a, b");
         assert_eq!(names["authorization"], "Bearer its-own");
         assert_eq!(names.keys().collect::<Vec<_>>(), ["accept", "authorization", "cookie"]);

@@ -69,12 +69,12 @@ pub(super) struct Asked {
 
 async fn serve(State(api): State<Api>, Known(name): Known, asked: Asked, body: Body) -> Result<Response, Refusal> {
     let Asked { method, uri, headers, query, caller } = asked;
-    let key = caller.header;
+    let keys = caller.headers;
     let body = request_body::read(&api, &headers, body, limits::PAYLOAD, "a request's body").await?;
     let bytes = body.bytes.clone();
     let trace = invocation::trace(&headers);
     let idempotency_key = invocation::idempotency_key(&headers)?;
-    let written = move || serde_json::to_vec(&event::event(&method, &uri, &query, &headers, key, &bytes));
+    let written = move || serde_json::to_vec(&event::event(&method, &uri, &query, &headers, keys, &bytes));
     let payload = by_size(body.bytes.len(), written)
         .await?
         .map_err(|error| Refusal::new(ErrorCode::Internal, "the request could not be written down").caused_by(error))?;

@@ -6,13 +6,15 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
 };
 use flux_protocol::{ErrorCode, PoolName, limits};
 
 use super::{
     super::{
-        Api, json,
+        Api,
+        entry::ChangedBy,
+        json,
         path::Agent,
         request_body,
         wire::machine::{
@@ -20,6 +22,7 @@ use super::{
         },
     },
     answer::{Json, ok},
+    keys::changed,
 };
 use crate::refusal::Refusal;
 
@@ -57,11 +60,15 @@ pub(super) async fn token(
         (status = 409, description = "agent_exists"),
         (status = 501, description = "no_authority"),
     ))]
-pub(super) async fn join(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<impl IntoResponse, Refusal> {
+pub(super) async fn join(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let body = request_body::read(&api, &headers, body, limits::PKI_FILE, "this request").await?;
     let asked: JoinRequest = json::parse(&body.bytes, &["token", "agent_id", "request", "proof"])?;
+    let what = format!("agent {} joined by the token {}", asked.agent_id, asked.token);
+    let who = format!("join token {}", asked.token);
     let joined = api.gateway.join(asked.token, asked.agent_id, asked.request, asked.proof).await?;
-    Ok(Json(StatusCode::CREATED, JoinedBody::from(joined)))
+    let mut response = changed(Json(StatusCode::CREATED, JoinedBody::from(joined)), what);
+    response.extensions_mut().insert(ChangedBy(who));
+    Ok(response)
 }
 
 /// Register a machine whose agent listens on its probe port

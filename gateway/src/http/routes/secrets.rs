@@ -119,7 +119,7 @@ struct Nothing {}
 #[utoipa::path(post, path = "/secrets-key/rotate", tag = "secrets",
     request_body(content = Object, example = json!({})),
     responses(
-        (status = 200, description = "They are, and the old keys are forgotten", body = RotatedBody),
+        (status = 200, description = "They are, and the keys before but the last are forgotten", body = RotatedBody),
         (status = 503, description = "store_unavailable, secrets_unavailable, shutting_down"),
     ))]
 pub(super) async fn rotate(

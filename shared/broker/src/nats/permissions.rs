@@ -89,22 +89,33 @@ fn producer(
     pools: &[PoolName],
     functions: &[(FunctionName, PoolName)],
 ) -> Allowed {
-    let mut publish = BTreeSet::new();
+    let publish = invoked(invoke, pools, functions).into_iter().map(|(subject, _)| subject).collect();
+    Allowed { publish, subscribe: vec![format!("{}.>", producer_replies(name))] }
+}
+
+/// The subjects of what globs match, each with its pool.
+fn invoked(
+    invoke: &[FunctionGlob],
+    pools: &[PoolName],
+    functions: &[(FunctionName, PoolName)],
+) -> BTreeSet<(String, PoolName)> {
+    let queue = |function: &FunctionName, pool: &PoolName| {
+        (QueueName::new(Lane::Invoke, pool.clone(), function.clone()).subject(), pool.clone())
+    };
+    let mut all = BTreeSet::new();
     for glob in invoke {
         if glob.is_all() {
-            publish.extend(pools.iter().map(|pool| subject::stream_subjects(Lane::Invoke, pool)));
+            all.extend(pools.iter().map(|pool| (subject::stream_subjects(Lane::Invoke, pool), pool.clone())));
             continue;
         }
         let known = functions.iter().filter(|(function, _)| glob.matches(function.as_str()));
-        publish.extend(
-            known.map(|(function, pool)| QueueName::new(Lane::Invoke, pool.clone(), function.clone()).subject()),
-        );
+        all.extend(known.map(|(function, pool)| queue(function, pool)));
         // Named outright it may come later; then to the default pool, unless it is in another.
         if let Some(function) = glob.exact().filter(|exact| functions.iter().all(|(known, _)| known != exact)) {
-            publish.insert(QueueName::new(Lane::Invoke, PoolName::default(), function).subject());
+            all.insert(queue(&function, &PoolName::default()));
         }
     }
-    Allowed { publish: publish.into_iter().collect(), subscribe: vec![format!("{}.>", producer_replies(name))] }
+    all
 }
 
 /// Below it a producer hears outcomes: `Flux-Reply-To: <this>.<random>`.
@@ -133,7 +144,7 @@ pub fn accounts(
         let (identity, allowed) = (grant.identity(), allowed(grant, pools, functions));
         let _ = writeln!(text, "  {:?}: {{\n    {}", identity.account(), user(&identity));
         if let Grant::Agent { id, pools, .. } = grant {
-            // To the others of its pool; whose answers it imports is said below.
+            // To the others of its pool, and to producers; whose answers somebody imports is said below.
             let questions = pools.iter().map(|pool| subject::holders(pool, id));
             let said = questions.chain(["flux.reply.>".to_owned()]);
             let said: Vec<String> = said.map(|subject| format!("{{ stream: {subject:?} }}")).collect();
@@ -150,7 +161,14 @@ pub fn accounts(
                 import(&mut text, kind, GATEWAYS_ACCOUNT, subject, &to);
             }
         }
-        for (account, subject) in of_its_pools(grant, &grants) {
+        let heard = match grant {
+            Grant::Agent { .. } => of_its_pools(grant, &grants),
+            Grant::Producer { name, invoke, .. } => {
+                let reached = invoked(invoke, pools, functions).into_iter().map(|(_, pool)| pool).collect();
+                outcomes(name, &reached, &grants)
+            }
+        };
+        for (account, subject) in heard {
             import(&mut text, "stream", &account, &subject, "");
         }
         let _ = writeln!(text, "    ]\n  }}");
@@ -178,6 +196,15 @@ fn of_its_pools(grant: &Grant, grants: &[Grant]) -> Vec<(String, String)> {
         }
     }
     heard
+}
+
+/// Outcomes, from each agent of the pools that a producer's invocations go to: for the same reason from account to account.
+fn outcomes(name: &ProducerName, reached: &BTreeSet<PoolName>, grants: &[Grant]) -> Vec<(String, String)> {
+    let agents = grants.iter().filter(|grant| match grant {
+        Grant::Agent { pools, .. } => pools.iter().any(|pool| reached.contains(pool)),
+        Grant::Producer { .. } => false,
+    });
+    agents.map(|agent| (agent.identity().account(), format!("{}.>", producer_replies(name)))).collect()
 }
 
 /// The `tls` block of the server's configuration: certificates of the CA alone, whose name is the user. `files` are the

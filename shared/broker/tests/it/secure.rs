@@ -279,7 +279,27 @@ async fn a_producer_invokes_what_its_globs_match_and_hears_the_outcome() {
     let acked = shop.request("flux.invoke.resize-big", "{}".into()).await.expect("stored");
     assert!(acked.payload.windows(5).any(|part| part == b"\"seq\""), "{acked:?}");
     gateway.signal("flux.reply.producer-shop.1".to_owned(), "done".into()).await.expect("signal");
-    assert!(tokio::time::timeout(PATIENCE, outcomes.next()).await.expect("in time").is_some());
+    let mut heard = async || {
+        let outcome = tokio::time::timeout(PATIENCE, outcomes.next()).await.expect("in time").expect("an outcome");
+        String::from_utf8_lossy(&outcome.payload).into_owned()
+    };
+    assert_eq!(heard().await, "done");
+    // From those who run its functions too, each once, and not from those of other pools.
+    let stranger = secure.agent("gpu-1").await;
+    stranger.signal("flux.reply.producer-shop.2".to_owned(), "a stranger's".into()).await.expect("signal");
+    stranger.ping().await.expect("the server has it");
+    for id in ["agent-1", "agent-2"] {
+        let worker = secure.agent(id).await;
+        for number in 0..2 {
+            worker
+                .signal("flux.reply.producer-shop.3".to_owned(), format!("{id} {number}").into())
+                .await
+                .expect("sent");
+        }
+        for number in 0..2 {
+            assert_eq!(heard().await, format!("{id} {number}"));
+        }
+    }
     for subject in
         ["flux.invoke.hello", "flux.call.resize-big", "flux.invoke-gpu.resize-big", "$KV.flux_functions.hello"]
     {

@@ -45,6 +45,27 @@ fn a_machine_joins_once_with_a_key_of_its_own() {
     home.renew_agent(&id, &credential.renewal_request().expect("a request")).expect_err("it is shut out");
 }
 
+#[test]
+fn a_renewal_is_for_the_key_that_was_let_in() {
+    let (_dir, home) = certs();
+    let id = agent("a-1");
+    home.mint_agent(&id, vec![]).expect("minted");
+    let request_of_now = || home.agent(&id).and_then(|own| own.renewal_request()).expect("a request");
+    let stolen = request_of_now();
+    home.renew_agent(&id, &stolen).expect("its own key");
+    home.renew_agent(&id, &stolen).expect("which stays");
+    let (_, other) = request().expect("a request");
+    let error = home.renew_agent(&id, &other).expect_err("another key");
+    assert!(matches!(error, PkiError::Untrusted { .. }), "{error}");
+
+    // Who has the key of before does not get the name that it has now.
+    home.revoke_agent(&id).expect("revoked");
+    home.mint_agent(&id, vec![]).expect("let in anew");
+    let error = home.renew_agent(&id, &stolen).expect_err("the key of before");
+    assert!(matches!(error, PkiError::Untrusted { .. }), "{error}");
+    home.renew_agent(&id, &request_of_now()).expect("the key of now");
+}
+
 fn certs_of_a_stranger() -> (tempfile::TempDir, Trust) {
     let (dir, certs) = certs();
     (dir, certs.trust().expect("a CA"))
