@@ -9,13 +9,14 @@
 //!
 //! Creating and starting are not given up half way: what Docker was asked for and nobody waits for would be left.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use bollard::{
     Docker,
     errors::Error,
     query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder, WaitContainerOptionsBuilder},
 };
+use flux_driver_link::OpenCode;
 use flux_runtime::settings::Pull;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::{
     daemon::{Daemon, chain, remove},
     docker::{self, Folders},
     driver::Driver,
-    files::{Listening, code_below},
+    files::{Listening, Mounted},
     wire::{Container, Report, Why},
 };
 
@@ -61,7 +62,7 @@ pub(crate) async fn see_through(driver: Arc<Driver>, asked: Container, end: Canc
 }
 
 async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationToken) -> Result<(), Failed> {
-    let code = check(driver, asked)?;
+    check(driver, asked)?;
     let docker = match &*driver.daemon.borrow() {
         Daemon::There(docker, _) => docker.clone(),
         Daemon::Absent(reason) => return Err(failed(Why::Absent, reason.clone())),
@@ -78,8 +79,15 @@ async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationT
         .files
         .socket(name)
         .map_err(|error| failed(Why::Container, format!("its socket could not be made: {error}")))?;
+    // Last, so that it is held open for a short time; and until its container is gone.
+    let code = asked.code.as_ref().map(|path| code(driver, path, name)).transpose()?;
     let shim = driver.files.shim();
-    let folders = Folders { shim: &shim, socket: &socket.path, code: code.as_deref(), volumes: &volumes };
+    let folders = Folders {
+        shim: &shim,
+        socket: &socket.path,
+        code: code.as_ref().map(|code| code.path.as_path()),
+        volumes: &volumes,
+    };
     let made = docker::container(asked, &driver.config, &driver.files.owner, &folders);
     let options = CreateContainerOptionsBuilder::new().name(name).build();
     docker
@@ -91,8 +99,8 @@ async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationT
         // Removed when Docker is there again.
         eprintln!("flux containers: {name} is not removed yet: {}", chain(&error));
     }
-    let code = ran?;
-    driver.tell_ended(asked.id, code).await;
+    let exit_code = ran?;
+    driver.tell_ended(asked.id, exit_code).await;
     Ok(())
 }
 
@@ -164,8 +172,8 @@ async fn wait(driver: &Driver, docker: &Docker, id: u64, name: &str) -> Option<i
     }
 }
 
-/// The folder of code, if there is one; and that nothing is asked for that no agent asks for.
-fn check(driver: &Driver, asked: &Container) -> Result<Option<PathBuf>, Failed> {
+/// That nothing is asked for that no agent asks for.
+fn check(driver: &Driver, asked: &Container) -> Result<(), Failed> {
     let name = flux_protocol::FunctionName::parse(&asked.function);
     name.map_err(|error| failed(Why::Request, error.to_string()))?;
     if asked.image.is_empty() || asked.image.starts_with('-') {
@@ -176,8 +184,13 @@ fn check(driver: &Driver, asked: &Container) -> Result<Option<PathBuf>, Failed> 
     {
         return Err(failed(Why::Request, "`isolation_required` is set, and a layer is missing: see `flux agents`"));
     }
-    let code = asked.code.as_ref().map(|code| code_below(&driver.config.code_dir, code)).transpose();
-    code.map_err(|problem| failed(Why::Request, problem))
+    Ok(())
+}
+
+fn code(driver: &Driver, asked: &Path, name: &str) -> Result<Mounted, Failed> {
+    let open = OpenCode::below(&driver.config.code_dir, asked).map_err(|problem| failed(Why::Request, problem))?;
+    let mounted = driver.files.code(name, &open, asked);
+    mounted.map_err(|error| failed(Why::Container, format!("its code could not be mounted: {error}")))
 }
 
 /// Has the image on this machine, and says which volumes it declares.
