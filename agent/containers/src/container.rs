@@ -9,7 +9,13 @@
 //!
 //! Creating and starting are not given up half way: what Docker was asked for and nobody waits for would be left.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bollard::{
     Docker,
@@ -17,6 +23,7 @@ use bollard::{
     query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder, WaitContainerOptionsBuilder},
 };
 use flux_driver_link::OpenCode;
+use flux_protocol::limits;
 use flux_runtime::settings::Pull;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -204,11 +211,22 @@ async fn image(driver: &Driver, docker: &Docker, image: &str) -> Result<Vec<Stri
         );
         return Err(failed(Why::Image, message));
     }
-    // One at a time: who waits finds it there.
-    let _one = driver.pulling.lock().await;
-    if let Some(volumes) = volumes(docker, image).await? {
-        return Ok(volumes);
-    }
+    let pulling = async {
+        // An image is pulled once: who waits finds it there. Another image does not wait.
+        let one = driver.pulling.of(image);
+        let _one = one.lock().await;
+        match volumes(docker, image).await? {
+            Some(volumes) => Ok(volumes),
+            None => pull(docker, image).await,
+        }
+    };
+    let within = limits::IMAGE_PULL;
+    tokio::time::timeout(within, pulling).await.unwrap_or_else(|_| {
+        Err(failed(Why::Image, not_pulled(image, &format!("it took longer than {} s", within.as_secs()))))
+    })
+}
+
+async fn pull(docker: &Docker, image: &str) -> Result<Vec<String>, Failed> {
     eprintln!("flux containers: pulling {image}");
     let (name, tag) = name_and_tag(image);
     let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
@@ -223,6 +241,23 @@ async fn image(driver: &Driver, docker: &Docker, image: &str) -> Result<Vec<Stri
         }
     }
     volumes(docker, image).await?.ok_or_else(|| failed(Why::Image, not_pulled(image, "it is not there afterwards")))
+}
+
+/// A lock for each image that is being pulled.
+#[derive(Default)]
+pub(crate) struct Pulling(parking_lot::Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Pulling {
+    fn of(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.0.lock();
+        if let Some(lock) = all.get(image).and_then(Weak::upgrade) {
+            return lock;
+        }
+        all.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::default();
+        all.insert(image.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
 }
 
 fn not_pulled(image: &str, problem: &str) -> String {
@@ -255,6 +290,20 @@ fn name_and_tag(image: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_who_want_the_same_image_wait_for_each_other_alone() {
+        let pulling = Pulling::default();
+        let one = pulling.of("a");
+        let held = one.try_lock().expect("free");
+        assert!(pulling.of("a").try_lock().is_err(), "the same");
+        assert!(pulling.of("b").try_lock().is_ok(), "another");
+        drop(held);
+        assert!(pulling.of("a").try_lock().is_ok());
+        drop(one);
+        drop(pulling.of("c"));
+        assert_eq!(pulling.0.lock().len(), 1, "what is not pulled is forgotten");
+    }
 
     #[test]
     fn an_image_has_a_name_and_a_tag() {
