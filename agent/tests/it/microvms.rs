@@ -140,7 +140,8 @@ impl Engine {
             ..SpawnRequest::default()
         };
         let function = FunctionName::parse("f").expect("a name");
-        Start { function, version: 1, request, image: None, code: Some(self.code.clone()), loads: Vec::new() }
+        let code = Some(self.code.clone());
+        Start { function, version: 1, request, image: None, code, loads: Vec::new(), has_secrets: false }
     }
 
     async fn running(&self, start: Start, input: &[u8], is_worker: bool) -> Result<Running, LaunchError> {
