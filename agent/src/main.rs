@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    os::unix::fs::{PermissionsExt as _, lchown},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -128,7 +129,9 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&work_dir).with_context(|| format!("{} cannot be made", work_dir.display()))?;
     let (platform, runner) = identities(&settings)?;
     if let Some(user) = platform {
-        give(&work_dir, user).with_context(|| format!("{} cannot be given to the user flux", work_dir.display()))?;
+        give(&work_dir, user)
+            .and_then(|()| share(&work_dir, user))
+            .with_context(|| format!("{} cannot be given to the user flux", work_dir.display()))?;
     }
     let tasks = settings.agent.tasks.unwrap_or_else(default_tasks);
     let mut launcher = LauncherConfig::new(work_dir.join(LAUNCHER), tasks);
@@ -182,7 +185,7 @@ fn user(name: &str) -> anyhow::Result<Option<Runner>> {
 
 /// The work directory and what is in it, except what the launcher and the drivers keep.
 fn give(directory: &Path, to: Runner) -> io::Result<()> {
-    std::os::unix::fs::lchown(directory, Some(to.uid), Some(to.gid))?;
+    lchown(directory, Some(to.uid), Some(to.gid))?;
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if [LAUNCHER, CONTAINERS, MICROVMS].iter().any(|name| entry.file_name() == *name) {
@@ -191,10 +194,18 @@ fn give(directory: &Path, to: Runner) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             give(&entry.path(), to)?;
         } else {
-            std::os::unix::fs::lchown(entry.path(), Some(to.uid), Some(to.gid))?;
+            lchown(entry.path(), Some(to.uid), Some(to.gid))?;
         }
     }
     Ok(())
+}
+
+/// Root keeps the directory itself, and lets `with` write into it: what the launcher and the drivers keep there is root's, and not to
+/// be moved away to have them follow something else of the same name.
+fn share(directory: &Path, with: Runner) -> io::Result<()> {
+    const STICKY: u32 = 0o1775;
+    lchown(directory, Some(Uid::effective().as_raw()), Some(with.gid))?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(STICKY))
 }
 
 /// The agent itself, started by the tree.

@@ -9,13 +9,21 @@
 //!
 //! Creating and starting are not given up half way: what Docker was asked for and nobody waits for would be left.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bollard::{
     Docker,
     errors::Error,
     query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder, WaitContainerOptionsBuilder},
 };
+use flux_driver_link::OpenCode;
+use flux_protocol::limits;
 use flux_runtime::settings::Pull;
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +32,7 @@ use crate::{
     daemon::{Daemon, chain, remove},
     docker::{self, Folders},
     driver::Driver,
-    files::{Listening, code_below},
+    files::{Listening, Mounted},
     wire::{Container, Report, Why},
 };
 
@@ -61,7 +69,7 @@ pub(crate) async fn see_through(driver: Arc<Driver>, asked: Container, end: Canc
 }
 
 async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationToken) -> Result<(), Failed> {
-    let code = check(driver, asked)?;
+    check(driver, asked)?;
     let docker = match &*driver.daemon.borrow() {
         Daemon::There(docker, _) => docker.clone(),
         Daemon::Absent(reason) => return Err(failed(Why::Absent, reason.clone())),
@@ -78,8 +86,15 @@ async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationT
         .files
         .socket(name)
         .map_err(|error| failed(Why::Container, format!("its socket could not be made: {error}")))?;
+    // Last, so that it is held open for a short time; and until its container is gone.
+    let code = asked.code.as_ref().map(|path| code(driver, path, name)).transpose()?;
     let shim = driver.files.shim();
-    let folders = Folders { shim: &shim, socket: &socket.path, code: code.as_deref(), volumes: &volumes };
+    let folders = Folders {
+        shim: &shim,
+        socket: &socket.path,
+        code: code.as_ref().map(|code| code.path.as_path()),
+        volumes: &volumes,
+    };
     let made = docker::container(asked, &driver.config, &driver.files.owner, &folders);
     let options = CreateContainerOptionsBuilder::new().name(name).build();
     docker
@@ -91,8 +106,8 @@ async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationT
         // Removed when Docker is there again.
         eprintln!("flux containers: {name} is not removed yet: {}", chain(&error));
     }
-    let code = ran?;
-    driver.tell_ended(asked.id, code).await;
+    let exit_code = ran?;
+    driver.tell_ended(asked.id, exit_code).await;
     Ok(())
 }
 
@@ -164,8 +179,8 @@ async fn wait(driver: &Driver, docker: &Docker, id: u64, name: &str) -> Option<i
     }
 }
 
-/// The folder of code, if there is one; and that nothing is asked for that no agent asks for.
-fn check(driver: &Driver, asked: &Container) -> Result<Option<PathBuf>, Failed> {
+/// That nothing is asked for that no agent asks for.
+fn check(driver: &Driver, asked: &Container) -> Result<(), Failed> {
     let name = flux_protocol::FunctionName::parse(&asked.function);
     name.map_err(|error| failed(Why::Request, error.to_string()))?;
     if asked.image.is_empty() || asked.image.starts_with('-') {
@@ -176,8 +191,13 @@ fn check(driver: &Driver, asked: &Container) -> Result<Option<PathBuf>, Failed> 
     {
         return Err(failed(Why::Request, "`isolation_required` is set, and a layer is missing: see `flux agents`"));
     }
-    let code = asked.code.as_ref().map(|code| code_below(&driver.config.code_dir, code)).transpose();
-    code.map_err(|problem| failed(Why::Request, problem))
+    Ok(())
+}
+
+fn code(driver: &Driver, asked: &Path, name: &str) -> Result<Mounted, Failed> {
+    let open = OpenCode::below(&driver.config.code_dir, asked).map_err(|problem| failed(Why::Request, problem))?;
+    let mounted = driver.files.code(name, &open, asked);
+    mounted.map_err(|error| failed(Why::Container, format!("its code could not be mounted: {error}")))
 }
 
 /// Has the image on this machine, and says which volumes it declares.
@@ -191,11 +211,22 @@ async fn image(driver: &Driver, docker: &Docker, image: &str) -> Result<Vec<Stri
         );
         return Err(failed(Why::Image, message));
     }
-    // One at a time: who waits finds it there.
-    let _one = driver.pulling.lock().await;
-    if let Some(volumes) = volumes(docker, image).await? {
-        return Ok(volumes);
-    }
+    let pulling = async {
+        // An image is pulled once: who waits finds it there. Another image does not wait.
+        let one = driver.pulling.of(image);
+        let _one = one.lock().await;
+        match volumes(docker, image).await? {
+            Some(volumes) => Ok(volumes),
+            None => pull(docker, image).await,
+        }
+    };
+    let within = limits::IMAGE_PULL;
+    tokio::time::timeout(within, pulling).await.unwrap_or_else(|_| {
+        Err(failed(Why::Image, not_pulled(image, &format!("it took longer than {} s", within.as_secs()))))
+    })
+}
+
+async fn pull(docker: &Docker, image: &str) -> Result<Vec<String>, Failed> {
     eprintln!("flux containers: pulling {image}");
     let (name, tag) = name_and_tag(image);
     let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
@@ -210,6 +241,23 @@ async fn image(driver: &Driver, docker: &Docker, image: &str) -> Result<Vec<Stri
         }
     }
     volumes(docker, image).await?.ok_or_else(|| failed(Why::Image, not_pulled(image, "it is not there afterwards")))
+}
+
+/// A lock for each image that is being pulled.
+#[derive(Default)]
+pub(crate) struct Pulling(parking_lot::Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Pulling {
+    fn of(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.0.lock();
+        if let Some(lock) = all.get(image).and_then(Weak::upgrade) {
+            return lock;
+        }
+        all.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::default();
+        all.insert(image.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
 }
 
 fn not_pulled(image: &str, problem: &str) -> String {
@@ -242,6 +290,20 @@ fn name_and_tag(image: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_who_want_the_same_image_wait_for_each_other_alone() {
+        let pulling = Pulling::default();
+        let one = pulling.of("a");
+        let held = one.try_lock().expect("free");
+        assert!(pulling.of("a").try_lock().is_err(), "the same");
+        assert!(pulling.of("b").try_lock().is_ok(), "another");
+        drop(held);
+        assert!(pulling.of("a").try_lock().is_ok());
+        drop(one);
+        drop(pulling.of("c"));
+        assert_eq!(pulling.0.lock().len(), 1, "what is not pulled is forgotten");
+    }
 
     #[test]
     fn an_image_has_a_name_and_a_tag() {

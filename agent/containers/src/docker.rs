@@ -64,7 +64,11 @@ pub(crate) fn container(
 fn host_config(asked: &Container, mounts: Vec<Mount>) -> HostConfig {
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let limited = |limit: u64| (limit > 0).then(|| number(limit));
-    let files = |limit: i64| ResourcesUlimits { name: Some("nofile".to_owned()), soft: Some(limit), hard: Some(limit) };
+    let most =
+        |name: &str, limit: i64| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(limit), hard: Some(limit) };
+    // A dump of a function's memory would be written by the machine, wherever that keeps them.
+    let mut ulimits = vec![most("core", 0)];
+    ulimits.extend(limited(asked.open_files).map(|limit| most("nofile", limit)));
     HostConfig {
         mounts: Some(mounts),
         readonly_rootfs: Some(true),
@@ -75,7 +79,7 @@ fn host_config(asked: &Container, mounts: Vec<Mount>) -> HostConfig {
         memory_swap: limited(asked.memory_bytes),
         nano_cpus: limited(u64::from(asked.cpu_millicores) * 1_000_000),
         pids_limit: limited(asked.pids_max.into()),
-        ulimits: limited(asked.open_files).map(|limit| vec![files(limit)]),
+        ulimits: Some(ulimits),
         network_mode: Some(match asked.network {
             Network::None => "none".to_owned(),
             // Docker's default, a bridge: never the machine's own namespace.
@@ -159,7 +163,7 @@ mod tests {
             "Labels": { "flux.owner": "me", "flux.function": "f", "flux.version": "3" },
             "HostConfig": {
                 "Memory": 67_108_864, "MemorySwap": 67_108_864, "NanoCpus": 250_000_000, "PidsLimit": 100,
-                "Ulimits": [{ "Name": "nofile", "Soft": 4096, "Hard": 4096 }],
+                "Ulimits": [{ "Name": "core", "Soft": 0, "Hard": 0 }, { "Name": "nofile", "Soft": 4096, "Hard": 4096 }],
                 "Init": false, "LogConfig": { "Type": "none", "Config": {} }, "NetworkMode": "none", "AutoRemove": true,
                 "CapDrop": ["ALL"], "IpcMode": "private", "ReadonlyRootfs": true, "SecurityOpt": ["no-new-privileges"],
                 "Mounts": [

@@ -47,7 +47,7 @@ pub(crate) struct Driver {
     pub(crate) config: DriverConfig,
     pub(crate) files: Files,
     pub(crate) daemon: watch::Sender<Daemon>,
-    pub(crate) pulling: tokio::sync::Mutex<()>,
+    pub(crate) pulling: container::Pulling,
     agent: Packets,
     /// Of this process alone, so that names never meet those of an earlier one.
     generation: i64,
@@ -97,7 +97,7 @@ fn drive(config: DriverConfig, socket: OwnedFd) -> io::Result<()> {
             config,
             files,
             daemon: watch::Sender::new(Daemon::Absent("Docker was not looked for yet".to_owned())),
-            pulling: tokio::sync::Mutex::default(),
+            pulling: container::Pulling::default(),
             agent: Packets::try_new(socket)?,
             generation: flux_protocol::time::now().as_micros(),
             running: Mutex::default(),

@@ -1,4 +1,7 @@
-//! What agents and drivers speak over: a socket of packets in the event loop, a JSON text a packet. Both ends are of one build.
+//! What agents and drivers speak over: a socket of packets in the event loop, a JSON text a packet. Both ends are of one build. And
+//! what drivers share: how they open an agent's folders.
+
+mod code;
 
 use std::{
     io,
@@ -8,6 +11,8 @@ use std::{
 use flux_launcher::socket;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
+
+pub use code::OpenCode;
 
 /// The largest packet.
 pub const PACKET: usize = 32 << 10;

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flux_driver_link::OpenCode;
 use flux_firecracker::{Driver, Guest, Settings, Size, Wish};
 use flux_guest_image::{INITRAMFS, KERNEL, ROOTFS};
 use flux_testkit_guest::{Line, Python};
@@ -42,6 +43,7 @@ async fn main() {
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(&code, Some(65534), Some(65534)).expect("given");
     }
+    let code = OpenCode::known(&code).expect("opened");
     let image = given("FLUX_MICROVM_IMAGE");
     let [kernel, initramfs, rootfs] = [KERNEL, INITRAMFS, ROOTFS].map(|name| image.join(name));
     let settings = Settings::new(given("FLUX_FIRECRACKER"), kernel, initramfs, rootfs, folder.path().join("driver"));

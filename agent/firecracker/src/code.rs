@@ -2,10 +2,15 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::PathBuf,
 };
 
+use flux_driver_link::OpenCode;
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
 use tokio::{process::Command, sync::Mutex};
 
 /// Images that are kept; the oldest goes first. A guest that has one keeps it by its own link.
@@ -16,14 +21,14 @@ const SPARE: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
-    #[error("the code at {path} cannot be read")]
+    #[error("the code of {digest} cannot be read")]
     Read {
-        path: PathBuf,
+        digest: String,
         #[source]
         source: io::Error,
     },
-    #[error("the code at {0} belongs to root: an image of it could hold what only root may read")]
-    Roots(PathBuf),
+    #[error("the code of {0} belongs to root: an image of it could hold what only root may read")]
+    Roots(String),
     #[error("mke2fs cannot be run; Debian's package e2fsprogs has it")]
     NoTool(#[source] io::Error),
     #[error("mke2fs failed: {0}")]
@@ -52,19 +57,18 @@ impl Images {
     }
 
     /// The image of this folder, whose content has this digest.
-    pub(crate) async fn of(&self, folder: &Path, digest: &str) -> Result<PathBuf, CodeError> {
+    pub(crate) async fn of(&self, code: &OpenCode, digest: &str) -> Result<PathBuf, CodeError> {
         let path = self.folder.join(digest);
         let _one = self.making.lock().await;
         if path.exists() {
             return Ok(path);
         }
-        let read = |source| CodeError::Read { path: folder.to_owned(), source };
-        let owner = fs::metadata(folder).map_err(read)?;
+        let read = |source| CodeError::Read { digest: digest.to_owned(), source };
         // It is made as who unpacked the code: whatever that names, what only root can read is not in the image.
-        if nix::unistd::geteuid().is_root() && owner.uid() == 0 {
-            return Err(CodeError::Roots(folder.to_owned()));
+        if nix::unistd::geteuid().is_root() && code.uid() == 0 {
+            return Err(CodeError::Roots(digest.to_owned()));
         }
-        let (bytes, files) = size(folder).map_err(read)?;
+        let (bytes, files) = size(code.folder()).map_err(read)?;
         let new = self.folder.join(format!("{digest}.new"));
         let mut command = Command::new("mke2fs");
         // A driver has no environment of its own.
@@ -76,11 +80,12 @@ impl Images {
         // It is told an open file's name: the folder is closed to who it runs as.
         let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&new);
         let file = file.map_err(CodeError::NoTool)?;
-        command.arg(folder).args(["/dev/stdin", &blocks.to_string()]);
+        // Its directory is the open folder: whatever is put at its path meanwhile is not what is read.
+        command.current_dir(code.path()).args([".", "/dev/stdin", &blocks.to_string()]);
         if nix::unistd::geteuid().is_root() {
-            nix::unistd::fchown(&file, Some(owner.uid().into()), Some(owner.gid().into()))
+            nix::unistd::fchown(&file, Some(code.uid().into()), Some(code.gid().into()))
                 .map_err(|error| CodeError::NoTool(error.into()))?;
-            command.uid(owner.uid()).gid(owner.gid());
+            command.uid(code.uid()).gid(code.gid());
         }
         command.stdin(file);
         let output = command.kill_on_drop(true).output().await.map_err(CodeError::NoTool)?;
@@ -107,13 +112,18 @@ impl Images {
 }
 
 /// Bytes in whole blocks, and the number of entries.
-fn size(folder: &Path) -> io::Result<(u64, u64)> {
+fn size(folder: &fs::File) -> io::Result<(u64, u64)> {
     let (mut bytes, mut files) = (BLOCK, 1);
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        let (more_bytes, more_files) =
-            if metadata.is_dir() { size(&entry.path())? } else { (metadata.len().next_multiple_of(BLOCK), 1) };
+        let (more_bytes, more_files) = if metadata.is_dir() {
+            // Through no link, should it have become one.
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            size(&openat(folder, entry.file_name().as_os_str(), flags, Mode::empty())?.into())?
+        } else {
+            (metadata.len().next_multiple_of(BLOCK), 1)
+        };
         bytes += more_bytes;
         files += more_files;
     }
@@ -122,7 +132,13 @@ fn size(folder: &Path) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::MetadataExt as _, path::Path};
+
     use super::*;
+
+    fn opened(path: &Path) -> OpenCode {
+        OpenCode::known(path).expect("opened")
+    }
 
     /// As what unpacks archives does: not root's.
     fn code() -> tempfile::TempDir {
@@ -141,13 +157,28 @@ mod tests {
     async fn an_image_is_made_once_and_holds_the_files() {
         let (code, images) = (code(), tempfile::tempdir().expect("a folder"));
         let made = Images::open(images.path().to_owned()).expect("opened");
-        let image = made.of(code.path(), "d1").await.expect("made");
+        let image = made.of(&opened(code.path()), "d1").await.expect("made");
         let shown = std::process::Command::new("debugfs").args(["-R", "cat /main.py"]).arg(&image).output();
         assert_eq!(String::from_utf8_lossy(&shown.expect("run").stdout), "x = 1\n");
         let first = fs::metadata(&image).expect("there").ino();
-        let again = made.of(code.path(), "d1").await.expect("there");
+        let again = made.of(&opened(code.path()), "d1").await.expect("there");
         assert_eq!(fs::metadata(again).expect("there").ino(), first);
         assert_eq!(fs::metadata(&image).expect("there").mode() & 0o777, 0o444);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_swapped_is_not_in_the_image() {
+        let (code, images) = (code(), tempfile::tempdir().expect("a folder"));
+        let made = Images::open(images.path().to_owned()).expect("opened");
+        let (open, aside) = (opened(code.path()), code.path().with_extension("aside"));
+        fs::rename(code.path(), &aside).expect("moved");
+        fs::create_dir(code.path()).expect("made");
+        fs::write(code.path().join("secret"), "alice's").expect("written");
+        let image = made.of(&open, "d1").await;
+        fs::remove_dir_all(aside).expect("removed");
+        let shown = std::process::Command::new("debugfs").args(["-R", "ls -p /"]).arg(image.expect("made")).output();
+        let shown = String::from_utf8_lossy(&shown.expect("run").stdout).into_owned();
+        assert!(shown.contains("/main.py/") && !shown.contains("secret"), "{shown}");
     }
 
     #[tokio::test]
@@ -157,7 +188,7 @@ mod tests {
         }
         let images = tempfile::tempdir().expect("a folder");
         let made = Images::open(images.path().to_owned()).expect("opened");
-        let refused = made.of(Path::new("/etc"), "d1").await;
+        let refused = made.of(&opened(Path::new("/etc")), "d1").await;
         assert!(matches!(refused, Err(CodeError::Roots(_))), "{refused:?}");
         assert_eq!(fs::read_dir(images.path()).expect("read").count(), 0);
     }

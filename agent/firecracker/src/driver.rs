@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use flux_driver_link::OpenCode;
 use flux_shim::{ToShim, frame::SEED, guest::PORT};
 use rand::{TryRngCore as _, rngs::OsRng};
 use tokio::{io::AsyncWriteExt as _, net::UnixStream};
@@ -42,7 +43,7 @@ pub struct Wish<'a> {
     /// Names a function's version with its configuration: clones are shared by those who say the same.
     pub function: &'a str,
     /// A folder with the function's code, and its digest.
-    pub code: &'a Path,
+    pub code: &'a OpenCode,
     pub code_digest: &'a str,
     pub size: Size,
     /// It may come from a snapshot, and become one: it has no secrets.

@@ -1,9 +1,8 @@
 //! One Firecracker: its process, its folder, its API.
 
 use std::{
-    fs,
-    io::{self, Read as _, Seek as _},
-    os::unix::fs::{PermissionsExt as _, chown},
+    fs, io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _, fchown},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -46,6 +45,9 @@ pub(crate) struct Machine {
     pub(crate) api: Api,
     jail: Jail,
     uid: Option<u32>,
+    /// What it says, as it was opened before it ran: what is at their names afterwards is its to choose.
+    log: fs::File,
+    stderr: fs::File,
 }
 
 impl Machine {
@@ -58,10 +60,12 @@ impl Machine {
     ) -> Result<Self, DriverError> {
         let folder = |source| DriverError::Folder { what: "a guest's folder cannot be made", source };
         let jail = Jail::make(settings, id, uid).map_err(folder)?;
-        let log = jail.path(LOG);
-        fs::write(&log, "").and_then(|()| give(&log, uid)).map_err(folder)?;
-        let stderr = jail.path(STDERR);
-        let stderr = fs::File::create(stderr).map_err(folder)?;
+        let create =
+            |name| fs::File::options().read(true).write(true).create_new(true).mode(0o600).open(jail.path(name));
+        let log = create(LOG).map_err(folder)?;
+        fchown(&log, uid, uid).map_err(folder)?;
+        let stderr = create(STDERR).map_err(folder)?;
+        let their_stderr = stderr.try_clone().map_err(folder)?;
         let (program, args) = jail.command(settings, size);
         let child = Command::new(&program)
             .args(args)
@@ -71,13 +75,13 @@ impl Machine {
             .stdin(Stdio::null())
             // The guest's serial line, should it find one.
             .stdout(Stdio::null())
-            .stderr(stderr)
+            .stderr(their_stderr)
             .kill_on_drop(true)
             .process_group(0)
             .spawn()
             .map_err(|source| DriverError::Run { program, source })?;
         let api = Api::new(jail.path(jail::API_SOCKET), settings.api_within);
-        let mut machine = Self { child, api, jail, uid };
+        let mut machine = Self { child, api, jail, uid, log, stderr };
         if let Some(pid) = machine.child.id()
             && owner::note(&machine.jail.owner(), pid).is_err()
         {
@@ -193,8 +197,8 @@ impl Machine {
 
     async fn why_ended(&mut self, before: &'static str) -> DriverError {
         let status = self.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let mut log = tail(&self.jail.path(LOG));
-        log.push_str(&tail(&self.jail.path(STDERR)));
+        let mut log = tail(&self.log);
+        log.push_str(&tail(&self.stderr));
         DriverError::Ended { before, status, log: log.trim().to_owned() }
     }
 
@@ -203,19 +207,13 @@ impl Machine {
     }
 }
 
-fn give(path: &std::path::Path, uid: Option<u32>) -> io::Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    uid.map_or(Ok(()), |uid| chown(path, Some(uid), Some(uid)))
-}
-
 /// The end of a file, as text.
-fn tail(path: &std::path::Path) -> String {
+fn tail(file: &fs::File) -> String {
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = fs::File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(io::SeekFrom::Start(length.saturating_sub(LOG_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(LOG_BYTES).read_to_end(&mut bytes)?;
+        let from = file.metadata()?.len().saturating_sub(LOG_BYTES);
+        let mut bytes = vec![0; usize::try_from(LOG_BYTES).unwrap_or(0)];
+        let count = file.read_at(&mut bytes, from)?;
+        bytes.truncate(count);
         Ok(bytes)
     };
     read().map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())

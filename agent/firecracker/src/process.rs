@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use flux_driver_link::Packets;
+use flux_driver_link::{OpenCode, Packets};
 use flux_launcher::{socket, tree::DriverSpec};
 use flux_runtime::{Shutdown, Tasks};
 use parking_lot::Mutex;
@@ -135,10 +135,11 @@ async fn begin(settings: Settings) -> Result<(Driver, bool), DriverError> {
     let jailed = settings.jailer.is_some();
     let folder = settings.directory.join("first");
     let made = std::fs::create_dir_all(&folder).and_then(|()| give_to_nobody(&folder));
-    made.map_err(|source| DriverError::Folder { what: "the first guest's folder", source })?;
+    let code = made.and_then(|()| OpenCode::known(&folder));
+    let code = code.map_err(|source| DriverError::Folder { what: "the first guest's folder", source })?;
     let driver = Driver::try_new(settings).await?;
     let size = Size { vcpus: 1, memory_mib: 128 + OVERHEAD_MB, cpu_millicores: 0 };
-    let wish = Wish { function: "", code: &folder, code_digest: "first", size, snapshot: false };
+    let wish = Wish { function: "", code: &code, code_digest: "first", size, snapshot: false };
     let mut guest = driver.start(&wish).await?;
     let answered = guest.connect(driver.boots_within()).await;
     guest.end().await;
@@ -222,15 +223,14 @@ impl Process {
     async fn run(&self, wanted: &Wanted, mut asked: mpsc::Receiver<Asked>) -> Result<(), Failed> {
         let refused = |message: String, retryable| Failed { message, retryable };
         let driver = self.driver.get().ok_or_else(|| refused("no guest has been booted yet".to_owned(), true))?;
-        let code = code_below(&self.code_dir, &wanted.code).map_err(|message| refused(message, false))?;
-        let digest = code.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let code = OpenCode::below(&self.code_dir, &wanted.code).map_err(|message| refused(message, false))?;
         let size = Size {
             vcpus: u8::try_from(wanted.cpu_millicores.div_ceil(1000).clamp(1, VCPUS)).unwrap_or(1),
             memory_mib: wanted.memory_mb.saturating_add(OVERHEAD_MB),
             cpu_millicores: wanted.cpu_millicores,
         };
         let wish =
-            Wish { function: &wanted.function, code: &code, code_digest: &digest, size, snapshot: wanted.snapshot };
+            Wish { function: &wanted.function, code: &code, code_digest: code.name(), size, snapshot: wanted.snapshot };
         let starting = async {
             let mut guest = driver.start(&wish).await?;
             let stream = guest.connect(driver.boots_within()).await?;
@@ -271,13 +271,4 @@ impl Process {
 
 fn descriptor(stream: UnixStream) -> Result<OwnedFd, DriverError> {
     stream.into_std().map(OwnedFd::from).map_err(DriverError::Wake)
-}
-
-fn code_below(code_dir: &Path, asked: &Path) -> Result<PathBuf, String> {
-    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
-    let (root, path) = (real(code_dir)?, real(asked)?);
-    if path != root && path.starts_with(&root) && path.is_dir() {
-        return Ok(path);
-    }
-    Err(format!("{} is no folder of code below {}", asked.display(), code_dir.display()))
 }

@@ -5,11 +5,12 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use nix::fcntl::OFlag;
 use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -113,9 +114,6 @@ impl Snapshots {
 
     /// Moves a guest's two files in. Another may have been quicker: then they are not needed.
     pub(crate) fn add(&self, key: &str, from: &Files, number: Option<Arc<Number>>) -> io::Result<()> {
-        for file in [&from.state, &from.memory] {
-            fs::set_permissions(file, fs::Permissions::from_mode(MODE))?;
-        }
         let mut kept = self.kept.lock();
         if kept.iter().any(|kept| kept.key == key) {
             return Ok(());
@@ -130,6 +128,12 @@ impl Snapshots {
         fs::create_dir_all(&new)?;
         fs::rename(&from.state, &to.state)?;
         fs::rename(&from.memory, &to.memory)?;
+        // Where the guest's VMM cannot change them any more: what it put at their names was its to choose until now.
+        let uid = number.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |number| number.uid);
+        if let Err(error) = [&to.state, &to.memory].into_iter().try_for_each(|file| close(file, uid)) {
+            fs::remove_dir_all(&new)?;
+            return Err(error);
+        }
         fs::rename(&new, &path)?;
         kept.push(Kept { key: key.to_owned(), _number: number });
         Ok(())
@@ -148,6 +152,17 @@ impl Snapshots {
     pub(crate) fn count(&self) -> usize {
         self.kept.lock().len()
     }
+}
+
+/// Has a file of this user's closed to others; never what a link leads to, and nothing that is no file.
+fn close(path: &Path, uid: u32) -> io::Result<()> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = fs::File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.uid() != uid {
+        return Err(io::Error::other("it is not a file of the guest's own"));
+    }
+    file.set_permissions(fs::Permissions::from_mode(MODE))
 }
 
 /// When it was made, and that it is kept.
@@ -233,6 +248,36 @@ mod tests {
         for file in [kept.state, kept.memory] {
             assert_eq!(fs::metadata(file).expect("there").mode() & 0o777, MODE);
         }
+    }
+
+    #[test]
+    fn what_a_guest_put_in_place_of_its_files_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (snapshots, key) = (folder.path().join("snapshots"), "a".repeat(64));
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "root's").expect("written");
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).expect("changed");
+        let kept = Snapshots::open(snapshots.clone(), 2, None).expect("opened");
+        let plant = |how: &dyn Fn(&Path)| {
+            let files = files(folder.path(), "s");
+            fs::remove_file(&files.state).expect("removed");
+            how(&files.state);
+            files
+        };
+        let link = plant(&|at| std::os::unix::fs::symlink(&victim, at).expect("linked"));
+        assert!(kept.add(&key, &link, None).is_err(), "a link");
+        let pipe = plant(&|at| nix::unistd::mkfifo(at, nix::sys::stat::Mode::S_IRWXU).expect("made"));
+        assert!(kept.add(&key, &pipe, None).is_err(), "a pipe");
+        if nix::unistd::geteuid().is_root() {
+            let others = plant(&|at| {
+                fs::write(at, "").expect("written");
+                std::os::unix::fs::chown(at, Some(1000), None).expect("given");
+            });
+            assert!(kept.add(&key, &others, None).is_err(), "another's");
+        }
+        assert_eq!(fs::metadata(&victim).expect("there").mode() & 0o777, 0o644);
+        assert_eq!((kept.count(), fs::read_dir(&snapshots).expect("read").count()), (0, 0));
+        kept.add(&key, &files(folder.path(), "s"), None).expect("added");
     }
 
     #[test]

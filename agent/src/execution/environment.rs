@@ -108,6 +108,7 @@ fn held_in(version: &FunctionVersion, code: Option<&CodeFolder>, mut request: Sp
         image: spec.image.clone(),
         code: code.map(|code| code.path.clone()),
         loads: Vec::new(),
+        has_secrets: !spec.secrets.is_empty(),
     }
 }
 

@@ -291,7 +291,7 @@ impl Tier for Microvms {
 
 fn wanted(id: u64, start: &Start, is_worker: bool) -> Result<Wanted, LaunchError> {
     let missing = || LaunchError::Tier { message: "a microVM without code".to_owned(), is_away: false };
-    let Start { function, version, request, code, loads, .. } = start;
+    let Start { function, version, request, code, loads, has_secrets, .. } = start;
     let memory_mb = u32::try_from(request.limits.memory_bytes >> 20).unwrap_or(u32::MAX);
     // All that the process is started with and told: another of anything is another guest.
     let whole = (function, version, &request.program, &request.args, &request.env, loads, request.limits.open_files);
@@ -301,7 +301,8 @@ fn wanted(id: u64, start: &Start, is_worker: bool) -> Result<Wanted, LaunchError
         code: code.clone().ok_or_else(missing)?,
         memory_mb,
         cpu_millicores: request.limits.cpu_millicores,
-        snapshot: is_worker && !loads.is_empty(),
+        // Such a function is refused when it is deployed; a snapshot would keep its secrets on the disk.
+        snapshot: is_worker && !loads.is_empty() && !has_secrets,
     })
 }
 
@@ -324,5 +325,29 @@ fn program(start: Start, channel: bool) -> flux_shim::Start {
         user: Some((USER, USER)),
         open_files: start.request.limits.open_files,
         channel,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flux_launcher::wire::SpawnRequest;
+    use flux_protocol::FunctionName;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_with_secrets_never_becomes_a_snapshot() {
+        let mut start = Start {
+            function: FunctionName::parse("f").expect("a name"),
+            version: 1,
+            request: SpawnRequest::default(),
+            image: None,
+            code: Some("/code".into()),
+            loads: vec![1],
+            has_secrets: false,
+        };
+        assert!(wanted(1, &start, true).expect("wanted").snapshot);
+        start.has_secrets = true;
+        assert!(!wanted(1, &start, true).expect("wanted").snapshot);
     }
 }

@@ -37,6 +37,8 @@ pub struct Start {
     pub code: Option<PathBuf>,
     /// Of a worker: what it will be told first, and be the same after having heard it. A tier may tell it earlier, and once for many.
     pub loads: Vec<u8>,
+    /// Its environment has secrets: nothing of it may be kept.
+    pub has_secrets: bool,
 }
 
 /// Starts processes that are held in.

@@ -283,6 +283,15 @@ async fn a_dockerd_that_dies_costs_no_running_execution_and_comes_back() {
     let status = all.world.call("absent", "").await;
     assert_eq!(status.outcome.as_ref().and_then(|o| o.error.as_ref()).map(|e| e.kind), Some(ErrorKind::Sandbox));
     assert!(message(&status).contains("could not be pulled"), "{}", message(&status));
+    // One that takes a connection and says nothing keeps nobody who wants another image.
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = registry.local_addr().expect("its address");
+    all.deploy("stalled", &format!("image: {address}/no-such-image\ncommand: [cat]")).await;
+    let stalled = all.world.invoke("stalled", "").await;
+    let connection = registry.accept().await.expect("it is pulled");
+    assert!(message(&all.world.call("absent", "").await).contains("could not be pulled"));
+    drop((connection, registry));
+    assert!(message(&all.world.end_of(stalled).await).contains("could not be pulled"));
     all.python("f", "does", "").await;
     all.result("f", &json!({ "what": "" })).await;
     let id = all.world.invoke("f", json!({ "what": "nap", "s": 3 }).to_string()).await;

@@ -83,16 +83,18 @@ impl Engine {
         assert!(nix::unistd::geteuid().is_root(), "the stand-in's guests need root's namespaces");
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
-        let code = path("code/0123");
+        let code = path("code/0123/code");
         fs::create_dir_all(&code).expect("made");
         for (name, content) in [("run", "#!/bin/sh\nexec cat\n"), ("main.py", HANDLER)] {
             fs::write(code.join(name), content).expect("written");
             readable(&code.join(name), 0o755);
         }
-        for name in ["", "code", "code/0123"] {
+        for name in ["", "code", "code/0123", "code/0123/code"] {
             readable(&path(name), 0o755);
         }
-        std::os::unix::fs::chown(&code, Some(65534), Some(65534)).expect("given");
+        for path in [path("code"), code.clone()] {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("given");
+        }
         for name in ["kernel", "initramfs", "rootfs"] {
             fs::write(path(name), name).expect("written");
         }
@@ -138,7 +140,8 @@ impl Engine {
             ..SpawnRequest::default()
         };
         let function = FunctionName::parse("f").expect("a name");
-        Start { function, version: 1, request, image: None, code: Some(self.code.clone()), loads: Vec::new() }
+        let code = Some(self.code.clone());
+        Start { function, version: 1, request, image: None, code, loads: Vec::new(), has_secrets: false }
     }
 
     async fn running(&self, start: Start, input: &[u8], is_worker: bool) -> Result<Running, LaunchError> {
@@ -276,6 +279,20 @@ async fn a_process_in_a_guest_is_as_any_other() {
     let dropped = engine.running(engine.start("/bin/sh", &["-c", "sleep 300"]), b"", false).await.expect("it runs");
     drop(dropped);
     engine.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_functions_code_is_another_image() {
+    let engine = Engine::offered().await;
+    // As the agent's cache has it: the digest, and in it a folder that is always called `code`.
+    let other = engine.code.ancestors().nth(2).expect("above").join("4567/code");
+    fs::create_dir_all(&other).expect("made");
+    fs::write(other.join("run"), "#!/bin/sh\necho other\n").expect("written");
+    readable(&other.join("run"), 0o755);
+    std::os::unix::fs::chown(&other, Some(65534), Some(65534)).expect("given");
+    assert_eq!(engine.run(engine.start("./run", &[]), b"mine").await.stdout, "mine");
+    let start = Start { code: Some(other), ..engine.start("./run", &[]) };
+    assert_eq!(engine.run(start, b"").await.stdout, "other\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

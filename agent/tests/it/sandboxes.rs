@@ -100,7 +100,7 @@ impl Engine {
         };
         let function = FunctionName::parse("f").expect("a name");
         let code = Some(self.code.clone());
-        Start { function, version: 1, request, image: self.image.clone(), code, loads: Vec::new() }
+        Start { function, version: 1, request, image: self.image.clone(), code, loads: Vec::new(), has_secrets: false }
     }
 
     async fn run(&self, script: &str, input: &[u8]) -> Ran {

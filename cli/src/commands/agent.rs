@@ -7,7 +7,7 @@ use flux_protocol::AgentId;
 use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 
-use super::{Context, agents, duration};
+use super::{Context, agents, duration, pki::as_owner};
 use crate::{client::Client, error::CliError, output::Output};
 
 const POLL: Duration = Duration::from_millis(500);
@@ -119,6 +119,8 @@ async fn join(token: &str, id: Option<String>, certs_dir: Option<PathBuf>, out: 
         None => AgentId::random(),
     };
     let certs = Certs::at(certs_dir.unwrap_or_else(|| flux_runtime::Settings::default().certs_dir()));
+    // A directory that the platform was given before may have its links where root writes.
+    as_owner(certs.dir())?;
     let (key, request) = flux_pki::request().map_err(cannot)?;
     let proof = token.proof(&id, &request).map_err(cannot)?;
     let gateway = Client::try_new(Some(&token.url), None)?;

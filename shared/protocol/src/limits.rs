@@ -261,6 +261,8 @@ pub const JWT_LEEWAY: Duration = Duration::from_secs(30);
 pub const JWKS_KEPT: Duration = Duration::from_secs(600);
 pub const JWKS_AGAIN: Duration = Duration::from_secs(30);
 pub const JWKS_WITHIN: Duration = Duration::from_secs(5);
+/// A pull of an image, however large it is and however slow its registry; those who ask for it meanwhile wait for the same.
+pub const IMAGE_PULL: Duration = Duration::from_secs(1800);
 pub const JWKS_BYTES: usize = 256 * KIB;
 pub const JWKS_KEYS: usize = 64;
 /// A secret's value, and how many of them there are: of a Flux, and of one function.

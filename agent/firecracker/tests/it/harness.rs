@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
+use flux_driver_link::OpenCode;
 use flux_firecracker::{Driver, Guest, Settings, Size, Wish};
 use flux_testkit::firecracker::{Fault, StandIn};
 use tokio::{
@@ -16,7 +17,7 @@ pub(crate) const WAKE: usize = 4 + 1 + 8 + flux_shim::frame::SEED;
 pub(crate) struct Place {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) settings: Settings,
-    pub(crate) code: PathBuf,
+    pub(crate) code: OpenCode,
 }
 
 impl Place {
@@ -39,7 +40,7 @@ impl Place {
         let mut settings = Settings::new(program, kernel, initramfs, rootfs, path.join("driver"));
         settings.api_within = Duration::from_secs(5);
         settings.boots_within = Duration::from_secs(5);
-        Self { folder, settings, code }
+        Self { folder, settings, code: OpenCode::known(&code).unwrap() }
     }
 
     pub(crate) async fn driver(&self) -> Driver {

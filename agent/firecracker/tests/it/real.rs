@@ -3,6 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
+use flux_driver_link::OpenCode;
 use flux_firecracker::{Driver, Guest, Jailer, Settings, Size, Wish};
 use flux_guest_image::{INITRAMFS, KERNEL, ROOTFS};
 use flux_testkit_guest::{Line, Python};
@@ -24,7 +25,7 @@ def handler(payload, context):
 struct Place {
     folder: tempfile::TempDir,
     settings: Settings,
-    code: PathBuf,
+    code: OpenCode,
 }
 
 fn given(name: &str) -> Option<PathBuf> {
@@ -47,7 +48,7 @@ impl Place {
         let mut settings = Settings::new(program, kernel, initramfs, rootfs, folder.path().join("driver"));
         let jailer = given("FLUX_JAILER").filter(|_| nix::unistd::geteuid().is_root());
         settings.jailer = jailer.map(|program| Jailer { program, first_uid: UID, uids: 4, cgroups: None });
-        Self { folder, settings, code }
+        Self { folder, settings, code: OpenCode::known(&code).unwrap() }
     }
 
     fn wish(&self) -> Wish<'_> {
