@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Whoever holds Docker's socket is as good as root, so the agent does not: it says which function it wants a container for, and what
-//! a container is is written here ([`docker`]). The stream to the container's shim goes through the driver once, as a descriptor.
+//! a container is is written here (`docker.rs`). The stream to the container's shim goes through the driver once, as a descriptor.
 //!
 //! **Architecture invariants.** A request never carries container configuration. Everything that a driver made is labelled with its
 //! owner, and it removes what has its owner's label and nothing else. It never reads what an agent and a container say to each other.
