@@ -3,10 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flux_pki::{Certs, Listed, PkiError};
-use flux_protocol::{
-    AgentId, FunctionName, PoolName,
-    identity::{FunctionGlob, Identity},
-};
+use flux_protocol::{AgentId, FunctionGlob, FunctionName, PoolName, identity::Identity};
 use flux_runtime::{Settings, config::env};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use serde_json::json;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use flux_protocol::{
-    AgentId, PoolName, Timestamp,
-    identity::{FunctionGlob, Grant, Identity, ProducerName},
+    AgentId, FunctionGlob, PoolName, Timestamp,
+    identity::{Grant, Identity, ProducerName},
     time::now,
 };
 use rcgen::KeyPair;

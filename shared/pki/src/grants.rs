@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use flux_protocol::{
-    AgentId, PoolName,
-    identity::{FunctionGlob, Grant, Identity},
+    AgentId, FunctionGlob, PoolName,
+    identity::{Grant, Identity},
 };
 use serde::{Deserialize, Serialize};
 

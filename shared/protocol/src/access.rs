@@ -4,7 +4,11 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use crate::{id::FunctionName, limits, suggest::nearest};
+use crate::{
+    id::{FunctionName, InvalidId},
+    limits,
+    suggest::nearest,
+};
 
 /// A pattern of function names, in which `*` stands for any number of characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,24 +17,50 @@ pub struct FunctionGlob(Box<str>);
 impl FunctionGlob {
     /// # Errors
     /// It is empty, too long, or has a character that no function's name has.
-    pub fn parse(text: &str) -> Result<Self, InvalidScope> {
+    pub fn parse(text: &str) -> Result<Self, InvalidId> {
         let fits = (1..=limits::NAME_LENGTH).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'*'));
         if fits {
             return Ok(Self(text.into()));
         }
-        Err(InvalidScope {
-            given: text.chars().take(80).collect(),
-            rule: "a function pattern is 1 to 64 of A-Z a-z 0-9 _ - and `*`".to_owned(),
-        })
+        let rule = "a function pattern is 1 to 64 of A-Z a-z 0-9 _ - and `*`, such as resize*";
+        Err(InvalidId { what: "function pattern", given: text.chars().take(80).collect(), rule })
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// It stands for every function.
+    pub fn is_all(&self) -> bool {
+        self.0.bytes().all(|b| b == b'*')
+    }
+
+    /// It names one function.
+    pub fn exact(&self) -> Option<FunctionName> {
+        FunctionName::parse(&self.0).ok()
+    }
+
     pub fn matches(&self, name: &FunctionName) -> bool {
         matches(self.0.as_bytes(), name.as_str().as_bytes())
+    }
+}
+
+impl fmt::Display for FunctionGlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for FunctionGlob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FunctionGlob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&Cow::<'de, str>::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
@@ -81,7 +111,9 @@ impl FromStr for Scope {
 
     fn from_str(text: &str) -> Result<Self, InvalidScope> {
         match text.split_once(':') {
-            Some(("invoke", glob)) => FunctionGlob::parse(glob).map(Self::Invoke),
+            Some(("invoke", glob)) => FunctionGlob::parse(glob)
+                .map(Self::Invoke)
+                .map_err(|InvalidId { given, rule, .. }| InvalidScope { given, rule: rule.to_owned() }),
             None if text == "admin" => Ok(Self::Admin),
             None if text == "deploy" => Ok(Self::Deploy),
             None if text == "read" => Ok(Self::Read),

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-
 use crate::{
-    id::{AgentId, FunctionName, InvalidId, PoolName},
-    limits,
+    access::FunctionGlob,
+    id::{AgentId, PoolName},
 };
 
 const TRUST_DOMAIN: &str = "spiffe://flux/";
@@ -106,70 +104,6 @@ impl Grant {
     }
 }
 
-/// Functions by name, `*` standing for any number of characters: `*`, `resize*`, `hello`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct FunctionGlob(String);
-
-impl FunctionGlob {
-    /// # Errors
-    /// It is empty, too long, or has a character that no function's name has.
-    pub fn parse(text: &str) -> Result<Self, InvalidId> {
-        let fits = (1..=limits::NAME_LENGTH).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'*'));
-        if fits {
-            return Ok(Self(text.to_owned()));
-        }
-        let rule = "use 1 to 64 of A-Z a-z 0-9 _ - and *, such as resize*";
-        Err(InvalidId { what: "function glob", given: text.chars().take(80).collect(), rule })
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// It stands for every function.
-    pub fn is_all(&self) -> bool {
-        self.0.bytes().all(|b| b == b'*')
-    }
-
-    /// It names one function.
-    pub fn exact(&self) -> Option<FunctionName> {
-        FunctionName::parse(&self.0).ok()
-    }
-
-    pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.0.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
-        let mut last = None;
-        for part in parts {
-            // The part before can be anywhere; only the last one has to be at the end.
-            if let Some(before) = last.replace(part) {
-                let Some(at) = rest.find(before) else { return false };
-                rest = &rest[at + str::len(before)..];
-            }
-        }
-        last.map_or(rest.is_empty(), |last| rest.ends_with(last))
-    }
-}
-
-impl fmt::Display for FunctionGlob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serialize for FunctionGlob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for FunctionGlob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,26 +126,5 @@ mod tests {
         ] {
             assert_eq!(Identity::from_uri(other), None, "{other}");
         }
-    }
-
-    #[test]
-    fn globs() {
-        let cases = [
-            ("*", "x", true),
-            ("resize*", "resize", true),
-            ("resize*", "resize-big", true),
-            ("resize*", "a-resize", false),
-            ("*-big", "resize-big", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-c", false),
-            ("a*a", "a", false),
-            ("hello", "hello", true),
-            ("hello", "hello2", false),
-        ];
-        for (glob, name, expected) in cases {
-            assert_eq!(FunctionGlob::parse(glob).expect("a glob").matches(name), expected, "{glob} {name}");
-        }
-        assert!(FunctionGlob::parse("a.b").is_err());
-        assert!(FunctionGlob::parse(">").is_err());
     }
 }

@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use flux_protocol::{
-    AgentId, FunctionName, PoolName,
-    identity::{FunctionGlob, GATEWAYS_ACCOUNT, Grant, Identity, ProducerName},
+    AgentId, FunctionGlob, FunctionName, PoolName,
+    identity::{GATEWAYS_ACCOUNT, Grant, Identity, ProducerName},
     invocation::Lane,
     subject::{self, BLOB_BUCKET, CODE_BUCKET, OUTPUT_BUCKET, QueueName},
 };
@@ -108,7 +108,7 @@ fn invoked(
             all.extend(pools.iter().map(|pool| (subject::stream_subjects(Lane::Invoke, pool), pool.clone())));
             continue;
         }
-        let known = functions.iter().filter(|(function, _)| glob.matches(function.as_str()));
+        let known = functions.iter().filter(|(function, _)| glob.matches(function));
         all.extend(known.map(|(function, pool)| queue(function, pool)));
         // Named outright it may come later; then to the default pool, unless it is in another.
         if let Some(function) = glob.exact().filter(|exact| functions.iter().all(|(known, _)| known != exact)) {

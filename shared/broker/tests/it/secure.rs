@@ -13,8 +13,8 @@ use flux_broker::{
 };
 use flux_pki::{Certs, Credential};
 use flux_protocol::{
-    AgentId, ExecutionId, FunctionName, Lane, PoolName,
-    identity::{FunctionGlob, Identity},
+    AgentId, ExecutionId, FunctionGlob, FunctionName, Lane, PoolName,
+    identity::Identity,
     limits,
     subject::{self, QueueName},
 };

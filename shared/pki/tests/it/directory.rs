@@ -8,10 +8,7 @@ use std::{
 };
 
 use flux_pki::{Certs, PkiError};
-use flux_protocol::{
-    PoolName,
-    identity::{FunctionGlob, Identity},
-};
+use flux_protocol::{FunctionGlob, PoolName, identity::Identity};
 
 use crate::{agent, certs};
 
