@@ -3,7 +3,6 @@
 use std::{collections::HashMap, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use flux_driver_link::Packets;
-use flux_launcher::socket;
 use flux_runtime::{Shutdown, Tasks};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -23,24 +22,7 @@ const END_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Turns this process into a driver if it was started as one; call it first in `main`, before any thread exists.
 pub fn run_if_driver() {
-    let mut args = std::env::args_os().skip(1);
-    if args.next().is_none_or(|argument| argument != DRIVER_ARGUMENT) {
-        return;
-    }
-    let number = args.next().and_then(|number| number.to_str()?.parse().ok());
-    let config = args.next().and_then(|json| serde_json::from_slice(json.as_encoded_bytes()).ok());
-    let (Some(number), Some(config)) = (number, config) else {
-        eprintln!("flux containers: it takes a descriptor and its configuration, which only Flux passes");
-        std::process::exit(2);
-    };
-    let code = match socket::inherited(number).and_then(|socket| drive(config, socket)) {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("flux containers: {error}");
-            1
-        }
-    };
-    std::process::exit(code)
+    flux_driver_link::run_if_driver(DRIVER_ARGUMENT, "flux containers", drive);
 }
 
 pub(crate) struct Driver {

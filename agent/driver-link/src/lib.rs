@@ -17,6 +17,32 @@ pub use code::OpenCode;
 /// The largest packet.
 pub const PACKET: usize = 32 << 10;
 
+/// Turns this process into a driver if it was started with `argument`; to be called first in `main`, before any thread exists.
+pub fn run_if_driver<C: DeserializeOwned>(
+    argument: &str,
+    name: &str,
+    drive: impl FnOnce(C, OwnedFd) -> io::Result<()>,
+) {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_none_or(|first| first != argument) {
+        return;
+    }
+    let number = args.next().and_then(|number| number.to_str()?.parse().ok());
+    let config = args.next().and_then(|json| serde_json::from_slice(json.as_encoded_bytes()).ok());
+    let (Some(number), Some(config)) = (number, config) else {
+        eprintln!("{name}: it takes a descriptor and its configuration, which only Flux passes");
+        std::process::exit(2);
+    };
+    let code = match socket::inherited(number).and_then(|socket| drive(config, socket)) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
 /// One end of the link between an agent and a driver.
 #[derive(Debug)]
 pub struct Packets(AsyncFd<OwnedFd>);
