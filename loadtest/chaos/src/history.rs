@@ -121,6 +121,13 @@ impl FaultKind {
     }
 }
 
+/// Where a message lies in the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub stream: String,
+    pub sequence: u64,
+}
+
 /// An operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
@@ -161,7 +168,10 @@ pub enum Answer {
     /// 202.
     Accepted { execution: String },
     /// The queue acknowledged a direct publish.
-    Stored,
+    Stored {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<Place>,
+    },
     /// A call's outcome.
     Outcome { execution: String, seen: Seen },
     /// A cancel was confirmed.
