@@ -18,11 +18,14 @@ use flux_protocol::{
 };
 
 mod access;
+mod batch;
 pub mod conformance;
 mod error;
 mod merge;
 mod open;
+mod row;
 mod sqlite;
+mod versions;
 
 pub use access::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret};
 pub use error::StoreError;
