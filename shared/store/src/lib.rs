@@ -23,8 +23,12 @@ pub mod conformance;
 mod error;
 mod merge;
 mod open;
+mod patience;
+mod postgres;
 mod row;
 mod sqlite;
+mod tls;
+mod url;
 mod versions;
 
 pub use access::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret};
