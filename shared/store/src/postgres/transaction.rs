@@ -4,6 +4,7 @@ use std::{collections::HashMap, future::Future};
 
 use flux_protocol::{ExecutionId, ExecutionRecord};
 use futures::future::{try_join, try_join3};
+use tokio_postgres::Statement;
 use uuid::Uuid;
 
 use super::{connect::Session, executions::whole_record, fault::Fault};
@@ -51,13 +52,11 @@ impl<'r> Columns<'r> {
         columns
     }
 
-    /// Runs a statement on them.
-    async fn execute(&self, session: &Session, sql: &str) -> Result<(), Fault> {
-        if self.ids.is_empty() {
-            return Ok(());
+    /// Runs a statement on them, which is prepared: what is sent together is sent in its order.
+    async fn execute(&self, session: &Session, statement: &Statement) -> Result<(), Fault> {
+        if !self.ids.is_empty() {
+            session.client.execute(statement, &self.parameters()).await?;
         }
-        let statement = session.prepared(sql).await?;
-        session.client.execute(&statement, &self.parameters()).await?;
         Ok(())
     }
 
@@ -103,9 +102,10 @@ pub(super) async fn begin(
 pub(super) async fn commit(session: &Session, stored: &[Row], new: &mut [Row]) -> Result<(), Fault> {
     new.sort_unstable_by_key(|row| row.id);
     let (stored, new) = (Columns::of(stored), Columns::of(&*new));
+    let (update, insert) = (session.prepared(UPDATE).await?, session.prepared(INSERT).await?);
     let commit = async { Ok(session.client.batch_execute("COMMIT").await?) };
     // Sent together: the commit of a transaction in which something failed undoes it.
-    match try_join3(stored.execute(session, UPDATE), new.execute(session, INSERT), commit).await {
+    match try_join3(stored.execute(session, &update), new.execute(session, &insert), commit).await {
         Ok(_) => Ok(()),
         Err(fault) if fault.again() == Again::Raced => Err(Fault::Raced),
         Err(fault) => Err(fault),

@@ -7,6 +7,7 @@ use flux_store::{SharedStore, Tuning};
 mod durability;
 mod merge;
 mod migrations;
+mod postgres;
 mod rate;
 mod refusals;
 

@@ -1,0 +1,1 @@
+//! What a server does that goes away, hangs, or is another's.
