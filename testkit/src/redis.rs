@@ -127,7 +127,7 @@ impl RedisServer {
 
     fn command_line(&self, command: &[&str]) -> Command {
         let mut cli = Command::new("redis-cli");
-        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-t", "5"]).stdin(Stdio::null());
+        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).stdin(Stdio::null());
         if let Some(password) = &self.password {
             cli.args(["--no-auth-warning", "-a", password]);
         }

@@ -25,6 +25,7 @@ mod merge;
 mod open;
 mod patience;
 mod postgres;
+mod redis;
 mod row;
 mod sqlite;
 mod tls;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{SharedStore, StoreError, postgres, sqlite, url};
+use crate::{SharedStore, StoreError, postgres, redis, sqlite, url};
 
 /// What an engine may use, and what its promises cost. Every field has a default that suits one small machine.
 #[derive(Debug, Clone)]
@@ -47,7 +47,8 @@ pub enum Durability {
 /// Opens the store that `url` names, making it where there is none.
 ///
 /// `sqlite:///abs/path`, `sqlite://relative/path`, or `sqlite::memory:` (gone with the last handle);
-/// `postgres://user:password@host/database`.
+/// `postgres://user:password@host/database`; `redis://host`, `redis+sentinel://host,host/service`,
+/// `redis+cluster://host,host`, and the same with `rediss` for TLS.
 ///
 /// # Errors
 /// `Url`; `Corrupt` for a file that is damaged, not Flux's, or of a newer release; `Unavailable`.
@@ -71,8 +72,11 @@ pub async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, StoreError>
             sqlite::open(Some(PathBuf::from(path)), tuning).await
         }
         "postgres" | "postgresql" => postgres::open(url, tuning).await,
+        "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster" | "rediss+cluster" => {
+            redis::open(url, tuning).await
+        }
         _ => Err(wrong(format!(
-            "`{}` is not a kind of store; known: sqlite, postgres",
+            "`{}` is not a kind of store; known: sqlite, postgres, redis",
             scheme.chars().take(32).collect::<String>()
         ))),
     }

@@ -9,6 +9,7 @@ mod merge;
 mod migrations;
 mod postgres;
 mod rate;
+mod redis;
 mod refusals;
 
 mod sqlite_in_memory {
