@@ -55,12 +55,33 @@ pub(crate) fn wrong(url: &str, problem: impl Into<String>) -> StoreError {
     StoreError::Url { url: without_password(url), problem: problem.into() }
 }
 
-/// Error messages end up in logs: no user, no password, and no parameters, which may be one.
+/// Error messages end up in logs: no user, no password, and no parameters, which may be one. A password may have any
+/// character in it that should have been written as `%XX`: so all up to the last `@` goes first.
 pub(crate) fn without_password(url: &str) -> String {
-    let shown: String = url.chars().take(200).collect();
-    let shown = shown.split_once('?').map_or(shown.as_str(), |(before, _)| before);
-    match (shown.find("://"), shown.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}://…{}", &shown[..scheme], &shown[at..]),
-        _ => shown.to_owned(),
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let (user, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
+    let rest = rest.split_once('?').map_or(rest, |(before, _)| before);
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{user}{rest}").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_password;
+
+    #[test]
+    fn no_part_of_a_password_is_shown() {
+        for (url, shown) in [
+            ("postgres://flux:secret@host/db", "postgres://…@host/db"),
+            ("postgres://flux:sec?ret@host/db?sslmode=require", "postgres://…@host/db"),
+            ("postgres://flux:sec@ret@host/db", "postgres://…@host/db"),
+            ("redis://host:6379?sentinel_password=secret", "redis://host:6379"),
+            ("redis://:secret@a:1,b:2/name", "redis://…@a:1,b:2/name"),
+            ("flux.db", "flux.db"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+        let long = format!("postgres://flux:{}@host/db", "secret".repeat(100));
+        assert_eq!(without_password(&long), "postgres://…@host/db");
     }
 }

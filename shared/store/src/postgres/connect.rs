@@ -47,10 +47,11 @@ pub(super) struct Server {
 pub(super) fn server(url: &str, tuning: &Tuning) -> Result<Server, StoreError> {
     let taken = Taken::from(url, OWN);
     let bad = |problem: String| wrong(url, problem);
-    let mut config: Config = taken.url.parse().map_err(|error: tokio_postgres::Error| {
-        // The parser's words repeat parts of the URL; its source names what is wrong.
-        let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-        bad(format!("{why}; write postgres://user:password@host:5432/database"))
+    // Its parser's words repeat parts of the URL, which may be of a password.
+    let mut config: Config = taken.url.parse().map_err(|_: tokio_postgres::Error| {
+        bad("write postgres://user:password@host:5432/database, with %XX for what is no letter or digit in user and \
+             password; of parameters it knows `sslmode`, `sslrootcert`, `schema`, `pool` and those of libpq"
+            .to_owned())
     })?;
     let authority = taken.get("sslrootcert").map(Path::new);
     let mode = taken.get("sslmode").unwrap_or("prefer");

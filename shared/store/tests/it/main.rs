@@ -11,6 +11,7 @@ mod postgres;
 mod rate;
 mod redis;
 mod refusals;
+mod server;
 
 mod sqlite_in_memory {
     flux_store::conformance_tests!((crate::open("sqlite::memory:").await, ()));

@@ -3,6 +3,8 @@
 use flux_store::SharedStore;
 use flux_testkit::RedisServer;
 
+mod faults;
+
 /// What the names of a clause's keys begin with.
 fn prefix(clause: &str) -> String {
     let name: String = clause.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
