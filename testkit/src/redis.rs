@@ -50,8 +50,9 @@ impl RedisServer {
         let mut servers = Vec::new();
         for _ in 0..size {
             let bus = free_port();
-            let configuration =
-                format!("cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 2000\ncluster-config-file nodes.conf");
+            let configuration = format!(
+                "cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout 2000\ncluster-config-file nodes.conf"
+            );
             servers.push((Self::start_with(&configuration).await, bus));
         }
         for (number, (server, _)) in servers.iter().enumerate() {

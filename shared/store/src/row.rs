@@ -98,8 +98,8 @@ pub(crate) fn whole(
             .ok_or_else(|| Unreadable::new(format!("the output of {id}"), "it is not an encoded log"))?;
     }
     if let Some(json) = invocation {
-        record.invocation = serde_json::from_slice(json)
-            .map_err(|error| Unreadable::new(format!("the invocation of {id}"), error))?;
+        record.invocation =
+            serde_json::from_slice(json).map_err(|error| Unreadable::new(format!("the invocation of {id}"), error))?;
     }
     Ok(record)
 }

@@ -67,12 +67,7 @@ pub(super) const EXPIRE_CLAIMS: &str = "DELETE FROM secret_claims WHERE ctid = A
         SELECT ctid FROM secret_claims WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 /// Runs one of the statements that remove what is older than a time.
-pub(super) async fn expire(
-    session: &Session,
-    sql: &'static str,
-    before: Timestamp,
-    limit: usize,
-) -> Result<(), Fault> {
+pub(super) async fn expire(session: &Session, sql: &'static str, before: Timestamp, limit: usize) -> Result<(), Fault> {
     let statement = session.prepared(sql).await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     session.client.execute(&statement, &[&before.as_micros(), &limit]).await?;
@@ -94,8 +89,7 @@ pub(super) async fn take_lease(
                RETURNING token";
     let statement = session.prepared(sql).await?;
     let until = now.plus(ttl);
-    let taken =
-        session.client.query_opt(&statement, &[&name, &holder, &now.as_micros(), &until.as_micros()]).await?;
+    let taken = session.client.query_opt(&statement, &[&name, &holder, &now.as_micros(), &until.as_micros()]).await?;
     let Some(taken) = taken else { return Ok(None) };
     let token: i64 = taken.try_get(0)?;
     Ok(Some(Lease { holder: holder.to_owned(), token: u64::try_from(token).unwrap_or_default(), until }))

@@ -218,11 +218,7 @@ pub(super) const EXPIRE: &str = "DELETE FROM executions WHERE id = ANY (ARRAY(
     RETURNING record";
 
 /// Removes at most `limit` records whose end is older than `before`.
-pub(super) async fn expire(
-    session: &Session,
-    before: Timestamp,
-    limit: usize,
-) -> Result<Vec<ExecutionRecord>, Fault> {
+pub(super) async fn expire(session: &Session, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, Fault> {
     let statement = session.prepared(EXPIRE).await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let found = session.client.query(&statement, &[&before.as_micros(), &limit]).await?;

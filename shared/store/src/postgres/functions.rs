@@ -17,7 +17,8 @@ fn version_from(found: &tokio_postgres::Row) -> Result<FunctionVersion, Fault> {
     let version = number(found.try_get(0)?)?;
     let wrong = |error: String| Fault::row(format!("version {version} of a function"), error);
     let digest: Option<&[u8]> = found.try_get(1)?;
-    let digest = digest.map(|bytes| <[u8; 32]>::try_from(bytes).map_err(|error| wrong(error.to_string()))).transpose()?;
+    let digest =
+        digest.map(|bytes| <[u8; 32]>::try_from(bytes).map_err(|error| wrong(error.to_string()))).transpose()?;
     let spec: &str = found.try_get(2)?;
     Ok(FunctionVersion {
         version,

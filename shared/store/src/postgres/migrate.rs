@@ -41,7 +41,10 @@ async fn bring_up_to_date(session: &Session, schema: &str) -> Result<i64, Fault>
     let patience_ms = limits::STORE_MIGRATION.as_millis();
     client.batch_execute(&format!("BEGIN; SET LOCAL statement_timeout = {patience_ms}")).await?;
     client.query_one("SELECT pg_advisory_xact_lock(hashtextextended('flux/' || $1, 0))", &[&schema]).await?;
-    client.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {schema}")).await.map_err(|error| denied(error, schema))?;
+    client
+        .batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {schema}"))
+        .await
+        .map_err(|error| denied(error, schema))?;
     client.batch_execute("CREATE TABLE IF NOT EXISTS flux_schema (version bigint NOT NULL)").await?;
     // Another may have been here while this one waited for the lock.
     let found = version(session, schema).await?;

@@ -19,12 +19,7 @@ use flux_protocol::{
     Timestamp, execution::QueuePosition, limits,
 };
 
-use self::{
-    accept::Acceptor,
-    claims::Wanted,
-    connect::Server,
-    fault::Fault,
-};
+use self::{accept::Acceptor, claims::Wanted, connect::Server, fault::Fault};
 use crate::{
     ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
     StatusUpdate, Store, StoreError, Tuning, patience::Patience,
@@ -85,7 +80,11 @@ pub(crate) async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, Stor
 }
 
 impl Link {
-    async fn call<T, Fut>(&self, attempted: &'static str, work: impl Fn(Held) -> Fut + Send + Sync) -> Result<T, StoreError>
+    async fn call<T, Fut>(
+        &self,
+        attempted: &'static str,
+        work: impl Fn(Held) -> Fut + Send + Sync,
+    ) -> Result<T, StoreError>
     where
         T: Send,
         Fut: Future<Output = Result<T, Fault>> + Send,
@@ -119,7 +118,11 @@ impl Link {
 }
 
 impl Postgres {
-    async fn call<T, Fut>(&self, attempted: &'static str, work: impl Fn(Held) -> Fut + Send + Sync) -> Result<T, StoreError>
+    async fn call<T, Fut>(
+        &self,
+        attempted: &'static str,
+        work: impl Fn(Held) -> Fut + Send + Sync,
+    ) -> Result<T, StoreError>
     where
         T: Send,
         Fut: Future<Output = Result<T, Fault>> + Send,
@@ -208,10 +211,8 @@ impl Store for Postgres {
         after: Option<ExecutionId>,
         limit: usize,
     ) -> Result<Vec<ExecutionRecord>, StoreError> {
-        self.call("list open executions", |db| async move {
-            executions::list_open(&db, before, after, limit).await
-        })
-        .await
+        self.call("list open executions", |db| async move { executions::list_open(&db, before, after, limit).await })
+            .await
     }
 
     async fn requeued(

@@ -29,8 +29,7 @@ pub(super) async fn put(session: &Session, secret: &SealedSecret, most: usize) -
     client.batch_execute("BEGIN; LOCK TABLE secrets IN SHARE ROW EXCLUSIVE MODE").await?;
     let statement = session.prepared(sql).await?;
     let (at, most) = (secret.updated_at.as_micros(), i64::try_from(most).unwrap_or(i64::MAX));
-    let put =
-        client.query_opt(&statement, &[&secret.name.as_str(), &secret.key, &secret.sealed, &at, &most]).await?;
+    let put = client.query_opt(&statement, &[&secret.name.as_str(), &secret.key, &secret.sealed, &at, &most]).await?;
     client.batch_execute("COMMIT").await?;
     let version: Option<i64> = put.map(|row| row.try_get(0)).transpose()?;
     version.map(|version| u32::try_from(version).map_err(|error| Fault::row("a secret's version", error))).transpose()
@@ -50,8 +49,7 @@ pub(super) async fn list(session: &Session) -> Result<Vec<SealedSecret>, Fault> 
 pub(super) async fn reseal(session: &Session, secret: &SealedSecret) -> Result<bool, Fault> {
     let sql = "UPDATE secrets SET key = $3, sealed = $4 WHERE name = $1 AND version = $2";
     let version = i64::from(secret.version);
-    let changed =
-        session.client.execute(sql, &[&secret.name.as_str(), &version, &secret.key, &secret.sealed]).await?;
+    let changed = session.client.execute(sql, &[&secret.name.as_str(), &version, &secret.key, &secret.sealed]).await?;
     Ok(changed == 1)
 }
 

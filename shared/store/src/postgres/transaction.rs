@@ -107,7 +107,11 @@ pub(super) async fn commit(session: &Session, stored: &[Row], new: &mut [Row]) -
     // Sent together: the commit of a transaction in which something failed undoes it.
     match try_join3(stored.execute(session, &update), new.execute(session, &insert), commit).await {
         Ok(_) => Ok(()),
-        Err(fault) if fault.again() == Again::Raced => Err(Fault::Raced),
+        Err(fault) if fault.again() == Again::Raced => {
+            // A refusal that came at once may have been seen before the commit was sent.
+            undo(session).await?;
+            Err(Fault::Raced)
+        }
         Err(fault) => Err(fault),
     }
 }

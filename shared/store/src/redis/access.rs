@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use flux_protocol::{Digest, KeyId, SecretName, Timestamp};
 use ::redis::Script;
+use flux_protocol::{Digest, KeyId, SecretName, Timestamp};
 
 use super::{
     fault::Fault,
@@ -75,8 +75,7 @@ pub(super) async fn api_keys(mut wire: Wire, keys: &Keys) -> Result<Vec<ApiKeyRe
         .query_async(&mut wire)
         .await?;
     let records = records.iter().filter(|(id, _)| Keys::is_key_id(id));
-    let mut all =
-        records.map(|(id, json)| key_from(id, json, used.get(id).copied())).collect::<Result<Vec<_>, _>>()?;
+    let mut all = records.map(|(id, json)| key_from(id, json, used.get(id).copied())).collect::<Result<Vec<_>, _>>()?;
     all.sort_by(|a, b| (a.created_at, a.id.as_str()).cmp(&(b.created_at, b.id.as_str())));
     Ok(all)
 }
@@ -242,9 +241,17 @@ pub(super) async fn put_secret(
     let (number, created_at) = before.map_or((1, at), |before| (before.version.saturating_add(1), before.created_at));
     let mut transaction = changing(&hash, &version);
     transaction.add("HSET", &hash, &[secret.name.as_str().as_bytes(), b"1"]);
-    let (version, created, updated) = (number.to_string(), created_at.as_micros().to_string(), at.as_micros().to_string());
+    let (version, created, updated) =
+        (number.to_string(), created_at.as_micros().to_string(), at.as_micros().to_string());
     let mut words: Vec<&[u8]> = vec![b"version", version.as_bytes(), b"key", secret.key.as_bytes()];
-    words.extend([&b"sealed"[..], &secret.sealed, b"created_at", created.as_bytes(), b"updated_at", updated.as_bytes()]);
+    words.extend([
+        &b"sealed"[..],
+        &secret.sealed,
+        b"created_at",
+        created.as_bytes(),
+        b"updated_at",
+        updated.as_bytes(),
+    ]);
     transaction.add("HSET", &keys.secret(&secret.name), &words);
     transaction.run(&mut wire).await?;
     Ok(Some(number))

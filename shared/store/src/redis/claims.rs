@@ -2,8 +2,8 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use flux_protocol::{AgentId, Digest, ExecutionId, FunctionName, Timestamp};
 use ::redis::Script;
+use flux_protocol::{AgentId, Digest, ExecutionId, FunctionName, Timestamp};
 
 use super::{fault::Fault, keys::Keys, link::Wire, transaction::Transaction};
 use crate::{Claim, Lease};

@@ -34,15 +34,8 @@ pub(super) struct Known {
     status_at: i64,
 }
 
-type Fields = (
-    Option<Vec<u8>>,
-    Option<Vec<u8>>,
-    Option<Vec<u8>>,
-    Option<Vec<u8>>,
-    Option<String>,
-    Option<i16>,
-    Option<i64>,
-);
+type Fields =
+    (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<String>, Option<i16>, Option<i64>);
 
 fn known((record, output, invocation, stamp, function, status, status_at): Fields) -> Result<Option<Known>, Fault> {
     let Some(record) = record else { return Ok(None) };
@@ -113,14 +106,7 @@ fn write(transaction: &mut Transaction, keys: &Keys, before: Option<&Known>, row
 }
 
 /// Takes an id out of the lists of its status, and if it is told to out of its function's too.
-fn unlist(
-    transaction: &mut Transaction,
-    keys: &Keys,
-    id: &[u8; 16],
-    function: &str,
-    status: i16,
-    of_function: bool,
-) {
+fn unlist(transaction: &mut Transaction, keys: &Keys, id: &[u8; 16], function: &str, status: i16, of_function: bool) {
     let shard = keys.shard_of(id);
     transaction.add("ZREM", &keys.list(shard, None, Some(status)), &[id]);
     transaction.add("ZREM", &keys.list(shard, Some(function), Some(status)), &[id]);
@@ -301,9 +287,9 @@ pub(super) async fn list(wire: Wire, keys: &Keys, filter: &ExecutionFilter) -> R
     let (since, first) = since.unzip();
     let mut records = Vec::new();
     loop {
-        let lists = keys.shards().map(|shard| {
-            newest(wire.clone(), keys.list(shard, function.as_deref(), status), cursor, first, limit)
-        });
+        let lists = keys
+            .shards()
+            .map(|shard| newest(wire.clone(), keys.list(shard, function.as_deref(), status), cursor, first, limit));
         let mut ids = Vec::new();
         for member in try_join_all(lists).await?.into_iter().flatten() {
             ids.push(id_of(&member)?);
@@ -365,8 +351,7 @@ async fn stale(
     let count: i64 = redis::cmd("ZCOUNT").arg(&by_time).arg("-inf").arg(&until).query_async(&mut wire).await?;
     if count <= STALE_FEW {
         let mut command = redis::cmd("ZRANGEBYSCORE");
-        let members: Vec<Vec<u8>> =
-            command.arg(&by_time).arg("-inf").arg(&until).query_async(&mut wire).await?;
+        let members: Vec<Vec<u8>> = command.arg(&by_time).arg("-inf").arg(&until).query_async(&mut wire).await?;
         let mut ids = members.iter().map(|member| id_of(member)).collect::<Result<Vec<_>, _>>()?;
         ids.retain(|id| after.is_none_or(|after| *id > after));
         ids.sort_unstable();
@@ -381,8 +366,7 @@ async fn stale(
         let members: Vec<Vec<u8>> = command.query_async(&mut wire).await?;
         let Some(last) = members.last() else { return Ok(ids) };
         from = Some(id_of(last)?);
-        let times: Vec<Option<f64>> =
-            redis::cmd("ZMSCORE").arg(&by_time).arg(&members).query_async(&mut wire).await?;
+        let times: Vec<Option<f64>> = redis::cmd("ZMSCORE").arg(&by_time).arg(&members).query_async(&mut wire).await?;
         for (member, at) in members.iter().zip(times) {
             #[allow(clippy::cast_precision_loss)] // microseconds since the epoch are exact for two centuries more
             if at.is_some_and(|at| at < before as f64) {

@@ -61,8 +61,10 @@ impl Failure for Fault {
             Self::Row { .. } | Self::NotFound { .. } | Self::Refused { .. } => Again::Never,
             Self::Engine(error) => match error.code() {
                 // Coming up, a replica that was the primary, a cluster without one, a primary without its replicas.
-                Some("LOADING" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "NOREPLICAS" | "BUSY" | "UNBLOCKED"
-                    | "MOVED" | "ASK") => Again::Away,
+                Some(
+                    "LOADING" | "READONLY" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "NOREPLICAS" | "BUSY"
+                    | "UNBLOCKED" | "MOVED" | "ASK",
+                ) => Again::Away,
                 Some(_) => Again::Never,
                 // No answer of the server's: the connection, or no primary to be found.
                 None => Again::Away,

@@ -48,12 +48,7 @@ async fn head(wire: &mut Wire, key: &str) -> Result<Head, Fault> {
     Ok(Head { current, last: last.unwrap_or(0), stamp: stamp.unwrap_or_default() })
 }
 
-pub(super) async fn register(
-    wire: Wire,
-    keys: &Keys,
-    spec: &FunctionSpec,
-    now: Timestamp,
-) -> Result<Deployed, Fault> {
+pub(super) async fn register(wire: Wire, keys: &Keys, spec: &FunctionSpec, now: Timestamp) -> Result<Deployed, Fault> {
     change(wire, keys, &spec.name, now, |current| versions::register(current, spec)).await
 }
 
@@ -144,8 +139,7 @@ pub(super) async fn rollback(
 }
 
 pub(super) async fn function(mut wire: Wire, keys: &Keys, name: &FunctionName) -> Result<Option<Function>, Fault> {
-    let all: HashMap<String, Vec<u8>> =
-        redis::cmd("HGETALL").arg(keys.function(name)).query_async(&mut wire).await?;
+    let all: HashMap<String, Vec<u8>> = redis::cmd("HGETALL").arg(keys.function(name)).query_async(&mut wire).await?;
     let Some(current) = all.get(CURRENT_VERSION).map(|json| version_from(json)).transpose()? else { return Ok(None) };
     let mut versions = Vec::new();
     for (_, json) in versions_among(all) {

@@ -3,15 +3,15 @@
 
 use std::path::Path;
 
-use flux_protocol::limits;
 use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo as _, Pipeline, RedisFuture, TlsCertificates,
-    TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo as _, Pipeline, RedisFuture,
+    TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
+use flux_protocol::limits;
 use tokio::sync::Mutex;
 
 use super::fault::Fault;
@@ -55,7 +55,8 @@ impl Link {
         let taken = Taken::from(url, OWN);
         let prefix = taken.name("prefix", "flux").map_err(bad)?;
         let certificates = taken.get("sslrootcert").map(|path| authority_pem(Path::new(path))).transpose();
-        let certificates = certificates.map_err(bad)?.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
+        let certificates =
+            certificates.map_err(bad)?.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
         let (scheme, rest) = taken.url.split_once("://").ok_or_else(|| bad("write redis://host:6379".to_owned()))?;
         let (scheme, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
         let plain = format!("{scheme}://{rest}");
@@ -168,11 +169,12 @@ fn sentinels(url: &str, certificates: Option<TlsCertificates>, password: Option<
             ConnectionAddr::Tcp(host, port)
         }
     };
-    let mut builder =
-        SentinelClientBuilder::new(hosts.into_iter().map(address), service, SentinelServerType::Master).map_err(said)?;
+    let mut builder = SentinelClientBuilder::new(hosts.into_iter().map(address), service, SentinelServerType::Master)
+        .map_err(said)?;
     builder = builder.set_client_to_redis_db(database);
     if secure {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        builder =
+            builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
     }
     if let Some(certificates) = certificates {
         builder = builder

@@ -70,7 +70,11 @@ pub(crate) async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, Stor
 }
 
 impl Caller {
-    async fn call<T, Fut>(&self, attempted: &'static str, work: impl Fn(Wire) -> Fut + Send + Sync) -> Result<T, StoreError>
+    async fn call<T, Fut>(
+        &self,
+        attempted: &'static str,
+        work: impl Fn(Wire) -> Fut + Send + Sync,
+    ) -> Result<T, StoreError>
     where
         T: Send,
         Fut: Future<Output = Result<T, Fault>> + Send,
@@ -189,8 +193,7 @@ impl Store for Redis {
         limit: usize,
     ) -> Result<Vec<ExecutionRecord>, StoreError> {
         let keys = &self.keys;
-        self.link.call("list open executions", |wire| executions::list_open(wire, keys, before, after, limit))
-        .await
+        self.link.call("list open executions", |wire| executions::list_open(wire, keys, before, after, limit)).await
     }
 
     async fn requeued(
@@ -202,8 +205,11 @@ impl Store for Redis {
     ) -> Result<(), StoreError> {
         let keys = &self.keys;
         let position = &position;
-        self.link.call("record that an execution waits again", |wire| executions::requeued(wire, keys, id, attempt, position, now))
-        .await
+        self.link
+            .call("record that an execution waits again", |wire| {
+                executions::requeued(wire, keys, id, attempt, position, now)
+            })
+            .await
     }
 
     async fn claim_idempotency(
@@ -329,8 +335,11 @@ impl Store for Redis {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let keys = &self.keys;
-        self.link.call("claim an attempt's secrets", |wire| claims::claim_secrets(wire, keys, (execution, attempt), agent, nonce, now))
-        .await
+        self.link
+            .call("claim an attempt's secrets", |wire| {
+                claims::claim_secrets(wire, keys, (execution, attempt), agent, nonce, now)
+            })
+            .await
     }
 
     async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError> {
@@ -341,10 +350,8 @@ impl Store for Redis {
         let mut removed = Vec::new();
         loop {
             let step = EXPIRE_STEP.min(limit - removed.len());
-            let more = self
-                .link
-                .call("expire old executions", |wire| executions::expire(wire, keys, before, step))
-                .await?;
+            let more =
+                self.link.call("expire old executions", |wire| executions::expire(wire, keys, before, step)).await?;
             let last = more.len() < step;
             removed.extend(more);
             if last || removed.len() >= limit {

@@ -80,11 +80,13 @@ pub(super) async fn examine(wire: &mut Wire, place: &str, durability: Durability
 }
 
 async fn sync_is_always(wire: &mut Wire, place: &str) -> Result<(), Fault> {
-    let asked: Result<Value, _> =
-        ask_all(wire, redis::cmd("CONFIG").arg("GET").arg("appendfsync")).await;
+    let asked: Result<Value, _> = ask_all(wire, redis::cmd("CONFIG").arg("GET").arg("appendfsync")).await;
     // A hosted server does not tell.
     let Ok(told) = asked else {
-        tracing::warn!(store = place, "whether Redis syncs each write cannot be asked; `appendfsync always` has to be set");
+        tracing::warn!(
+            store = place,
+            "whether Redis syncs each write cannot be asked; `appendfsync always` has to be set"
+        );
         return Ok(());
     };
     let mut words = Vec::new();
@@ -108,7 +110,7 @@ async fn infos(wire: &mut Wire) -> Result<Vec<HashMap<String, String>>, Fault> {
         let told = ask_all(wire, redis::cmd("INFO").arg(section)).await?;
         let mut found = Vec::new();
         texts(&told, &mut found);
-        let found: Vec<String> = found.into_iter().filter(|text| text.contains(":")  && text.contains('\n')).collect();
+        let found: Vec<String> = found.into_iter().filter(|text| text.contains(":") && text.contains('\n')).collect();
         all.resize_with(found.len().max(all.len()), HashMap::new);
         for (info, text) in all.iter_mut().zip(found) {
             let pairs = text.lines().filter_map(|line| line.trim().split_once(':'));
