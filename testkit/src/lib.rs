@@ -24,7 +24,7 @@ mod seed;
 mod up;
 mod wait;
 
-pub use apart::{passable_dir, start_gateway};
+pub use apart::{passable_dir, start_gateway, start_gateway_on};
 pub use api::{Api, Reply};
 pub use archive::{File, archive};
 pub use disk::Disk;

@@ -26,7 +26,7 @@ const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
 
 enum Way {
-    One(Client),
+    One(Box<Client>),
     /// Asked anew for each connection.
     Sentinels(Box<Mutex<SentinelClient>>),
     Cluster(Box<ClusterClient>),
@@ -100,7 +100,7 @@ impl Link {
             .set_response_timeout(Some(limits::STORE_CONNECT));
         let client = match &self.way {
             Way::Cluster(client) => return Ok(Wire::Cluster(client.get_async_connection().await?)),
-            Way::One(client) => client.clone(),
+            Way::One(client) => Client::clone(client),
             Way::Sentinels(sentinels) => sentinels.lock().await.async_get_client().await?,
         };
         Ok(Wire::One(client.get_multiplexed_async_connection_with_config(&config).await?))
@@ -112,11 +112,18 @@ fn one(url: &str, certificates: Option<TlsCertificates>) -> Result<Way, String> 
         Some(certificates) => Client::build_with_tls(url, certificates),
         None => Client::open(url),
     };
-    Ok(Way::One(client.map_err(said)?))
+    Ok(Way::One(Box::new(client.map_err(said)?)))
 }
 
-/// `scheme://user:password@host:port,host:port/rest`: what comes before the hosts, the hosts, and the rest.
-fn parts(url: &str, port: u16) -> Result<(String, Vec<(String, u16)>, String), String> {
+/// `scheme://user:password@host:port,host:port/path`.
+struct Parts {
+    /// `scheme://user:password@`
+    before: String,
+    hosts: Vec<(String, u16)>,
+    path: String,
+}
+
+fn parts(url: &str, port: u16) -> Result<Parts, String> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
     let (before, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
     let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -132,11 +139,11 @@ fn parts(url: &str, port: u16) -> Result<(String, Vec<(String, u16)>, String), S
         return Err("a host is missing".to_owned());
     }
     let before = if before.is_empty() { format!("{scheme}://") } else { format!("{scheme}://{before}@") };
-    Ok((before, hosts, path.to_owned()))
+    Ok(Parts { before, hosts, path: path.to_owned() })
 }
 
 fn cluster(url: &str, certificates: Option<TlsCertificates>) -> Result<Way, String> {
-    let (before, hosts, path) = parts(url, REDIS_PORT)?;
+    let Parts { before, hosts, path } = parts(url, REDIS_PORT)?;
     if !path.is_empty() {
         return Err("a cluster has no numbered databases".to_owned());
     }
@@ -153,7 +160,7 @@ fn cluster(url: &str, certificates: Option<TlsCertificates>) -> Result<Way, Stri
 }
 
 fn sentinels(url: &str, certificates: Option<TlsCertificates>, password: Option<&str>) -> Result<Way, String> {
-    let (before, hosts, path) = parts(url, SENTINEL_PORT)?;
+    let Parts { before, hosts, path } = parts(url, SENTINEL_PORT)?;
     let (service, database) = path.split_once('/').unwrap_or((&path, "0"));
     if service.is_empty() {
         return Err("the service's name is missing: write redis+sentinel://host:26379,host:26379/name".to_owned());
