@@ -90,7 +90,7 @@ impl RedisServer {
             true,
             &format!(
                 "sentinel monitor flux 127.0.0.1 {port} {quorum}\nsentinel down-after-milliseconds flux 1000\n\
-                 sentinel failover-timeout flux 10000"
+                 sentinel failover-timeout flux 5000"
             ),
         );
         sentinel.launch().await;

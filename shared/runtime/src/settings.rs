@@ -306,3 +306,21 @@ impl Default for AgentSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_of_the_predecessor_s_files_is_the_store_unless_another_is_named() {
+        let url = |redis: Option<&str>, store: Option<&str>| {
+            let mut settings = Settings { redis_addr: redis.map(str::to_owned), ..Settings::default() };
+            settings.store.url = store.map(str::to_owned);
+            settings.store_url_or(|| "sqlite:///d/flux.db".to_owned());
+            settings.store.url.expect("it is set")
+        };
+        assert_eq!(url(None, None), "sqlite:///d/flux.db");
+        assert_eq!(url(Some("10.0.0.5:6379"), None), "redis://10.0.0.5:6379");
+        assert_eq!(url(Some("10.0.0.5:6379"), Some("postgres://h/d")), "postgres://h/d");
+    }
+}

@@ -12,6 +12,7 @@ mod rate;
 mod redis;
 mod refusals;
 mod server;
+mod tls;
 
 mod sqlite_in_memory {
     flux_store::conformance_tests!((crate::open("sqlite::memory:").await, ()));
