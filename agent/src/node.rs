@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flux_broker::Broker;
+use flux_pki::Credential;
 use flux_protocol::{AgentId, FunctionName, PoolName, function::Isolation};
 use flux_runtime::Tasks;
 use flux_secrets::Recipient;
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) addresses: Addresses,
     /// What secrets are sealed to: of this process alone.
     pub(crate) secrets_key: Recipient,
+    /// What says that it is this agent; `None` where agents have no certificates.
+    pub(crate) credential: Option<Arc<Credential>>,
     /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
     pub(crate) finishing: Window,
     /// Large outputs that are stored apart at once.

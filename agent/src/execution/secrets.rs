@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use flux_protocol::{
     ErrorKind, FunctionVersion, SecretName,
-    secret::{Base64, SecretsReply, SecretsRequest},
+    secret::{Base64, KeyProof, SecretsReply, SecretsRequest, key_statement},
     subject, time,
 };
 use flux_secrets::{Patterns, Sealed};
@@ -68,6 +68,7 @@ impl Attempt {
             version: version.version,
             nonce: Base64(rand::random::<[u8; 16]>().to_vec()),
             public_key: Base64(self.node.secrets_key.public_key().to_vec()),
+            proof: self.key_proof()?,
         };
         let began = time::now();
         let (mut tries, mut claims) = (0, 0);
@@ -102,6 +103,19 @@ impl Attempt {
                     tracing::debug!(why, tries, "secrets are not given yet");
                     let _ = tokio::time::timeout(retry::pause(tries), self.execution.until_stopped()).await;
                 }
+            }
+        }
+    }
+
+    /// That the key is this agent's, where it has a certificate.
+    fn key_proof(&self) -> Result<Option<KeyProof>, Started> {
+        let Some(credential) = &self.node.credential else { return Ok(None) };
+        let statement = key_statement(&self.node.id, self.node.secrets_key.public_key());
+        match credential.sign(&statement) {
+            Ok((certificate, signature)) => Ok(Some(KeyProof { certificate, signature: Base64(signature) })),
+            Err(error) => {
+                let why = format!("it cannot sign the key of its secrets: {}", crate::error_chain(&error));
+                Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, why))))
             }
         }
     }

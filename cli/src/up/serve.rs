@@ -102,7 +102,7 @@ impl Worker {
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
         compose::say_durability(settings.queue.durability, true);
         let (gateway, store) = compose::gateway(&settings, certs, &broker, &core).await?;
-        let agent = flux_agent::start(&settings, Arc::clone(&broker), agent_tasks.clone())
+        let agent = flux_agent::start_beside_gateway(&settings, Arc::clone(&broker), agent_tasks.clone())
             .await
             .context("the agent cannot start")?;
         let seen = async {

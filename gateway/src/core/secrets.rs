@@ -3,6 +3,7 @@
 //! An agent that holds an attempt asks on `flux.ask.<agent>.secrets`; one gateway hears it, and answers if
 //!
 //! - the agent is online, in the function's pool, and its heartbeat names the key that it asks to have the answer sealed to;
+//! - the key is signed by the agent's certificate, where agents have any;
 //! - the version that it names declares secrets, and the record of the execution, where there is one, is of that function,
 //!   is not over, and is not said to be with another agent;
 //! - nobody was given the secrets of this attempt before: the store decides, so that two gateways do not answer two. Attempts
@@ -15,11 +16,12 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flux_broker::Signal;
+use flux_pki::PkiError;
 use flux_protocol::{
     AgentId, ErrorCode, FunctionSpec, Phase, SecretName,
     agent::AgentStatus,
     limits,
-    secret::{Base64, SecretsReply, SecretsRequest},
+    secret::{Base64, KeyProof, SecretsReply, SecretsRequest, key_statement},
     subject::{self, GATEWAYS_GROUP},
     time::now,
 };
@@ -304,6 +306,7 @@ impl Inner {
         if known.heartbeat.secrets_key.as_ref() != Some(&request.public_key) {
             return Err(No::NotNow("the agent's heartbeat names another key, or none yet".to_owned()));
         }
+        self.require_proof(agent, request).await?;
         let version = self.functions.require_version(&request.function, Some(request.version)).await?;
         let spec = version.spec();
         if spec.pool != known.heartbeat.pool {
@@ -347,5 +350,32 @@ impl Inner {
         let sealed = sealed.map_err(|_| refused("the agent's key is no key"))?;
         metrics::counter!("flux_secrets_given_total").increment(1);
         Ok(SecretsReply::Sealed { encapsulated: Base64(sealed.encapsulated), ciphertext: Base64(sealed.ciphertext) })
+    }
+
+    /// The broker holds who asks to its name; who may publish as everybody, as any gateway may, has not the agents' keys.
+    async fn require_proof(&self, agent: &AgentId, request: &SecretsRequest) -> Result<(), No> {
+        let Some(certs) = self.certs.clone() else { return Ok(()) };
+        let Some(KeyProof { certificate, signature }) = request.proof.clone() else {
+            let reason = "the agent did not sign its key, as this release does: upgrade agents before gateways";
+            return Err(No::Refused(reason.to_owned()));
+        };
+        let (agent, statement) = (agent.clone(), key_statement(agent, &request.public_key.0));
+        let verified = tokio::task::spawn_blocking(move || {
+            certs.verify_agent_signed(&agent, &certificate, &statement, &signature.0)
+        });
+        match verified.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error @ (PkiError::Untrusted { .. } | PkiError::Unknown { .. }))) => {
+                Err(No::Refused(format!("its key is not signed by the agent: {error}")))
+            }
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "whether an agent signed its key is not known"
+                );
+                Err(No::NotNow("this gateway's directory of certificates cannot be used".to_owned()))
+            }
+            Err(error) => Err(No::NotNow(error.to_string())),
+        }
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_broker::Signals as _;
 use flux_gateway::Gateway;
+use flux_pki::{Certs, Credential};
 use flux_protocol::{
     AgentId, ExecutionId, PoolName, SecretName,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, NodeStatus},
-    secret::{Base64, SecretsReply, SecretsRequest},
+    secret::{Base64, KeyProof, SecretsReply, SecretsRequest, key_statement},
     subject,
     time::now,
 };
@@ -77,6 +78,7 @@ impl Asker {
             version: 1,
             nonce: Base64(vec![nonce; 16]),
             public_key: Base64(self.key.public_key().to_vec()),
+            proof: None,
         }
     }
 
@@ -202,6 +204,65 @@ async fn who_is_not_what_it_says_is_given_nothing() {
     let fresh = ExecutionId::new();
     let question = holder.question(fresh, 1, 9);
     holder.known(&world, &gateway, "default").await;
+    assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+}
+
+#[tokio::test]
+async fn a_key_that_its_agent_did_not_sign_gets_nothing() {
+    let mut world = World::new().await;
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (certs, other) = (Certs::at(dir.path()), Certs::at(other_dir.path()));
+    let (holder, thief) = (Asker::new("holder"), Asker::new("thief"));
+    for certs in [&certs, &other] {
+        certs.init(&[]).unwrap();
+        certs.mint_agent(&holder.id, vec![PoolName::default()]).unwrap();
+    }
+    certs.mint_agent(&thief.id, vec![PoolName::default()]).unwrap();
+    world.certs = Some(certs.clone());
+    let gateway = world.gateway().await;
+    deploy(&gateway, "uses", "secrets: [DB]\n").await;
+    gateway.put_secret(&secret("DB"), b"hunter2").await.unwrap();
+    let signed = |by: &Credential, statement: &[u8]| {
+        let (certificate, signature) = by.sign(statement).unwrap();
+        Some(KeyProof { certificate, signature: Base64(signature) })
+    };
+    // Who may publish everywhere says a heartbeat in the holder's name that has a key of its own.
+    let forged = Asker { id: holder.id.clone(), key: Recipient::generate().unwrap() };
+    let statement = key_statement(&holder.id, forged.key.public_key());
+    let (holders, thiefs) = (certs.agent(&holder.id).unwrap(), certs.agent(&thief.id).unwrap());
+    let honest = signed(&holders, &key_statement(&holder.id, holder.key.public_key()));
+    let garbled = honest.clone().map(|proof| KeyProof { signature: Base64(vec![0; 70]), ..proof });
+    let nobodys = honest.clone().map(|proof| KeyProof { certificate: "-----".to_owned(), ..proof });
+    let proofs = [
+        ("none", None),
+        ("of the holder's own key", honest.clone()),
+        ("by another agent", signed(&thiefs, &statement)),
+        ("of another agent's key", signed(&thiefs, &key_statement(&thief.id, forged.key.public_key()))),
+        ("by a gateway", signed(&certs.gateway().unwrap(), &statement)),
+        ("by another CA's agent of the name", signed(&other.agent(&holder.id).unwrap(), &statement)),
+        ("by the holder, of something else", signed(&holders, forged.key.public_key())),
+        ("garbled", garbled),
+        ("without a certificate", nobodys),
+    ];
+    forged.known(&world, &gateway, "default").await;
+    let id = ExecutionId::new();
+    for (what, proof) in proofs {
+        let reply = forged.ask(&world, &SecretsRequest { proof, ..forged.question(id, 1, 1) }).await;
+        let SecretsReply::Refused { reason } = &reply else { panic!("{what}: {reply:?}") };
+        assert!(reason.contains("sign"), "{what}: {reason}");
+    }
+    // None of it used the attempt up for who it is.
+    holder.known(&world, &gateway, "default").await;
+    let question = SecretsRequest { proof: honest.clone(), ..holder.question(id, 1, 1) };
+    assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+    // Who was shut out stays so, also when its name is let in again.
+    certs.revoke_agent(&holder.id).unwrap();
+    let question = SecretsRequest { proof: honest, ..holder.question(id, 2, 2) };
+    refused(holder.ask(&world, &question).await, "not signed by the agent");
+    certs.mint_agent(&holder.id, vec![PoolName::default()]).unwrap();
+    refused(holder.ask(&world, &question).await, "not signed by the agent");
+    let proof = signed(&certs.agent(&holder.id).unwrap(), &key_statement(&holder.id, holder.key.public_key()));
+    let question = SecretsRequest { proof, ..question };
     assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
 }
 

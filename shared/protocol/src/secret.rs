@@ -35,6 +35,23 @@ pub struct SecretsRequest {
     pub nonce: Base64,
     /// The key that the answer is to be sealed to. A gateway seals to it only if the agent's heartbeat says the same.
     pub public_key: Base64,
+    /// That the key is the agent's. Absent where agents have no certificates; a gateway that knows them by theirs gives
+    /// nothing without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<KeyProof>,
+}
+
+/// An agent's certificate, and [`key_statement`] signed by its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyProof {
+    /// PEM.
+    pub certificate: String,
+    pub signature: Base64,
+}
+
+/// What an agent signs of the key that secrets are to be sealed to: nothing that it signs for another purpose begins so.
+pub fn key_statement(agent: &AgentId, public_key: &[u8]) -> Vec<u8> {
+    format!("flux secrets key 1\n{agent}\n{}", STANDARD.encode(public_key)).into_bytes()
 }
 
 impl SecretsRequest {
