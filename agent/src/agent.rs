@@ -30,6 +30,7 @@ use crate::{
     puller::{Event, Puller, PullerState},
     runtimes::{Runtimes, Search},
     sandbox::Tiers,
+    stamps::{self, Stamps},
     warm::WarmPool,
     window::Window,
 };
@@ -176,6 +177,7 @@ impl Agent {
             addresses: Addresses::find(private_ip, public_ip),
             secrets_key: Recipient::generate()?,
             credential,
+            stamps: Stamps::default(),
             finishing: Window::new(finishing),
             storing: Semaphore::new(STORING_AT_ONCE),
             abandoned: CancellationToken::new(),
@@ -222,6 +224,7 @@ impl Agent {
         agent.essential("hot queues", async move { hot::follow(&*node.broker, &node.pool, events).await });
         let warm = Arc::clone(&agent.node.warm);
         agent.essential("warm pool", async move { warm.tend().await });
+        agent.essential("secrets of workers", stamps::follow(Arc::clone(&agent.node)));
         agent.essential("control", control::answer(Arc::clone(&agent.node), agent.events.clone()));
         agent.essential("cancels", control::cancels(Arc::clone(&agent.node)));
         let heart = Heart::new(Arc::clone(&agent.node), machine, total, agent.state.clone());

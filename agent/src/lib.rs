@@ -43,6 +43,7 @@ mod room;
 mod run;
 mod runtimes;
 mod sandbox;
+mod stamps;
 mod warm;
 mod window;
 

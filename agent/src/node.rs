@@ -20,6 +20,7 @@ use crate::{
     ledger::Ledger,
     runtimes::Runtimes,
     sandbox::{Sandbox, Tiers},
+    stamps::Stamps,
     warm::WarmPool,
     window::Window,
 };
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) addresses: Addresses,
     /// What secrets are sealed to: of this process alone.
     pub(crate) secrets_key: Recipient,
+    /// Which secrets are set now, for workers that have some.
+    pub(crate) stamps: Stamps,
     /// What says that it is this agent; `None` where agents have no certificates.
     pub(crate) credential: Option<Arc<Credential>>,
     /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.

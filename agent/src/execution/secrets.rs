@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use flux_protocol::{
     ErrorKind, FunctionVersion, SecretName,
-    secret::{Base64, KeyProof, SecretsReply, SecretsRequest, key_statement},
+    secret::{Base64, KeyProof, SecretStamps, SecretsReply, SecretsRequest, key_statement},
     subject, time,
 };
 use flux_secrets::{Patterns, Sealed};
@@ -22,6 +22,7 @@ const GIVEN_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Default)]
 pub(crate) struct Secrets {
     values: BTreeMap<SecretName, String>,
+    stamps: SecretStamps,
     hidden: Option<Patterns>,
 }
 
@@ -40,6 +41,11 @@ impl Secrets {
         self.values.keys().any(|known| known.as_str() == name)
     }
 
+    /// Which values they are; a gateway of the release before does not say.
+    pub(crate) fn stamps(&self) -> &SecretStamps {
+        &self.stamps
+    }
+
     pub(crate) fn hidden(&self) -> Option<&Patterns> {
         self.hidden.as_ref()
     }
@@ -47,7 +53,7 @@ impl Secrets {
 
 /// What is to be done about an answer.
 enum Answer {
-    Given(BTreeMap<SecretName, String>),
+    Given(BTreeMap<SecretName, String>, SecretStamps),
     Again(String),
     /// The attempt of this number was another's.
     Claimed(String),
@@ -80,9 +86,9 @@ impl Attempt {
             };
             let late = |kind, message| Started::Late(Box::new(super::failed(kind, message)));
             match asked {
-                Answer::Given(values) => {
+                Answer::Given(values, stamps) => {
                     let hidden = Patterns::of(values.values().map(String::as_bytes)).filter(|_| spec.redact);
-                    return Ok(Secrets { values, hidden });
+                    return Ok(Secrets { values, stamps, hidden });
                 }
                 Answer::Claimed(why) if claims >= self.node.max_losses => {
                     return Err(late(ErrorKind::Sandbox, format!("its secrets were not given to this agent: {why}")));
@@ -131,11 +137,11 @@ impl Attempt {
             Err(error) => return Answer::Again(crate::error_chain(&error)),
         };
         match serde_json::from_slice(&answered.body) {
-            Ok(SecretsReply::Sealed { encapsulated, ciphertext }) => {
+            Ok(SecretsReply::Sealed { encapsulated, ciphertext, stamps }) => {
                 let sealed = Sealed { encapsulated: encapsulated.0, ciphertext: ciphertext.0 };
                 let opened = self.node.secrets_key.open(&sealed, &request.purpose(agent));
                 match opened.map(|values| serde_json::from_slice(&values)) {
-                    Ok(Ok(values)) => Answer::Given(values),
+                    Ok(Ok(values)) => Answer::Given(values, stamps),
                     Ok(Err(_)) => Answer::Again("what was sealed is not understood".to_owned()),
                     Err(error) => Answer::Again(error.to_string()),
                 }

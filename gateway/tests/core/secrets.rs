@@ -9,7 +9,10 @@ use flux_pki::{Certs, Credential};
 use flux_protocol::{
     AgentId, ExecutionId, PoolName, SecretName,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, NodeStatus},
-    secret::{Base64, KeyProof, SecretsReply, SecretsRequest, key_statement},
+    secret::{
+        Base64, FunctionStamps, KeyProof, SecretsReply, SecretsRequest, StampsReply, StampsRequest, VersionedFunction,
+        key_statement,
+    },
     subject,
     time::now,
 };
@@ -90,7 +93,7 @@ impl Asker {
 
     /// What was sealed to it, if it was.
     fn opened(&self, request: &SecretsRequest, reply: &SecretsReply) -> Option<String> {
-        let SecretsReply::Sealed { encapsulated, ciphertext } = reply else { return None };
+        let SecretsReply::Sealed { encapsulated, ciphertext, .. } = reply else { return None };
         let sealed = Sealed { encapsulated: encapsulated.0.clone(), ciphertext: ciphertext.0.clone() };
         let opened = self.key.open(&sealed, &request.purpose(&self.id)).ok()?;
         Some(String::from_utf8(opened).unwrap())
@@ -264,6 +267,40 @@ async fn a_key_that_its_agent_did_not_sign_gets_nothing() {
     let proof = signed(&certs.agent(&holder.id).unwrap(), &key_statement(&holder.id, holder.key.public_key()));
     let question = SecretsRequest { proof, ..question };
     assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+}
+
+#[tokio::test]
+async fn an_agent_hears_which_values_the_secrets_of_its_pool_have() {
+    let mut world = World::new().await;
+    world.pools = vec![PoolName::parse("gpu").unwrap()];
+    let gateway = world.gateway().await;
+    deploy(&gateway, "uses", "secrets: [DB]\n").await;
+    deploy(&gateway, "foreign", "secrets: [DB]\npool: gpu\n").await;
+    let asker = Asker::new("asker");
+    asker.known(&world, &gateway, "default").await;
+    let of = |function: &str, version: u32| VersionedFunction { function: name(function), version };
+    let ask = async || {
+        let functions = vec![of("uses", 1), of("foreign", 1), of("uses", 7), of("none", 1)];
+        let body = Bytes::from(serde_json::to_vec(&StampsRequest { functions }).unwrap());
+        let question = subject::question(&asker.id, subject::SECRET_STAMPS);
+        let answer = world.broker.ask(question, body, Duration::from_secs(10)).await.unwrap();
+        let reply: StampsReply = serde_json::from_slice(&answer.expect("a gateway answers").body).unwrap();
+        let [FunctionStamps { of: about, stamps }] = &reply.functions[..] else { panic!("{reply:?}") };
+        assert_eq!(*about, of("uses", 1), "of another pool's and of what is not there it says nothing");
+        stamps.clone()
+    };
+    assert!(ask().await.is_empty(), "not set");
+    gateway.put_secret(&secret("DB"), b"one").await.unwrap();
+    let first = ask().await;
+    let given = |reply: SecretsReply| match reply {
+        SecretsReply::Sealed { stamps, .. } => stamps,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(given(asker.ask(&world, &asker.question(ExecutionId::new(), 1, 1)).await), first);
+    gateway.rotate_secrets_key().await.unwrap();
+    assert_eq!(ask().await, first, "the value is the same");
+    gateway.put_secret(&secret("DB"), b"two").await.unwrap();
+    assert_ne!(ask().await, first);
 }
 
 #[tokio::test]

@@ -269,3 +269,6 @@ pub const JWKS_KEYS: usize = 64;
 pub const SECRET: usize = 64 * KIB;
 pub const SECRETS: usize = 10_000;
 pub const FUNCTION_SECRETS: usize = 64;
+/// Between an agent's questions whether the secrets of its warm workers are still those, and how many functions one is about.
+pub const STAMPS_EVERY: Duration = Duration::from_secs(2);
+pub const STAMPS_ASKED: usize = 100;
