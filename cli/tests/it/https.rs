@@ -4,7 +4,7 @@ use std::{path::Path, process::Output, time::Duration};
 
 use flux_testkit::{FluxCommand, eventually, eventually_some, free_port};
 
-const ENDS: Duration = Duration::from_secs(60);
+const ENDS: Duration = Duration::from_secs(120);
 
 /// A place that the user `flux` can pass, and not write to.
 fn home() -> tempfile::TempDir {
