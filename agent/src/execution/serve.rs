@@ -20,7 +20,6 @@ use flux_protocol::{
 };
 use flux_secrets::{Patterns, Redactor};
 use flux_worker::{Call, Fault, Load, Used, bootstrap};
-use futures::FutureExt as _;
 use nix::libc::SIGKILL;
 
 use super::{
@@ -166,15 +165,16 @@ impl Attempt {
         let mut capture = Capture::new(node, execution, attempt, worker.pipes, hidden.as_ref());
         let mut ending = None;
         let mut watched = {
+            let last_words = worker.talk.last_words();
             let exchange = worker.talk.exchange(&call, &ready.payload);
             tokio::pin!(exchange);
             let watched = self.watch(&mut *worker.process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
             match watched {
-                // It may have answered just before its end.
-                Watched::Ended(ended) if ending.is_none() => match exchange.now_or_never() {
-                    Some(Exchange::Served(served)) => Watched::Answered(Exchange::Served(served)),
-                    Some(Exchange::NotLoaded(fault)) => Watched::Answered(Exchange::NotLoaded(fault)),
-                    Some(Exchange::NotSent) => Watched::Answered(Exchange::NotSent),
+                // It may have answered just before its end, or said why there is no answer: all that was heard is read.
+                Watched::Ended(ended) if ending.is_none() => match tokio::time::timeout(last_words, exchange).await {
+                    Ok(Exchange::Served(served)) => Watched::Answered(Exchange::Served(served)),
+                    Ok(Exchange::NotLoaded(fault)) => Watched::Answered(Exchange::NotLoaded(fault)),
+                    Ok(Exchange::NotSent) => Watched::Answered(Exchange::NotSent),
                     _ => Watched::Ended(ended),
                 },
                 watched => watched,

@@ -1,6 +1,9 @@
 //! How a worker is spoken to.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use flux_protocol::limits;
 use flux_worker::Call;
 
 use super::{Exchange, Served, channel::Channel};
@@ -19,6 +22,16 @@ impl Talk {
         match self {
             Self::Framed(channel) => channel.exchange(call, payload).await,
             Self::Lambda(api) => api.exchange(call, payload).await,
+        }
+    }
+
+    /// For how long to listen to a worker whose process ended. A channel ends with it, but the runtime may hear of what is in it
+    /// later than of the process's end.
+    pub(crate) const fn last_words(&self) -> Duration {
+        match self {
+            Self::Framed(_) => limits::PIPE_DRAIN,
+            // What was heard is kept, and nothing says that no more comes.
+            Self::Lambda(_) => Duration::ZERO,
         }
     }
 
