@@ -47,7 +47,41 @@ pub struct Subject {
 #[macro_export]
 macro_rules! conformance_tests {
     ($subject:expr) => {
-        $crate::conformance_tests! { @ $subject;
+        $crate::provider_clauses! { $crate::conformance_tests, $subject }
+    };
+    (@ $subject:expr; $($clause:ident,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $clause() {
+                let subject: $crate::conformance::Subject = $subject;
+                $crate::conformance::$clause(&subject).await;
+            }
+        )*
+    };
+}
+
+/// The same one after another, where making what is behind a provider takes long. Each clause gets a subject whose clusters are
+/// its own; its name is said before it.
+#[macro_export]
+macro_rules! hold_every_clause {
+    ($subject:expr) => {
+        $crate::provider_clauses! { $crate::hold_every_clause, $subject }
+    };
+    (@ $subject:expr; $($clause:ident,)*) => {
+        $(
+            eprintln!("{}", stringify!($clause));
+            let subject: $crate::conformance::Subject = $subject;
+            $crate::conformance::$clause(&subject).await;
+        )*
+    };
+}
+
+/// Every clause, given to another macro.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! provider_clauses {
+    ($then:path, $subject:expr) => {
+        $then! { @ $subject;
             a_launch_gives_a_node_with_what_was_asked_for,
             the_same_token_buys_one_node,
             of_eight_at_once_with_one_token_all_get_one_node,
@@ -67,15 +101,6 @@ macro_rules! conformance_tests {
             there_is_no_console_of_what_is_not_there,
             known_types_are_described_in_order,
         }
-    };
-    (@ $subject:expr; $($clause:ident,)*) => {
-        $(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $clause() {
-                let subject: $crate::conformance::Subject = $subject;
-                $crate::conformance::$clause(&subject).await;
-            }
-        )*
     };
 }
 
