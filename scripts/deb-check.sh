@@ -49,11 +49,11 @@ for service in flux-gateway flux-agent; do
     fi
 done
 grep -q '^Delegate=yes$' "$node"/{usr/,}lib/systemd/system/flux-agent.service 2>/dev/null || die "the agent's cgroup is not its own"
-# The examples are configurations: each is read to its end, and then there is no queue.
+# The examples are configurations: each is read to its end; what lacks then is a key, or a queue.
 for service in flux-gateway flux-agent; do
     cp "$node/etc/flux/$service.yaml.example" "$node/etc/flux/flux.yaml"
-    told="$(in_node timeout 20 "$service" 2>&1 || true)"
-    ! grep -q 'configuration' <<<"$told" || die "$service.yaml.example: $told"
+    told="$(in_node timeout 20 "$service" --config /etc/flux/flux.yaml 2>&1 || true)"
+    ! grep -Eq ': (configuration: |the configuration file )' <<<"$told" || die "$service.yaml.example: $told"
     rm "$node/etc/flux/flux.yaml"
 done
 

@@ -87,7 +87,7 @@ fn a_step_that_hangs_is_ended_on_the_machine_too() {
     in_own_network(async {
         let node = Node::start_with(IDLE_AGENT).await;
         let mut recipe = recipe(&node);
-        recipe.timing.step = Duration::from_secs(1);
+        recipe.timing.step = Duration::from_secs(3);
         recipe.timing.tries = 2;
         recipe.setup_commands = vec!["echo before; trap '' TERM; sleep 4711; sleep 4711".to_owned()];
         let failed = bootstrap(&node, &node.pinned(), &recipe).await.expect_err("it hangs");
