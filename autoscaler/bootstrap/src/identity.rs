@@ -26,7 +26,7 @@ impl fmt::Debug for AgentFiles {
 impl AgentFiles {
     /// Lets the agent in, with a key that is made here unless it was let in from here before.
     ///
-    /// `config` is YAML for the machine's [`Recipe::config_file`]: what it needs beside its id, pool and certificates (`queue: { url: … }`
+    /// `config` is YAML for the machine's `flux.yaml`: what it needs beside its id, pool and certificates (`queue: { url: … }`
     /// at the least). It may have no `certs_dir` and no `agent.id` or `agent.pool`: those are written here.
     ///
     /// # Errors
