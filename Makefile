@@ -47,6 +47,25 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
+.PHONY: test-clouds
+test-clouds: ## the providers aws by EC2's real client, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
+	@scripts/setup.sh clouds
+	cargo clippy $(LOCKED) -p flux-provider-aws --features sdk --lib -- -D warnings
+	cargo nextest run $(LOCKED) -p flux-provider-aws --features sdk
+
+DEB_PROFILE ?= release
+
+.PHONY: deb
+deb: build ## Debian packages of gateway, agent and command line, into target/debian
+	@scripts/setup.sh deb
+	@scripts/deb.sh $(or $(CARGO_TARGET_DIR),target)/debian
+
+.PHONY: deb-check
+deb-check: ## installs, upgrades, removes and purges them in a Debian of their own (root; DEB_PROFILE=dev takes a debug build)
+	@scripts/setup.sh deb
+	cargo build --profile $(DEB_PROFILE) $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent --bins
+	@scripts/deb-check.sh $(DEB_PROFILE)
+
 MICROVM_IMAGE ?= $(CURDIR)/.tools/microvm
 FIRECRACKER ?= $(or $(shell command -v firecracker),/usr/local/bin/firecracker)
 # What the tests of a real Firecracker are told.

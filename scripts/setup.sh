@@ -182,6 +182,38 @@ peers() {
     fi
 }
 
+# For the tests of machines that are set up: Debian's sshd, which they start themselves, and what makes a machine of this one.
+machines() {
+    local packages=()
+    [ -x /usr/sbin/sshd ] || packages+=(openssh-server)
+    have ssh-keygen || packages+=(openssh-client)
+    have sudo || packages+=(sudo)
+    have ip || packages+=(iproute2)
+    have strip || packages+=(binutils)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+}
+
+# For `make test-clouds` only: an EC2 that has no machines.
+clouds() {
+    local into="$ROOT/.tools/moto"
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
+    if ! "$into/bin/python" -c 'import moto.server' 2>/dev/null; then
+        say "installing moto's server into .tools/moto"
+        python3 -m venv "$into"
+        "$into/bin/python" -m pip install --quiet --disable-pip-version-check 'moto[server,ec2]>=5,<6' >&2
+    fi
+}
+
+# For `make deb` and `make deb-check` only.
+DEB_MINIMUM=3.0
+deb() {
+    local packages=()
+    have dpkg-shlibdeps || packages+=(dpkg-dev)
+    have debootstrap || packages+=(debootstrap)
+    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    cargo_tool cargo-deb "$DEB_MINIMUM" "^3"
+}
+
 # For `make api-check` only.
 api() {
     local into="$ROOT/.tools/schemathesis"
@@ -196,10 +228,12 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; docker; guests; stores; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; docker; guests; stores; machines; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    clouds) toolchain; clouds; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    deb) toolchain; deb ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
     api) toolchain; nats_server; users; reachable_by_flux; api ;;
-    *) die "usage: $0 [all|check|test|bench|chaos|peers|api]" ;;
+    *) die "usage: $0 [all|check|test|clouds|deb|bench|chaos|peers|api]" ;;
 esac

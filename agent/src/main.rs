@@ -35,7 +35,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(8);
 #[derive(Debug, clap::Parser)]
 #[command(name = "flux-agent", version)]
 struct Args {
-    /// A configuration file; see docs/operating.md
+    /// A configuration file [default: ./flux.yaml, or else /etc/flux/flux.yaml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// `nats://host:port`; several separated by commas
@@ -104,7 +104,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     if let Some(dir) = &args.certs_dir {
         given["certs_dir"] = serde_json::json!(dir);
     }
-    let mut settings: Settings = config::load(args.config.as_deref(), given)?;
+    let mut settings: Settings = config::load(config::file(args.config.as_deref())?.as_deref(), given)?;
     if settings.agent.work_dir.is_none() {
         settings.agent.work_dir = Some(default_work_dir()?);
     }

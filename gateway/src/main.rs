@@ -18,7 +18,7 @@ use nix::{
 #[derive(Debug, clap::Parser)]
 #[command(name = "flux-gateway", version)]
 struct Args {
-    /// A configuration file; see docs/operating.md
+    /// A configuration file [default: ./flux.yaml, or else /etc/flux/flux.yaml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to listen [default: 127.0.0.1:7227]
@@ -83,7 +83,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     set("queue", "durability", args.queue_durability.clone().map(Into::into));
     set("store", "url", args.store_url.clone().map(Into::into));
     set("artifacts", "dir", args.artifacts_dir.as_ref().map(|dir| serde_json::json!(dir)));
-    let mut settings: Settings = config::load(args.config.as_deref(), given)?;
+    let mut settings: Settings = config::load(config::file(args.config.as_deref())?.as_deref(), given)?;
     let data_dir = match args.data_dir.clone().or_else(|| settings.data_dir.clone()) {
         Some(dir) => dir,
         None => default_data_dir()?,

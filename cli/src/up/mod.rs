@@ -163,7 +163,8 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     if let Some(dir) = &args.data_dir {
         given.insert("data_dir".to_owned(), serde_json::json!(dir));
     }
-    flux_runtime::config::load(args.config.as_deref(), given.into()).map_err(|error| {
+    let file = flux_runtime::config::file(args.config.as_deref());
+    file.and_then(|file| flux_runtime::config::load(file.as_deref(), given.into())).map_err(|error| {
         let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
         CliError::problem(format!("{error}{cause}"), "docs/operating.md lists every field and its default")
     })

@@ -84,6 +84,17 @@ impl Certs {
         self.pair(Holder::Gateway).into()
     }
 
+    /// The files of an agent's machine: certificate, key, CA. The key is here if it was let in with [`Certs::mint_agent`].
+    pub fn agent_files(&self, id: &AgentId) -> [PathBuf; 3] {
+        let (certificate, key) = self.pair(Holder::Agent(id));
+        [certificate, key, self.path("ca/ca.pem")]
+    }
+
+    /// What the autoscaler reaches its machines with: private, public.
+    pub fn ssh_files(&self) -> [PathBuf; 2] {
+        [self.path("ssh/flux-agent.pem"), self.path("ssh/flux-agent.pub")]
+    }
+
     /// Makes what is missing: the CA, gateway, queue and SSH keys. `names` are those under which gateway and queue are
     /// reached besides this machine's own. What is there stays as it is.
     ///
@@ -108,7 +119,7 @@ impl Certs {
         for (holder, identity) in [(Holder::Gateway, Identity::Gateway), (Holder::Queue, Identity::Queue)] {
             self.ensure(&authority, holder, &identity, &all)?;
         }
-        let (private, public) = (self.path("ssh/flux-agent.pem"), self.path("ssh/flux-agent.pub"));
+        let [private, public] = self.ssh_files();
         if files::read_secret(&private)?.is_none() {
             if files::read(&public)?.is_some() {
                 return Err(PkiError::Half { path: private });

@@ -285,3 +285,19 @@ pub const STORE_CONNECTIONS_MOST: usize = 200;
 /// Accepted executions that go to a server in one statement: number, and bytes.
 pub const STORE_BATCH: usize = 256;
 pub const STORE_BATCH_BYTES: usize = 8 * MIB;
+
+/// Setting up a machine: what is kept of a step's output, and how long a machine may take until SSH lets the autoscaler in.
+pub const BOOTSTRAP_OUTPUT: usize = 16 * KIB;
+pub const BOOTSTRAP_SSH: Duration = Duration::from_secs(300);
+/// How long a cloud may take until a machine's console shows its host keys.
+pub const BOOTSTRAP_HOST_KEY: Duration = Duration::from_secs(300);
+/// One try of a step, unless its setting says otherwise; how many tries it gets, and the pauses between them.
+pub const BOOTSTRAP_STEP: Duration = Duration::from_secs(600);
+pub const BOOTSTRAP_TRIES: u32 = 3;
+pub const BOOTSTRAP_PAUSE: Duration = Duration::from_secs(1);
+pub const BOOTSTRAP_PAUSE_MOST: Duration = Duration::from_secs(15);
+/// From an agent's start to its first heartbeat.
+pub const BOOTSTRAP_HEARTBEAT: Duration = Duration::from_secs(120);
+/// Commands before the agent is installed: number, and bytes of each.
+pub const SETUP_COMMANDS: usize = 64;
+pub const SETUP_COMMAND_BYTES: usize = 64 * KIB;

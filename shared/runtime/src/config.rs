@@ -2,12 +2,15 @@
 //!
 //! Unknown fields are errors that name the field and the nearest known one. The environment is read
 //! here and nowhere else: `FLUX_` and the field's path with `__` for each level, such as
-//! `FLUX_AGENT__TASKS=8`.
+//! `FLUX_AGENT__TASKS=8`. Without a file named on the command line it is `./flux.yaml`, or else
+//! `/etc/flux/flux.yaml`, if there is one.
 
 use std::path::{Path, PathBuf};
 
 use figment::{Figment, providers::Serialized};
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::former;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,41 @@ const RESERVED: &[&str] = &[
     "node_public_ip",
 ];
 
+/// The file of everybody on this machine.
+const SYSTEM_FILE: &str = "/etc/flux/flux.yaml";
+const LOCAL_FILE: &str = "flux.yaml";
+
+/// The configuration file: the one that was named, or the first that is found.
+///
+/// # Errors
+/// One that is there cannot be read.
+pub fn file(named: Option<&Path>) -> Result<Option<PathBuf>, ConfigError> {
+    match named {
+        Some(path) => Ok(Some(path.to_owned())),
+        None => find(Path::new("."), Path::new(SYSTEM_FILE)),
+    }
+}
+
+fn find(here: &Path, system: &Path) -> Result<Option<PathBuf>, ConfigError> {
+    let local = here.join(LOCAL_FILE);
+    if local.is_file() && is_trusted(&local) && !is_of_a_function(&local)? {
+        return Ok(Some(local));
+    }
+    Ok(system.is_file().then(|| system.to_owned()))
+}
+
+/// Nobody else can have put it there: it decides what runs, and root may have been led into somebody's directory.
+fn is_trusted(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let owner = |path: &Path| std::fs::metadata(path).map(|meta| meta.uid()).ok();
+    owner(path).is_some_and(|uid| uid == 0 || Some(uid) == owner(Path::new("/proc/self")))
+}
+
+/// Functions have a `flux.yaml` too, in their own directories, and a `name` in it.
+fn is_of_a_function(path: &Path) -> Result<bool, ConfigError> {
+    Ok(read_yaml(path)?.get("name").is_some())
+}
+
 fn read_yaml(path: &Path) -> Result<serde_json::Value, ConfigError> {
     let read = || -> std::io::Result<String> {
         let size = std::fs::metadata(path)?.len();
@@ -91,6 +129,11 @@ fn explain(error: &figment::Error) -> String {
         path.join(".")
     };
     match &error.kind {
+        Kind::UnknownField(field, _) if former::instead_of(&at(field)).is_some() => format!(
+            "`{}` is a field of the predecessor; write {}",
+            at(field),
+            former::instead_of(&at(field)).unwrap_or_default()
+        ),
         Kind::UnknownField(field, known) => match flux_protocol::suggest::nearest(field, known.iter().copied()) {
             Some(near) => format!("`{}` is not a field; did you mean `{near}`?", at(field)),
             None => format!("`{}` is not a field; the fields here are: {}", at(field), known.join(", ")),
@@ -107,4 +150,52 @@ fn explain(error: &figment::Error) -> String {
 #[allow(clippy::disallowed_methods)] // the one room in which the environment is read
 pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+
+    fn refused(yaml: &str) -> String {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("flux.yaml");
+        std::fs::write(&file, yaml).expect("written");
+        // Without the environment, which is not this test's.
+        let figment = Figment::from(Serialized::defaults(Settings::default()));
+        let figment = figment.merge(Serialized::defaults(read_yaml(&file).expect("YAML")));
+        explain(&figment.extract::<Settings>().expect_err(yaml))
+    }
+
+    #[test]
+    fn fields_of_the_predecessor_say_what_to_write_instead() {
+        for (yaml, instead) in [
+            ("disable_grpc_tls: true\n", "`disable_mtls: true`"),
+            ("agent_redis_url: redis://x\n", "queue: { url:"),
+            ("agent_port: 50052\n", "agent: { probe:"),
+            ("tls: { enabled: true }\n", "gateway: { tls:"),
+            ("gateway: { tls: { enabled: true, cert: a, key: b } }\n", "`gateway.tls` is off"),
+        ] {
+            let told = refused(yaml);
+            assert!(told.contains("of the predecessor") && told.contains(instead), "{yaml}: {told}");
+        }
+        assert!(refused("gateway: { liste: x }\n").contains("did you mean `listen`"));
+    }
+
+    #[test]
+    fn a_file_is_found_here_and_else_in_etc() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (here, system) = (dir.path().join("here"), dir.path().join("system.yaml"));
+        std::fs::create_dir(&here).expect("a directory");
+        assert_eq!(find(&here, &system).expect("none"), None);
+        std::fs::write(&system, "log: { level: info }\n").expect("written");
+        assert_eq!(find(&here, &system).expect("that of /etc"), Some(system.clone()));
+        std::fs::write(here.join("flux.yaml"), "log: { level: debug }\n").expect("written");
+        assert_eq!(find(&here, &system).expect("that of here"), Some(here.join("flux.yaml")));
+        // That of a function.
+        std::fs::write(here.join("flux.yaml"), "name: greet\nhandler: greet.sh\n").expect("written");
+        assert_eq!(find(&here, &system).expect("that of /etc"), Some(system));
+        std::fs::write(here.join("flux.yaml"), "log: [\n").expect("written");
+        find(&here, dir.path()).expect_err("what cannot be read is not passed over");
+    }
 }

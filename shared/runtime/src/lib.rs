@@ -4,6 +4,7 @@
 //! **Architecture Invariant:** nothing here knows what a function is.
 
 pub mod config;
+mod former;
 pub mod settings;
 pub mod shutdown;
 pub mod tasks;
