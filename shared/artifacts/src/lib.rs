@@ -17,9 +17,12 @@ pub mod archive;
 #[cfg(feature = "blobs")]
 mod blobs;
 mod cache;
+pub mod conformance;
 mod filesystem;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "s3")]
+mod s3;
 mod tiered;
 
 pub use archive::{ArchiveError, ArchiveSummary, pack_dir, pack_with};
@@ -27,9 +30,11 @@ pub use archive::{ArchiveError, ArchiveSummary, pack_dir, pack_with};
 pub use blobs::BlobArtifacts;
 pub use cache::{CacheError, CodeCache, CodeDir};
 pub use filesystem::Filesystem;
+#[cfg(feature = "s3")]
+pub use s3::{S3, S3Error, S3Options};
 pub use tiered::Tiered;
 
-/// Where archives lie. Putting and deleting are idempotent; content under a digest never changes.
+/// Where archives lie; each engine passes [`conformance`]. Putting and deleting are idempotent; content under a digest never changes.
 #[async_trait]
 pub trait ArtifactStore: Send + Sync + 'static {
     /// Stores content under its digest; durable when it returns. What is there already is left, or mended if

@@ -4,6 +4,8 @@ mod archives;
 mod cache;
 mod hostile;
 mod packing;
+#[cfg(feature = "s3")]
+mod s3;
 mod seeds;
 mod stores;
 mod zips;
