@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flux_artifacts::{ArtifactStore, BlobArtifacts, Filesystem, S3, S3Options, Tiered};
+use flux_artifacts::{BlobArtifacts, Filesystem, Origin, S3, S3Options, Tiered};
 use flux_broker::{
     Broker,
     nats::{NatsAuth, NatsBroker, NatsOptions},
@@ -70,7 +70,7 @@ pub async fn gateway(
 }
 
 /// Where code archives are kept: the bucket where one is set, else the folder.
-async fn archives(settings: &ArtifactSettings) -> anyhow::Result<Arc<dyn ArtifactStore>> {
+async fn archives(settings: &ArtifactSettings) -> anyhow::Result<Arc<dyn Origin>> {
     let Some(url) = &settings.url else {
         let folder = settings.dir.clone().context("`artifacts.dir` is not set")?;
         return Ok(Arc::new(Filesystem::open(folder).context("the folder of code archives cannot be opened")?));

@@ -5,7 +5,7 @@
 //! 1. queues with messages that are cold, or do not move, are made hot; messages for unknown functions are taken;
 //! 2. open executions that were silent for a while are looked after ([`reconcile_plan`](super::reconcile_plan));
 //! 3. hot queues without work for long are cooled;
-//! 4. now and then: history that is old enough goes, with its blobs.
+//! 4. now and then: history that is old enough goes, with its blobs; once a day archives that no version names.
 //!
 //! The first of these each gateway does once when its connection comes, whoever has the lease: a gateway that died keeps
 //! the lease for some seconds, and what it had accepted is not to wait for that.
@@ -52,6 +52,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 const COOLED_AT_ONCE: usize = 50;
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 const EXPIRED_AT_ONCE: usize = 500;
+/// Whether a day is over since archives were collected; also after it failed.
+const COLLECT_TRIED_EVERY: Duration = Duration::from_secs(600);
 
 /// Runs for as long as the gateway does.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -118,6 +120,8 @@ struct Reconciler {
     /// A stream was made anew: all open executions are looked at, however lately they were heard of.
     sweeping: bool,
     expired_at: Option<Instant>,
+    /// Asked whether it is time to.
+    collected_at: Option<Instant>,
     /// The connection has been there for [`SETTLE`].
     settled: bool,
     /// Queues were looked at since the connection came.
@@ -186,6 +190,7 @@ impl Reconciler {
         }
         self.cool(inner, &round).await;
         self.expire(inner).await?;
+        self.collect(inner).await;
         Ok(())
     }
 
@@ -269,6 +274,22 @@ impl Reconciler {
                 }
             }
         }
+    }
+
+    /// Beside the rounds, which do not wait for it.
+    async fn collect(&mut self, inner: &Arc<Inner>) {
+        if self.collected_at.is_some_and(|at| at.elapsed() < COLLECT_TRIED_EVERY) {
+            return;
+        }
+        self.collected_at = Some(Instant::now());
+        let collecting = Arc::clone(inner);
+        inner.tasks.spawn("collect archives", async move {
+            let killed = collecting.tasks.shutdown().kill_token();
+            tokio::select! {
+                () = collecting.collect_daily() => {}
+                () = killed.cancelled() => {}
+            }
+        });
     }
 
     async fn expire(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {

@@ -27,7 +27,7 @@ pub(crate) struct World {
     /// Beside the default one.
     pub(crate) pools: Vec<PoolName>,
     shutdown: Arc<Shutdown>,
-    artifacts: tempfile::TempDir,
+    pub(crate) artifacts: tempfile::TempDir,
 }
 
 impl World {

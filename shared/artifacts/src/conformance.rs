@@ -1,12 +1,12 @@
 //! What every place for archives must do: one function per clause of [`ArtifactStore`]'s documentation. An engine's test hands
 //! [`every_clause`] a way to open empty stores. Clauses panic where an engine does not hold them, and wait for nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flux_protocol::Digest;
 
-use crate::{ArtifactError, ArtifactStore};
+use crate::{ArtifactError, ArtifactStore, Origin};
 
 /// What an engine says that it cannot do.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,7 @@ pub async fn every_clause<S: ArtifactStore>(engine: Engine, open: impl AsyncFn()
     many_put_the_same_at_once(Arc::new(open().await)).await;
     deleting_is_of_one_and_idempotent(&open().await).await;
     all_are_listed_in_order(engine, &open().await).await;
+    putting_again_renews_its_time(engine, &open().await).await;
 }
 
 async fn what_was_put_is_there(store: &dyn ArtifactStore) {
@@ -104,8 +105,84 @@ async fn all_are_listed_in_order(engine: Engine, store: &dyn ArtifactStore) {
     assert_eq!(store.list().await.expect("list"), engine.lists.then(Vec::new));
     let mut all = Vec::new();
     for content in ["one", "two", "three"] {
-        all.push(store.put(Bytes::from_static(content.as_bytes())).await.expect("put"));
+        all.push((store.put(Bytes::from_static(content.as_bytes())).await.expect("put"), content.len() as u64));
     }
     all.sort_unstable();
-    assert_eq!(store.list().await.expect("list"), engine.lists.then_some(all));
+    let listed = store.list().await.expect("list");
+    assert_eq!(listed.is_some(), engine.lists);
+    let Some(listed) = listed else { return };
+    assert_eq!(listed.iter().map(|stored| (stored.digest, stored.bytes)).collect::<Vec<_>>(), all);
+}
+
+/// Whole seconds are what every engine counts in.
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn putting_again_renews_its_time(engine: Engine, store: &dyn ArtifactStore) {
+    if !engine.lists {
+        return;
+    }
+    let content = Bytes::from_static(b"an archive");
+    let put_at =
+        async || store.list().await.expect("list").and_then(|all| Some(all.first()?.put_at)).expect("it is there");
+    store.put(content.clone()).await.expect("put");
+    let first = put_at().await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while put_at().await.since(first) < SECOND {
+        assert!(std::time::Instant::now() < deadline, "its time stays {first}");
+        store.put(content.clone()).await.expect("put");
+    }
+}
+
+/// The clauses of an [`Origin`], each on a store of its own that is empty.
+pub async fn every_clause_of_an_origin<S: Origin>(open: impl AsyncFn() -> S) {
+    what_is_aside_is_out_of_its_place_and_not_lost(&open().await).await;
+    what_is_put_meanwhile_stays(&open().await).await;
+    what_is_gone_already_is_left_so(&open().await).await;
+}
+
+async fn what_is_aside_is_out_of_its_place_and_not_lost(store: &dyn Origin) {
+    let content = Bytes::from_static(b"an archive");
+    let digest = store.put(content.clone()).await.expect("put");
+    let before = store.list().await.expect("list").expect("an origin lists");
+    let aside = store.set_aside(digest).await.expect("set aside").expect("it is there");
+    assert_eq!(before, [aside.stored], "its time and size are still what they were");
+    assert!(!store.has(digest).await.expect("has"));
+    assert_eq!(store.list().await.expect("list"), Some(Vec::new()));
+    assert_eq!(store.get(digest, 100).await.expect("get"), Some(content.clone()));
+    assert!(matches!(store.get(digest, 1).await, Err(ArtifactError::TooLarge { .. })));
+    // As whoever comes after a death finds it.
+    let found = store.asides().await.expect("asides");
+    assert!(
+        matches!(&found[..], [one] if one.name == aside.name && one.stored.digest == digest && one.stored.bytes == 10)
+    );
+    store.put_back(&found[0]).await.expect("put back");
+    assert!(store.has(digest).await.expect("has") && store.asides().await.expect("asides").is_empty());
+    let aside = store.set_aside(digest).await.expect("set aside").expect("it is there");
+    store.drop_aside(&aside).await.expect("drop");
+    assert_eq!(store.get(digest, 100).await.expect("get"), None);
+}
+
+async fn what_is_put_meanwhile_stays(store: &dyn Origin) {
+    let content = Bytes::from_static(b"an archive");
+    let digest = store.put(content.clone()).await.expect("put");
+    let first = store.set_aside(digest).await.expect("set aside").expect("it is there");
+    store.put(content.clone()).await.expect("put");
+    let second = store.set_aside(digest).await.expect("set aside").expect("it is there");
+    assert_ne!(first.name, second.name);
+    store.put(content.clone()).await.expect("put");
+    store.drop_aside(&first).await.expect("drop");
+    assert!(store.has(digest).await.expect("has"), "only what was aside goes");
+    store.put_back(&second).await.expect("put back");
+    assert_eq!(store.get(digest, 100).await.expect("get"), Some(content));
+    assert!(store.asides().await.expect("asides").is_empty());
+}
+
+async fn what_is_gone_already_is_left_so(store: &dyn Origin) {
+    assert_eq!(store.set_aside(Digest::of(b"another")).await.expect("set aside"), None);
+    let digest = store.put(Bytes::from_static(b"an archive")).await.expect("put");
+    let aside = store.set_aside(digest).await.expect("set aside").expect("it is there");
+    store.drop_aside(&aside).await.expect("drop");
+    store.drop_aside(&aside).await.expect("dropping again");
+    store.put_back(&aside).await.expect("somebody else dropped it");
+    assert!(!store.has(digest).await.expect("has"));
 }

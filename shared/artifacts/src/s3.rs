@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use flux_protocol::{Digest, limits};
+use flux_protocol::{Digest, Timestamp, limits};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
-    BackoffConfig, ClientConfigKey, Error as ObjectError, GetResult, ObjectStore, ObjectStoreExt as _, RetryConfig,
+    BackoffConfig, ClientConfigKey, Error as ObjectError, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     path::Path,
 };
 
-use crate::{ArtifactError, ArtifactStore};
+use crate::{ArtifactError, ArtifactStore, Aside, Origin, Stored};
 
 mod problem;
 
@@ -43,6 +44,7 @@ pub struct S3Options {
 pub struct S3 {
     bucket: Arc<dyn ObjectStore>,
     archives: Path,
+    aside: Path,
     /// As configured, for whoever reads an error.
     url: String,
 }
@@ -57,7 +59,8 @@ impl S3 {
         let failed = |error| S3Error::of(&options.url, options.endpoint.as_deref(), error);
         let bucket = builder(options, bucket).build().map_err(failed)?;
         let prefix = Path::parse(prefix).map_err(|error| S3Error::url(&options.url, error.to_string()))?;
-        let store = Self { bucket: Arc::new(bucket), archives: prefix.join("sha256"), url: options.url.clone() };
+        let (archives, aside) = (prefix.clone().join("sha256"), prefix.join("aside"));
+        let store = Self { bucket: Arc::new(bucket), archives, aside, url: options.url.clone() };
         store.bucket.list(Some(&store.archives)).next().await.transpose().map_err(failed)?;
         Ok(store)
     }
@@ -69,6 +72,40 @@ impl S3 {
     fn failed(&self, attempted: &'static str) -> impl Fn(ObjectError) -> ArtifactError + use<> {
         let url = self.url.clone();
         move |error| ArtifactError::unavailable(attempted, S3Error::of(&url, None, error))
+    }
+
+    /// Name, size and time of each object there.
+    async fn objects(&self, at: &Path) -> Result<Vec<(String, u64, Timestamp)>, ArtifactError> {
+        let found = self.bucket.list(Some(at)).map_ok(|meta| {
+            let name = meta.location.filename().unwrap_or_default().to_owned();
+            (name, meta.size, modified(&meta))
+        });
+        found.try_collect().await.map_err(self.failed("list the code archives of the bucket"))
+    }
+
+    async fn remove(&self, path: &Path) -> Result<(), ArtifactError> {
+        match self.bucket.delete(path).await {
+            Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed("delete a code archive from the bucket")(error)),
+        }
+    }
+
+    /// The content at a path, if it is what the digest says.
+    async fn read(&self, path: &Path, digest: Digest, most: usize) -> Result<Option<Bytes>, ArtifactError> {
+        let failed = self.failed("read a code archive from the bucket");
+        let found = match self.bucket.get(path).await {
+            Ok(found) => found,
+            Err(ObjectError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let Some(content) = read(found, most).await.map_err(failed)? else {
+            return Err(ArtifactError::TooLarge { digest, limit: most });
+        };
+        let (content, found) = digest_of(content).await?;
+        if found != digest {
+            return Err(ArtifactError::Damaged { digest, place: self.url.clone() });
+        }
+        Ok(Some(content))
     }
 
     async fn put_in_parts(&self, path: &Path, content: &Bytes) -> Result<(), ObjectError> {
@@ -114,20 +151,18 @@ impl ArtifactStore for S3 {
     }
 
     async fn get(&self, digest: Digest, most: usize) -> Result<Option<Bytes>, ArtifactError> {
-        let failed = self.failed("read a code archive from the bucket");
-        let found = match self.bucket.get(&self.path(digest)).await {
-            Ok(found) => found,
-            Err(ObjectError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let Some(content) = read(found, most).await.map_err(failed)? else {
-            return Err(ArtifactError::TooLarge { digest, limit: most });
-        };
-        let (content, found) = digest_of(content).await?;
-        if found != digest {
-            return Err(ArtifactError::Damaged { digest, place: self.url.clone() });
+        let path = self.path(digest);
+        if let Some(found) = self.read(&path, digest, most).await? {
+            return Ok(Some(found));
         }
-        Ok(Some(content))
+        for aside in self.asides().await?.into_iter().filter(|aside| aside.stored.digest == digest) {
+            let found = self.read(&self.aside.clone().join(aside.name.as_str()), digest, most).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        // It may have been put back while this looked.
+        self.read(&path, digest, most).await
     }
 
     async fn has(&self, digest: Digest) -> Result<bool, ArtifactError> {
@@ -139,29 +174,66 @@ impl ArtifactStore for S3 {
     }
 
     async fn delete(&self, digest: Digest) -> Result<(), ArtifactError> {
-        match self.bucket.delete(&self.path(digest)).await {
-            Ok(()) | Err(ObjectError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.failed("delete a code archive from the bucket")(error)),
+        self.remove(&self.path(digest)).await
+    }
+
+    async fn list(&self) -> Result<Option<Vec<Stored>>, ArtifactError> {
+        let found = self.objects(&self.archives).await?;
+        let mut all: Vec<_> = found
+            .into_iter()
+            // Anything else in there is not ours.
+            .filter_map(|(name, bytes, put_at)| {
+                Some(Stored { digest: format!("sha256:{name}").parse().ok()?, bytes, put_at })
+            })
+            .collect();
+        all.sort_unstable_by_key(|stored| stored.digest);
+        Ok(Some(all))
+    }
+}
+
+/// A bucket renames nothing: it copies, and deletes what was copied. A put in between is deleted with it, which whoever
+/// put it finds out ([`collect`](crate::collect)).
+#[async_trait]
+impl Origin for S3 {
+    async fn set_aside(&self, digest: Digest) -> Result<Option<Aside>, ArtifactError> {
+        let failed = self.failed("set a code archive of the bucket aside");
+        let path = self.path(digest);
+        let meta = match self.bucket.head(&path).await {
+            Ok(meta) => meta,
+            Err(ObjectError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let aside = Aside::new(Stored { digest, bytes: meta.size, put_at: modified(&meta) });
+        match self.bucket.copy(&path, &self.aside.clone().join(aside.name.as_str())).await {
+            Ok(()) => {}
+            Err(ObjectError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        }
+        self.delete(digest).await?;
+        Ok(Some(aside))
+    }
+
+    async fn asides(&self) -> Result<Vec<Aside>, ArtifactError> {
+        let found = self.objects(&self.aside).await?;
+        Ok(found.into_iter().filter_map(|(name, bytes, put_at)| Aside::named(&name, bytes, put_at)).collect())
+    }
+
+    async fn put_back(&self, aside: &Aside) -> Result<(), ArtifactError> {
+        let from = self.aside.clone().join(aside.name.as_str());
+        match self.bucket.copy(&from, &self.path(aside.stored.digest)).await {
+            Ok(()) => self.drop_aside(aside).await,
+            Err(ObjectError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed("put a code archive of the bucket back")(error)),
         }
     }
 
-    async fn list(&self) -> Result<Option<Vec<Digest>>, ArtifactError> {
-        let failed = self.failed("list the code archives of the bucket");
-        let mut digests: Vec<Digest> = self
-            .bucket
-            .list(Some(&self.archives))
-            // Anything else in there is not ours.
-            .try_filter_map(|object| {
-                let hex = object.location.filename();
-                let digest = hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok());
-                std::future::ready(Ok(digest))
-            })
-            .try_collect()
-            .await
-            .map_err(failed)?;
-        digests.sort_unstable();
-        Ok(Some(digests))
+    async fn drop_aside(&self, aside: &Aside) -> Result<(), ArtifactError> {
+        self.remove(&self.aside.clone().join(aside.name.as_str())).await
     }
+}
+
+fn modified(meta: &ObjectMeta) -> Timestamp {
+    Timestamp::from_micros(meta.last_modified.timestamp_micros())
 }
 
 /// The whole content, unless it has more than `most` bytes.

@@ -2,6 +2,7 @@
 
 mod archives;
 mod cache;
+mod collect;
 mod hostile;
 mod packing;
 #[cfg(feature = "s3")]

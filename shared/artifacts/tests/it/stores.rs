@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_artifacts::{
-    ArtifactError, ArtifactStore, BlobArtifacts, Filesystem, Tiered,
-    conformance::{Engine, every_clause},
+    ArtifactError, ArtifactStore, BlobArtifacts, Filesystem, Origin, Tiered,
+    conformance::{Engine, every_clause, every_clause_of_an_origin},
 };
 use flux_broker::{Blobs, BrokerError};
 use flux_protocol::{Digest, subject::CODE_BUCKET};
@@ -57,11 +57,12 @@ const LISTS: Engine = Engine { lists: true };
 async fn filesystem() {
     let place = tempfile::tempdir().expect("a directory");
     let folders = AtomicUsize::new(0);
-    every_clause(LISTS, async || {
+    let open = async || {
         let folder = place.path().join(folders.fetch_add(1, Ordering::SeqCst).to_string());
         Filesystem::open(folder).expect("open")
-    })
-    .await;
+    };
+    every_clause(LISTS, open).await;
+    every_clause_of_an_origin(open).await;
 }
 
 #[tokio::test]
@@ -115,7 +116,7 @@ async fn a_damaged_blob_is_never_given_out() {
 async fn what_the_distribution_lost_is_put_back() {
     let place = tempfile::tempdir().expect("a directory");
     let memory = Arc::new(Memory::default());
-    let origin: Arc<dyn ArtifactStore> = Arc::new(Filesystem::open(place.path()).expect("open"));
+    let origin: Arc<dyn Origin> = Arc::new(Filesystem::open(place.path()).expect("open"));
     let distribution: Arc<dyn ArtifactStore> = Arc::new(BlobArtifacts::new(Arc::clone(&memory)));
     let store = Tiered::new(Arc::clone(&origin), Arc::clone(&distribution));
     let kept = store.put(Bytes::from_static(b"kept")).await.expect("put");
