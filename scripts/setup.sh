@@ -182,6 +182,12 @@ peers() {
     fi
 }
 
+# For `make compose-check` only: whoever has Docker's own plugin has it already.
+compose() {
+    command docker compose version >/dev/null 2>&1 || have docker-compose || apt_install docker-compose
+    python3 -c 'import yaml' 2>/dev/null || apt_install python3-yaml
+}
+
 # For `make api-check` only.
 api() {
     local into="$ROOT/.tools/schemathesis"
@@ -200,6 +206,7 @@ case "${1:-all}" in
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
+    compose) toolchain; compose ;;
     api) toolchain; nats_server; users; reachable_by_flux; api ;;
-    *) die "usage: $0 [all|check|test|bench|chaos|peers|api]" ;;
+    *) die "usage: $0 [all|check|test|bench|chaos|peers|compose|api]" ;;
 esac

@@ -28,7 +28,7 @@ pub use api::{Api, Reply};
 pub use archive::{File, archive};
 pub use disk::Disk;
 pub use dockerd::Dockerd;
-pub use locate::FluxBin;
+pub use locate::{FluxBin, path_of_programs};
 pub use moto::Moto;
 pub use nats::NatsServer;
 pub use port::free_port;
