@@ -2,6 +2,7 @@
 //! record that was read. Times are microseconds of one clock (see `clock`); the lines are in no certain order.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{BufWriter, Write as _},
     path::Path,
@@ -120,6 +121,13 @@ impl FaultKind {
     }
 }
 
+/// Where a message lies in the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    pub stream: String,
+    pub sequence: u64,
+}
+
 /// An operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
@@ -160,7 +168,10 @@ pub enum Answer {
     /// 202.
     Accepted { execution: String },
     /// The queue acknowledged a direct publish.
-    Stored,
+    Stored {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<Place>,
+    },
     /// A call's outcome.
     Outcome { execution: String, seen: Seen },
     /// A cancel was confirmed.
@@ -214,12 +225,20 @@ impl Seen {
 /// Where everything is written down: to a file as it happens, and kept for the checker.
 #[derive(Debug)]
 pub(crate) struct History {
-    inner: Mutex<(Vec<Entry>, BufWriter<File>)>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    entries: Vec<Entry>,
+    file: BufWriter<File>,
+    begun: HashSet<String>,
 }
 
 impl History {
     pub(crate) fn create(path: &Path) -> std::io::Result<Self> {
-        Ok(Self { inner: Mutex::new((Vec::new(), BufWriter::new(File::create(path)?))) })
+        let file = BufWriter::new(File::create(path)?);
+        Ok(Self { inner: Mutex::new(Inner { entries: Vec::new(), file, begun: HashSet::new() }) })
     }
 
     /// It happens now.
@@ -231,17 +250,27 @@ impl History {
         let entry = Entry { at_us, event };
         let mut inner = self.inner.lock();
         // What cannot be written is still checked; the file is for people.
-        if serde_json::to_writer(&mut inner.1, &entry).is_ok() {
-            let _ = inner.1.write_all(b"\n");
+        if serde_json::to_writer(&mut inner.file, &entry).is_ok() {
+            let _ = inner.file.write_all(b"\n");
         }
-        inner.0.push(entry);
+        if let Event::Began { execution, .. } = &entry.event
+            && !inner.begun.contains(execution)
+        {
+            inner.begun.insert(execution.clone());
+        }
+        inner.entries.push(entry);
+    }
+
+    /// Executions that began.
+    pub(crate) fn begun(&self) -> u64 {
+        self.inner.lock().begun.len() as u64
     }
 
     /// All so far; the file has them too then.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         let mut inner = self.inner.lock();
-        let _ = inner.1.flush();
-        inner.0.clone()
+        let _ = inner.file.flush();
+        inner.entries.clone()
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::{
     function,
-    history::{Answer, Ask, AskKind, Event, History, Seen},
+    history::{Answer, Ask, AskKind, Event, History, Place, Seen},
 };
 
 /// With its key an invocation is tried again this often.
@@ -173,7 +173,7 @@ impl Load {
             ack.await.map_err(|error| error.to_string())
         };
         let answer = match tokio::time::timeout(STORED_WITHIN, stored).await {
-            Ok(Ok(_)) => Answer::Stored,
+            Ok(Ok(ack)) => Answer::Stored { place: Some(Place { stream: ack.stream, sequence: ack.sequence }) },
             Ok(Err(why)) => Answer::None { why },
             Err(_) => Answer::None { why: "no ack in time".to_owned() },
         };

@@ -49,6 +49,7 @@ pub struct Options {
     pub clients: usize,
     /// Goes on until all of these are reached.
     pub at_least: Duration,
+    /// That began: what was refused meanwhile counts for nothing.
     pub executions: u64,
     pub kills: u64,
     /// Full disks and wiped queues too.
@@ -131,9 +132,8 @@ async fn harm<T: Topology>(topology: &mut T, plan: Plan, options: &Options, load
     let mut launchers = BTreeSet::new();
     for step in plan {
         launchers.extend(leaks::launchers(topology));
-        let enough = begun.elapsed() >= options.at_least
-            && kills >= options.kills
-            && load.ops.load(std::sync::atomic::Ordering::Relaxed) > options.executions;
+        let enough =
+            begun.elapsed() >= options.at_least && kills >= options.kills && load.history.begun() >= options.executions;
         if enough {
             break;
         }

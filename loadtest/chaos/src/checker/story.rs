@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Seen};
+use flux_protocol::{ExecutionId, Timestamp};
+
+use crate::history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Place, Seen};
 
 /// All that is known of one execution.
 #[derive(Debug, Default)]
@@ -40,6 +42,7 @@ pub(super) struct Operation {
     /// Executions that its answers named, in their order.
     pub(super) named: Vec<String>,
     pub(super) stored_us: Option<u64>,
+    place: Option<Place>,
     /// Whether an answer was missing, or refused it.
     pub(super) in_doubt: bool,
 }
@@ -73,7 +76,27 @@ impl Stories {
         for entry in entries {
             stories.add(entry.at_us, &entry.event);
         }
+        stories.know_by_place();
         stories
+    }
+
+    /// A direct publish without an id whose function never said whose it is, since each of its agents died before that, is
+    /// known by the id that was made from its place in the queue.
+    fn know_by_place(&mut self) {
+        let nobodys = |story: &Story| story.op.is_none() && !story.reads.is_empty();
+        let unknown: Vec<ExecutionId> = self
+            .executions
+            .iter()
+            .filter_map(|(id, story)| nobodys(story).then(|| id.parse().ok()).flatten())
+            .collect();
+        let mut known = Vec::new();
+        for (op, operation) in &self.operations {
+            let Some(place) = operation.place.as_ref().filter(|_| !self.by_op.contains_key(op)) else { continue };
+            known.extend(unknown.iter().filter(|id| is_of(**id, place)).map(|id| (id.to_string(), *op)));
+        }
+        for (execution, op) in known {
+            self.belongs(&execution, op);
+        }
     }
 
     fn add(&mut self, at_us: u64, event: &Event) {
@@ -132,7 +155,8 @@ impl Stories {
                 self.belongs(execution, op);
             }
         }
-        let operation = Operation { at_us, ask: ask.clone(), named: Vec::new(), stored_us: None, in_doubt: false };
+        let operation =
+            Operation { at_us, ask: ask.clone(), named: Vec::new(), stored_us: None, place: None, in_doubt: false };
         self.operations.entry(op).or_insert(operation);
     }
 
@@ -143,7 +167,10 @@ impl Stories {
             Answer::Accepted { execution } | Answer::Outcome { execution, .. } => {
                 operation.named.push(execution.clone())
             }
-            Answer::Stored => operation.stored_us = Some(at_us),
+            Answer::Stored { place } => {
+                operation.stored_us = Some(at_us);
+                operation.place.clone_from(place);
+            }
             Answer::Refused { .. } | Answer::None { .. } => operation.in_doubt = true,
             Answer::Confirmed | Answer::AlreadyEnded { .. } | Answer::Current { .. } => {}
         }
@@ -156,7 +183,7 @@ impl Stories {
                 self.belongs(execution, op);
                 self.story(execution).answered.push((at_us, seen.clone()));
             }
-            Answer::Stored => {
+            Answer::Stored { .. } => {
                 if let Some(execution) = target {
                     self.story(&execution).accepted_us.get_or_insert(at_us);
                 }
@@ -225,6 +252,13 @@ impl Stories {
     pub(super) fn of_op(&self, op: u64) -> impl Iterator<Item = &str> {
         self.by_op.get(&op).into_iter().flatten().map(String::as_str)
     }
+}
+
+/// Whether the id is one that a message there has, whenever it was stored within the id's millisecond.
+fn is_of(id: ExecutionId, place: &Place) -> bool {
+    let millisecond = id.created_at().as_micros();
+    (millisecond..millisecond + 1_000)
+        .any(|at| ExecutionId::derived(&place.stream, place.sequence, Timestamp::from_micros(at)) == id)
 }
 
 fn holds(kind: FaultKind) -> bool {

@@ -1,13 +1,14 @@
 //! Histories that are broken in one way each, which must be refused for that; sound ones that are generated, which must
 //! not be; and what is left of those after a mutation, which must be refused again.
 
+use flux_protocol::{ExecutionId, Timestamp};
 use flux_testkit::Seed;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     function,
-    history::{Answer, Ask, AskKind, Seen},
+    history::{Answer, Ask, AskKind, Place, Seen},
 };
 
 const SECOND: u64 = 1_000_000;
@@ -154,7 +155,7 @@ fn a_direct_publish_may_go_with_a_wiped_queue_and_only_with_it() {
         let ask = Ask { execution: direct.execution.clone().filter(|_| !bare), ..direct.clone() };
         let stored = [
             at(SECOND, Event::Asked { op: 7, ask }),
-            at(SECOND + 1, Event::Answered { op: 7, answer: Answer::Stored }),
+            at(SECOND + 1, Event::Answered { op: 7, answer: Answer::Stored { place: None } }),
         ];
         refused(&history(1, stored.clone()), Rule::Lost);
         let wiped = history(1, stored.clone()).tap(struck(SECOND + 2, 0, FaultKind::Wipe, "nats-server"));
@@ -164,6 +165,22 @@ fn a_direct_publish_may_go_with_a_wiped_queue_and_only_with_it() {
             .tap(struck(10, 0, FaultKind::Wipe, "nats-server"))
             .tap(at(20, Event::Lifted { fault: 0 }));
         refused(&wiped_before, Rule::Lost);
+    }
+}
+
+#[test]
+fn a_direct_publish_that_never_said_whose_it_is_is_known_by_its_place() {
+    let id = ExecutionId::derived("FLUX_INVOKE", 12, Timestamp::from_micros(1_700_000_000_123_456));
+    let lost = Seen { output: String::new(), ..ended("failed", 7, "agent_lost") };
+    for (sequence, is_there) in [(12, true), (13, false)] {
+        let place = Some(Place { stream: "FLUX_INVOKE".to_owned(), sequence });
+        let mut all = vec![
+            at(SECOND, Event::Asked { op: 7, ask: ask(AskKind::Direct) }),
+            at(SECOND + 1, Event::Answered { op: 7, answer: Answer::Stored { place } }),
+        ];
+        all.extend((0..6).map(|fault| struck(SECOND * (2 + fault), fault, FaultKind::Kill, "worker")));
+        let all = history(1, all).tap(at(101 * SECOND, Event::Read { execution: id.to_string(), seen: lost.clone() }));
+        if is_there { holds(&all) } else { refused(&all, Rule::Lost) }
     }
 }
 
@@ -390,7 +407,7 @@ fn generated(seed: u64, operations: u64) -> Vec<Entry> {
         all.push(at(now, Event::Asked { op, ask: Ask { exit, execution, ..ask(kind) } }));
         match kind {
             AskKind::Async => all.push(accepted(now + 50, op)),
-            AskKind::Direct => all.push(at(now + 50, Event::Answered { op, answer: Answer::Stored })),
+            AskKind::Direct => all.push(at(now + 50, Event::Answered { op, answer: Answer::Stored { place: None } })),
             _ => {}
         }
         let lost = u32::try_from(seed.below(3)).expect("few");

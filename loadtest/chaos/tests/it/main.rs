@@ -15,7 +15,7 @@ async fn nothing_is_lost_while_processes_of_a_flux_up_are_killed_and_stopped() {
         seed: Seed::of_this_run().next_u64(),
         clients: 14,
         at_least: Duration::from_secs(30),
-        executions: 2_700,
+        executions: 2_000,
         kills: 50,
         thorough: false,
         history: dir.path().join("history.jsonl"),
