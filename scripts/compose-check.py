@@ -94,6 +94,9 @@ def check_settings(name, service):
         return
     config = DEPLOY / program.removeprefix("flux-") / "flux.yaml"
     said = {key: str(value) for key, value in (service.get("environment") or {}).items() if key.startswith("FLUX_")}
+    if program == "flux-gateway":
+        # From the secret, as start.sh has it.
+        said["FLUX_GATEWAY__API_KEY"] = "for this check"
     proposed = commented(DEPLOY / "gateway.env") if program == "flux-gateway" else {}
     for settings in (said, {**proposed, **said}):
         ran = takes(program, config, settings)
