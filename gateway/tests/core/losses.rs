@@ -232,7 +232,10 @@ async fn who_lost_the_lease_meanwhile_does_nothing_more() {
     let world = World::new().await;
     let store = FlakyStore::over(&world.store);
     let gateway = world.gateway_over(Arc::clone(&store) as _).await;
+    let agent = world.agent("a", |_| Act::Succeed("kept".to_owned())).await;
+    knows(&gateway, &[&agent]).await;
     deploy(&gateway, "f", "").await;
+    world.broker.pause_deliveries(true);
     let id = gateway.invoke(&name("f"), payload("kept")).await.unwrap().execution_id;
     let invoke = queue(Lane::Invoke, "f");
     eventually("the reconciler has looked", || async {
@@ -255,7 +258,7 @@ async fn who_lost_the_lease_meanwhile_does_nothing_more() {
     assert_eq!(world.broker.depth(&invoke).await.unwrap(), 0, "the other one looks after it");
     // And where the other goes, it is put right after all.
     world.store.release_lease("reconciler", other).await.unwrap();
-    let agent = world.agent("a", |_| Act::Succeed("kept".to_owned())).await;
+    world.broker.pause_deliveries(false);
     assert_eq!(ended(&world, id).await.outcome.unwrap().output.to_text(), "kept");
     assert_eq!(agent.taken().len(), 1);
 }
