@@ -92,16 +92,16 @@ async fn deploy(api: &Api, name: &str, script: &str) {
     let files = [File::executable("run.sh", format!("#!/bin/sh\n{script}\n"))];
     if known {
         let archive = flux_testkit::archive(&files);
-        api.put(&format!("/deploy/{name}"), "application/zip", archive).await.expect(200);
+        api.put(&format!("/deploy/{name}"), "application/zip", archive).await.expect(201);
     } else {
         api.deploy(name, &yaml, &files).await;
     }
 }
 
 /// How long it takes until a gateway knows, which is said and not judged here: this machine does other things.
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     let begun = Instant::now();
-    eventually(ENDS, what, &condition).await;
+    eventually(ENDS, what, condition).await;
     println!("{what}: after {:?}", begun.elapsed());
 }
 
@@ -124,7 +124,8 @@ async fn any_gateway_answers_for_any_execution_and_learns_every_change() {
     assert_eq!(record["output"], "begun\nrested\n", "{record:#}");
     // What one accepted the other waits for, streams, lists and cancels.
     let id = a.execute_async("nap", &Value::Null).await;
-    let (record, stream) = tokio::join!(b.outcome(&id, ENDS), b.get(&format!("/executions/{id}/stream")));
+    let stream = format!("/executions/{id}/stream");
+    let (record, stream) = tokio::join!(b.outcome(&id, ENDS), b.get(&stream));
     assert_eq!(record["status"], "success", "{record:#}");
     let stream = stream.text();
     assert!(stream.contains("begun") && stream.contains("rested"), "{stream}");
@@ -137,19 +138,20 @@ async fn any_gateway_answers_for_any_execution_and_learns_every_change() {
     // Both know version 1; each change is made at one and seen at the other.
     assert!(says(&a, "one\n").await && says(&b, "one\n").await);
     deploy(&a, "say", "echo two").await;
-    until("a deployment at the other gateway", async || says(&b, "two\n").await).await;
+    until("a deployment at the other gateway", || says(&b, "two\n")).await;
     b.post("/functions/say/rollback", &json!({"version": 1})).await.expect(200);
-    until("a rollback at the other gateway", async || says(&a, "one\n").await).await;
+    until("a rollback at the other gateway", || says(&a, "one\n")).await;
     let made = a.post("/keys", &json!({"name": "t", "scopes": ["read"]})).await.expect(201).json;
     let with_key = b.with_key(made["key"].as_str().expect("a key"));
-    until("a new key at the other gateway", async || with_key.get("/functions").await.status == 200).await;
+    until("a new key at the other gateway", || async { with_key.get("/functions").await.status == 200 }).await;
     b.delete(&format!("/keys/{}", made["id"].as_str().expect("an id"))).await.expect(200);
     let with_key = a.with_key(made["key"].as_str().expect("a key"));
-    until("a revoked key at the other gateway", async || with_key.get("/functions").await.status == 401).await;
+    until("a revoked key at the other gateway", || async { with_key.get("/functions").await.status == 401 }).await;
     a.put("/secrets/TOKEN", "text/plain", "hidden").await;
-    until("a secret at the other gateway", async || b.get("/secrets/TOKEN").await.status == 200).await;
+    until("a secret at the other gateway", || async { b.get("/secrets/TOKEN").await.status == 200 }).await;
     a.delete("/functions/say").await.expect(200);
-    until("a deleted function at the other gateway", async || b.execute("say", &Value::Null).await.status == 404).await;
+    until("a deleted function at the other gateway", || async { b.execute("say", &Value::Null).await.status == 404 })
+        .await;
 }
 
 #[tokio::test]

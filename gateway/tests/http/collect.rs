@@ -19,7 +19,7 @@ async fn register(flux: &Flux) {
 }
 
 async fn deploy(flux: &Flux, content: &[u8]) {
-    flux.api.put("/deploy/gone", "application/zip", content.to_vec()).await.expect(200);
+    flux.api.put("/deploy/gone", "application/zip", content.to_vec()).await.expect(201);
 }
 
 #[tokio::test]
