@@ -203,7 +203,8 @@ async fn a_rolling_restart_fails_no_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let base = format!("http://{}/execute/brief", listener.local_addr().expect("bound"));
     let to = fleet.gateways.iter().map(|(_, listen)| listen.parse().expect("an address")).collect();
-    let balancer = tokio::spawn(balance(listener, to));
+    let mut balancer = tokio::task::JoinSet::new();
+    balancer.spawn(balance(listener, to));
     // A connection for each request, as load balancers have them unless they are told otherwise.
     let http = reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy().timeout(ENDS).build().expect("a client");
     let (over, wrong) = (AtomicBool::new(false), Mutex::new(Vec::new()));
@@ -243,7 +244,7 @@ async fn a_rolling_restart_fails_no_request() {
         over.store(true, Ordering::Relaxed);
     };
     tokio::join!(client(false), client(false), client(false), client(true), restarts);
-    balancer.abort();
+    drop(balancer);
     let wrong = wrong.into_inner().expect("no panic");
     println!(
         "{} answered, {} accepted, {} failed",
