@@ -116,6 +116,20 @@ guests() {
     }
 }
 
+# For the tests of the stores: servers that they start themselves. Debian would start its own: RUNLEVEL=1 tells its packages
+# not to, and no cluster of PostgreSQL is made for them.
+stores() {
+    local packages=()
+    have redis-server && have redis-cli || packages+=(redis-server)
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages+=(postgresql)
+    [ ${#packages[@]} -eq 0 ] && return
+    if [ "$(id -u)" -eq 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+    fi
+    RUNLEVEL=1 apt_install "${packages[@]}"
+}
+
 # For the tests of `runtime: lambda`: AWS's own client of the Runtime API, built for the Python that functions see.
 AWSLAMBDARIC=4.2.2
 lambda_client() {
@@ -202,7 +216,7 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; guests; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; guests; stores; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;

@@ -159,7 +159,7 @@ pub fn say_durability(durability: Durability, supervised: bool) {
 /// Where a gateway that was told nothing keeps its files, below `data_dir`.
 pub fn keep_in(settings: &mut Settings, data_dir: &Path) {
     let in_data_dir = |name: &str| -> PathBuf { data_dir.join(name) };
-    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", in_data_dir("flux.db").display()));
+    settings.store_url_or(|| format!("sqlite://{}", in_data_dir("flux.db").display()));
     settings.artifacts.dir.get_or_insert_with(|| in_data_dir("artifacts"));
     settings.gateway.secrets_key.get_or_insert_with(|| in_data_dir("secrets.key"));
     settings.data_dir.get_or_insert_with(|| data_dir.to_owned());

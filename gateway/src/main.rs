@@ -33,7 +33,7 @@ struct Args {
     /// What a record survives: the death of every `process`, or with `fsync` a power cut too [default: process]
     #[arg(long, value_parser = Durability::NAMES, value_name = "WHAT")]
     queue_durability: Option<String>,
-    /// `sqlite:///path/flux.db` [default: flux.db in the data directory]
+    /// `sqlite:///path/flux.db`, `postgres://…` or `redis://…`, see docs/stores.md [default: flux.db in the data directory]
     #[arg(long, value_name = "URL")]
     store_url: Option<String>,
     /// Every code archive, by digest [default: artifacts/ in the data directory]

@@ -15,12 +15,16 @@ pub fn passable_dir(prefix: &str) -> TempDir {
 
 /// `flux-gateway` on a queue that asks for no certificates, with its store, archives and configuration in `dir`; not ready yet.
 pub fn start_gateway(nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
+    start_gateway_on(&format!("sqlite://{}", dir.join("flux.db").display()), nats, dir, listen, key)
+}
+
+/// The same with its store elsewhere, which another may share.
+pub fn start_gateway_on(store: &str, nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
     let config = dir.join("gateway.yaml");
     let text = format!(
-        "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
+        "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"{store}\" }}\nartifacts: {{ dir: {:?} }}\n\
          gateway: {{ listen: \"{listen}\", api_key: {key} }}\n",
         nats.url(),
-        dir.join("flux.db").display(),
         dir.join("artifacts"),
     );
     std::fs::write(&config, text).expect("a file");

@@ -177,7 +177,7 @@ fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: Strin
     settings.queue.url = queue.url();
     settings.gateway.api_key = Some(key);
     settings.agent.tasks.get_or_insert_with(default_tasks);
-    settings.store.url.get_or_insert_with(|| format!("sqlite://{}", data.path().join("db/flux.db").display()));
+    settings.store_url_or(|| format!("sqlite://{}", data.path().join("db/flux.db").display()));
     settings.artifacts.dir.get_or_insert_with(|| data.path().join("artifacts"));
     settings.gateway.secrets_key.get_or_insert_with(|| data.path().join("keys/secrets.key"));
     settings.agent.work_dir.get_or_insert_with(|| data.path().join("agent"));

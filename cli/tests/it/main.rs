@@ -22,6 +22,7 @@ mod pki;
 mod readme;
 mod secrets;
 mod stop;
+mod stores;
 mod topology;
 mod warm;
 mod watch;

@@ -282,3 +282,16 @@ pub const JWKS_KEYS: usize = 64;
 pub const SECRET: usize = 64 * KIB;
 pub const SECRETS: usize = 10_000;
 pub const FUNCTION_SECRETS: usize = 64;
+
+/// A call to a store that is a server ends within this, whatever the server does: retries and waiting for a connection included.
+pub const STORE_CALL: Duration = Duration::from_secs(5);
+/// How long making a connection to it may take.
+pub const STORE_CONNECT: Duration = Duration::from_secs(2);
+/// A step of bringing a store's schema up to date, waiting for another gateway that does so included.
+pub const STORE_MIGRATION: Duration = Duration::from_secs(600);
+/// Connections of one gateway to PostgreSQL, unless the URL says `pool`, and at most.
+pub const STORE_CONNECTIONS: usize = 10;
+pub const STORE_CONNECTIONS_MOST: usize = 200;
+/// Accepted executions that go to a server in one statement: number, and bytes.
+pub const STORE_BATCH: usize = 256;
+pub const STORE_BATCH_BYTES: usize = 8 * MIB;

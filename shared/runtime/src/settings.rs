@@ -16,6 +16,8 @@ pub struct Settings {
     pub certs_dir: Option<PathBuf>,
     /// The queue is talked to without certificates: for private networks. Whoever reaches it can do everything.
     pub disable_mtls: bool,
+    /// `host:port` of a Redis, where `store.url` is not set: as files of the system that Flux succeeds have it.
+    pub redis_addr: Option<String>,
     pub log: LogSettings,
     pub queue: QueueSettings,
     pub store: StoreSettings,
@@ -81,6 +83,12 @@ impl Durability {
 }
 
 impl Settings {
+    /// Sets `store.url` where it is not: from `redis_addr`, or else to `default`.
+    pub fn store_url_or(&mut self, default: impl FnOnce() -> String) {
+        let redis = self.redis_addr.as_ref().map(|address| format!("redis://{address}"));
+        self.store.url.get_or_insert_with(|| redis.unwrap_or_else(default));
+    }
+
     /// Where certificates are.
     pub fn certs_dir(&self) -> PathBuf {
         self.certs_dir.clone().unwrap_or_else(|| PathBuf::from("/etc/flux/certs"))
@@ -104,7 +112,8 @@ impl Default for QueueSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreSettings {
-    /// `sqlite:///path/flux.db`; under `flux up` a file in `data_dir` unless it is set.
+    /// `sqlite:///path/flux.db`, `postgres://…` or `redis://…` (docs/stores.md); under `flux up` a file in `data_dir` unless it
+    /// is set.
     pub url: Option<String>,
     /// How long terminal executions are kept, in hours.
     pub history_hours: u64,
@@ -305,5 +314,23 @@ impl Default for AgentSettings {
             microvm: MicrovmSettings::default(),
             probe: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_of_the_predecessor_s_files_is_the_store_unless_another_is_named() {
+        let url = |redis: Option<&str>, store: Option<&str>| {
+            let mut settings = Settings { redis_addr: redis.map(str::to_owned), ..Settings::default() };
+            settings.store.url = store.map(str::to_owned);
+            settings.store_url_or(|| "sqlite:///d/flux.db".to_owned());
+            settings.store.url.expect("it is set")
+        };
+        assert_eq!(url(None, None), "sqlite:///d/flux.db");
+        assert_eq!(url(Some("10.0.0.5:6379"), None), "redis://10.0.0.5:6379");
+        assert_eq!(url(Some("10.0.0.5:6379"), Some("postgres://h/d")), "postgres://h/d");
     }
 }

@@ -18,11 +18,19 @@ use flux_protocol::{
 };
 
 mod access;
+mod batch;
 pub mod conformance;
 mod error;
 mod merge;
 mod open;
+mod patience;
+mod postgres;
+mod redis;
+mod row;
 mod sqlite;
+mod tls;
+mod url;
+mod versions;
 
 pub use access::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret};
 pub use error::StoreError;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{SharedStore, StoreError, sqlite};
+use crate::{SharedStore, StoreError, postgres, redis, sqlite, url};
 
 /// What an engine may use, and what its promises cost. Every field has a default that suits one small machine.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct Tuning {
     pub cache_kib: u32,
     /// Calls that may wait for the writer; further ones wait for room.
     pub queue: usize,
+    /// Connections to a server that takes one call at a time on each, as PostgreSQL does.
+    pub connections: usize,
     /// The database grows to about this size, in bytes, and is [`StoreError::Full`] then. `None`: as the disk takes.
     pub max_bytes: Option<u64>,
 }
@@ -25,6 +27,7 @@ impl Default for Tuning {
             readers: 2,
             cache_kib: 2048,
             queue: flux_protocol::limits::CHANNEL,
+            connections: flux_protocol::limits::STORE_CONNECTIONS,
             max_bytes: None,
         }
     }
@@ -41,17 +44,16 @@ pub enum Durability {
     Power,
 }
 
-/// Schemes that will be engines, so that naming one is answered with more than "unknown".
-const LATER: &[&str] = &["postgres", "postgresql", "redis", "rediss"];
-
 /// Opens the store that `url` names, making it where there is none.
 ///
-/// `sqlite:///abs/path`, `sqlite://relative/path`, or `sqlite::memory:` (gone with the last handle).
+/// `sqlite:///abs/path`, `sqlite://relative/path`, or `sqlite::memory:` (gone with the last handle);
+/// `postgres://user:password@host/database`; `redis://host`, `redis+sentinel://host,host/service`,
+/// `redis+cluster://host,host`, and the same with `rediss` for TLS.
 ///
 /// # Errors
 /// `Url`; `Corrupt` for a file that is damaged, not Flux's, or of a newer release; `Unavailable`.
 pub async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, StoreError> {
-    let wrong = |problem: String| StoreError::Url { url: without_password(url), problem };
+    let wrong = |problem: String| url::wrong(url, problem);
     let (scheme, rest) = url
         .split_once(':')
         .ok_or_else(|| wrong("it starts with a scheme, such as sqlite:///var/lib/flux/flux.db".to_owned()))?;
@@ -69,21 +71,13 @@ pub async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, StoreError>
             }
             sqlite::open(Some(PathBuf::from(path)), tuning).await
         }
-        later if LATER.contains(&later) => {
-            Err(wrong(format!("{later} comes with a later release; this one knows sqlite")))
+        "postgres" | "postgresql" => postgres::open(url, tuning).await,
+        "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster" | "rediss+cluster" => {
+            redis::open(url, tuning).await
         }
         _ => Err(wrong(format!(
-            "`{}` is not a kind of store; known: sqlite",
+            "`{}` is not a kind of store; known: sqlite, postgres, redis",
             scheme.chars().take(32).collect::<String>()
         ))),
-    }
-}
-
-/// Error messages end up in logs.
-fn without_password(url: &str) -> String {
-    let shown: String = url.chars().take(200).collect();
-    match (shown.find("://"), shown.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}://…{}", &shown[..scheme], &shown[at..]),
-        _ => shown,
     }
 }

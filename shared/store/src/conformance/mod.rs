@@ -30,12 +30,12 @@ pub mod lists;
 pub mod merging;
 pub mod secrets;
 
-/// Makes a test of every clause. The expression opens an empty store; it may await. It gives the `SharedStore`
-/// and what must live as long, such as its directory.
+/// Names every clause to a macro: `$with! { @clauses ($given) functions: …; merging: …; … }`.
+#[doc(hidden)]
 #[macro_export]
-macro_rules! conformance_tests {
-    ($open:expr) => {
-        $crate::conformance_tests! { @ $open;
+macro_rules! conformance_clauses {
+    ($with:path, $given:tt) => {
+        $with! { @clauses $given
             functions:
                 a_new_function_has_version_one_without_code,
                 the_same_configuration_changes_nothing,
@@ -94,7 +94,13 @@ macro_rules! conformance_tests {
                 a_closed_store_says_so;
         }
     };
-    (@ $open:expr; $($subject:ident: $($clause:ident),*;)*) => {
+}
+
+/// Makes a test of every clause. The expression opens an empty store; it may await. It gives the `SharedStore`
+/// and what must live as long, such as its directory.
+#[macro_export]
+macro_rules! conformance_tests {
+    (@clauses ($open:expr) $($subject:ident: $($clause:ident),*;)*) => {
         $(mod $subject {
             #[allow(unused_imports)]
             use super::*;
@@ -108,6 +114,48 @@ macro_rules! conformance_tests {
             )*
         })*
     };
+    ($open:expr) => {
+        $crate::conformance_clauses! { $crate::conformance_tests, ($open) }
+    };
+}
+
+/// Runs every clause within one test, for engines whose server takes long to start. The closure opens an empty store for the
+/// clause whose name it is given. Says which clause it is that an engine does not hold.
+#[macro_export]
+macro_rules! conformance_in_one {
+    (@clauses ($open:expr) $($subject:ident: $($clause:ident),*;)*) => {
+        $($(
+            {
+                let name = concat!(stringify!($subject), "::", stringify!($clause));
+                // Each on the heap: together they are more than a stack takes.
+                let store: $crate::SharedStore = Box::pin($open(name)).await;
+                $crate::conformance::hold(name, Box::pin($crate::conformance::$subject::$clause(&*store))).await;
+                store.close().await;
+            }
+        )*)*
+    };
+    ($open:expr) => {
+        $crate::conformance_clauses! { $crate::conformance_in_one, ($open) }
+    };
+}
+
+/// Runs a clause; a panic of it names it.
+#[doc(hidden)]
+pub async fn hold(name: &str, clause: impl Future<Output = ()>) {
+    struct Named<'n>(&'n str);
+    impl Drop for Named<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                #[allow(clippy::print_stderr)] // a failing test's own output
+                {
+                    eprintln!("the clause {} does not hold", self.0);
+                }
+            }
+        }
+    }
+    let named = Named(name);
+    clause.await;
+    drop(named);
 }
 
 /// Second `n` of the clauses' time.

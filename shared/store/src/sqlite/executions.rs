@@ -1,21 +1,20 @@
 //! Records of executions: merged by [`merge`](crate::merge), one read and one write per execution and batch.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
-use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, Timestamp, execution::QueuePosition};
+use flux_protocol::{ExecutionId, ExecutionRecord, Timestamp, execution::QueuePosition};
 use rusqlite::{Connection, ToSql, params};
 
 use super::{
     fault::Fault,
-    rows::{self, Row, key, page, slim_record, whole_record},
+    rows::{key, page, slim_record, whole_record},
 };
-use crate::{ExecutionFilter, Recorded, StatusFilter, StatusUpdate, merge_queued, merge_requeued, merge_status};
-
-/// How far behind its `queued_at` an id's own time may be, for the bound that `since` puts on ids.
-const ID_SLACK: Duration = Duration::from_secs(600);
+use crate::{
+    ExecutionFilter, Recorded, StatusUpdate,
+    batch::{self, MergedBatch},
+    merge_queued, merge_requeued,
+    row::{self, Question, Row},
+};
 
 pub(super) fn load(database: &Connection, id: ExecutionId) -> Result<Option<ExecutionRecord>, Fault> {
     let mut statement = database.prepare_cached("SELECT record, output, invocation FROM executions WHERE id = ?1")?;
@@ -73,47 +72,19 @@ pub(super) fn insert_queued(database: &Connection, record: &ExecutionRecord, row
     replace(database, &Row::of(merge_queued(known, record.clone())))
 }
 
-struct Loaded {
-    record: ExecutionRecord,
-    stored: bool,
-    changed: bool,
-}
-
 pub(super) fn record(database: &Connection, updates: &[StatusUpdate]) -> Result<Vec<Recorded>, Fault> {
-    let mut loaded: HashMap<ExecutionId, Loaded> = HashMap::with_capacity(updates.len());
-    let mut order = Vec::with_capacity(updates.len());
-    let mut results = Vec::with_capacity(updates.len());
-    for StatusUpdate { status, sequence } in updates {
-        let id = status.execution_id;
-        let merged = match loaded.entry(id) {
-            Entry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
-                let (record, merged) = merge_status(Some(entry.record.clone()), status, *sequence);
-                entry.record = record;
-                entry.changed |= merged.changed;
-                merged
-            }
-            Entry::Vacant(entry) => {
-                let known = load(database, id)?;
-                let stored = known.is_some();
-                let (record, merged) = merge_status(known, status, *sequence);
-                entry.insert(Loaded { record, stored, changed: merged.changed });
-                order.push(id);
-                merged
-            }
-        };
-        results.push(Recorded {
-            execution_id: id,
-            became_terminal: merged.became_terminal,
-            retry_wanted: merged.retry_wanted,
-            contradicted: merged.contradicted,
-        });
+    let mut known = HashMap::with_capacity(updates.len());
+    for id in batch::ids(updates) {
+        if let Some(record) = load(database, id)? {
+            known.insert(id, record);
+        }
     }
-    // In the order in which they came, which is about that of their ids: neighbours in the tree.
-    for id in order {
-        let Some(Loaded { record, stored, changed: true }) = loaded.remove(&id) else { continue };
+    let stored: HashSet<ExecutionId> = known.keys().copied().collect();
+    let MergedBatch { results, changed } = batch::merge(known, updates);
+    for record in changed {
+        let is_stored = stored.contains(&record.execution_id);
         let row = Row::of(record);
-        if stored {
+        if is_stored {
             replace(database, &row)?;
         } else {
             insert(database, &row)?;
@@ -134,22 +105,16 @@ pub(super) fn requeued(
 }
 
 pub(super) fn list(database: &Connection, filter: &ExecutionFilter) -> Result<Vec<ExecutionRecord>, Fault> {
-    let status = filter.status.map(|status| match status {
-        StatusFilter::Running => rows::OPEN,
-        StatusFilter::Ended(status) => rows::ended(status),
-    });
-    let function = filter.function.as_ref().map(FunctionName::as_str);
-    let cursor = filter.cursor.map(key);
-    let since = filter.since.map(Timestamp::as_micros);
-    let first = filter.since.map(|since| rows::first_id_at(minus(since, ID_SLACK)));
-    let limit = page(filter.limit);
+    let Question { function, status, cursor, since, limit } = Question::of(filter);
+    let limit = page(limit);
+    let (since, first) = since.unzip();
 
     // The index is named: without statistics SQLite guesses, and a wrong guess reads the whole history.
-    let index = match (function, status) {
+    let index = match (&function, status) {
         (None, None) => "",
         (Some(_), None) => "INDEXED BY executions_of_function",
         (Some(_), Some(_)) => "INDEXED BY executions_of_function_by_status",
-        (None, Some(rows::OPEN)) => "INDEXED BY executions_open",
+        (None, Some(row::OPEN)) => "INDEXED BY executions_open",
         (None, Some(_)) => "INDEXED BY executions_ended",
     };
     let mut sql = format!("SELECT record FROM executions {index} WHERE 1");
@@ -160,7 +125,7 @@ pub(super) fn list(database: &Connection, filter: &ExecutionFilter) -> Result<Ve
     }
     match &status {
         // A partial index is taken where its own condition is written out.
-        Some(rows::OPEN) if function.is_none() => sql.push_str(" AND status = 0"),
+        Some(row::OPEN) if function.is_none() => sql.push_str(" AND status = 0"),
         Some(status) => {
             sql.push_str(if function.is_none() {
                 " AND status <> 0 AND status = :status"
@@ -232,8 +197,4 @@ pub(super) fn expire(database: &Connection, before: Timestamp, limit: usize) -> 
         delete.execute([key(record.execution_id)])?;
     }
     Ok(records)
-}
-
-fn minus(at: Timestamp, duration: Duration) -> Timestamp {
-    Timestamp::from_micros(at.as_micros().saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
-use crate::StoreError;
+use crate::{StoreError, row::Unreadable};
 
 /// What stops a job on a connection. Becomes a [`StoreError`] where the call ends, which knows what was attempted.
 #[derive(Debug, Clone)]
@@ -24,6 +24,12 @@ pub(super) enum Fault {
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
         Self::Engine(Arc::new(error))
+    }
+}
+
+impl From<Unreadable> for Fault {
+    fn from(Unreadable { what, problem }: Unreadable) -> Self {
+        Self::Row { what, problem }
     }
 }
 

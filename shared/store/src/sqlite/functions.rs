@@ -4,7 +4,10 @@ use flux_protocol::{Digest, FunctionName, FunctionSpec, FunctionVersion, Timesta
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{fault::Fault, rows::page};
-use crate::{Deployed, Function, VersionSummary};
+use crate::{
+    Deployed, Function, VersionSummary, row,
+    versions::{self, Change},
+};
 
 const VERSION_COLUMNS: &str = "v.version, v.digest, v.spec, v.created_at";
 
@@ -103,13 +106,7 @@ fn save(database: &Connection, version: &FunctionVersion) -> Result<(), Fault> {
 }
 
 pub(super) fn register(database: &Connection, spec: &FunctionSpec, now: Timestamp) -> Result<Deployed, Fault> {
-    match current(database, &spec.name)? {
-        Some(version) if version.spec == *spec => Ok(Deployed { version, changed: false }),
-        known => {
-            let digest = known.and_then(|version| version.digest);
-            Ok(Deployed { version: add(database, digest, spec, now)?, changed: true })
-        }
-    }
+    apply(database, &spec.name, versions::register(current(database, &spec.name)?, spec), now)
 }
 
 pub(super) fn deploy(
@@ -119,22 +116,18 @@ pub(super) fn deploy(
     spec: Option<&FunctionSpec>,
     now: Timestamp,
 ) -> Result<Deployed, Fault> {
-    let known = current(database, name)?;
-    let Some(spec) = spec.or_else(|| known.as_ref().map(|version| &version.spec)) else {
-        return Err(Fault::NotFound { what: format!("function {name}") });
-    };
-    // A configuration belongs to the function that it is deployed to.
-    let spec = FunctionSpec { name: name.clone(), ..spec.clone() };
-    match known {
-        Some(version) if version.digest == Some(digest) && version.spec == spec => {
-            Ok(Deployed { version, changed: false })
-        }
-        Some(version) if version.digest.is_none() => {
-            let version = FunctionVersion { version: version.version, digest: Some(digest), spec, created_at: now };
+    apply(database, name, versions::deploy(current(database, name)?, name, digest, spec, now), now)
+}
+
+fn apply(database: &Connection, name: &FunctionName, change: Change, now: Timestamp) -> Result<Deployed, Fault> {
+    match change {
+        Change::None(version) => Ok(Deployed { version, changed: false }),
+        Change::Fill(version) => {
             save(database, &version)?;
             Ok(Deployed { version, changed: true })
         }
-        _ => Ok(Deployed { version: add(database, Some(digest), &spec, now)?, changed: true }),
+        Change::Add { digest, spec } => Ok(Deployed { version: add(database, digest, &spec, now)?, changed: true }),
+        Change::NotFound => Err(Fault::NotFound { what: format!("function {name}") }),
     }
 }
 
@@ -185,10 +178,8 @@ pub(super) fn list(
          WHERE f.name >= ?1 AND f.name < ?2 AND f.name > ?3 ORDER BY f.name LIMIT ?4"
     );
     let mut statement = database.prepare_cached(&sql)?;
-    // Names are ASCII without DEL, so this bounds all that begin with the prefix.
-    let beyond = format!("{prefix}\u{7f}");
     let cursor = cursor.map_or("", FunctionName::as_str);
-    let mut found = statement.query(params![prefix, beyond, cursor, page(limit)])?;
+    let mut found = statement.query(params![prefix, row::beyond(prefix), cursor, page(limit)])?;
     let mut versions = Vec::new();
     while let Some(row) = found.next()? {
         versions.push(version_from(row)?);

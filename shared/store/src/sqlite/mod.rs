@@ -127,7 +127,7 @@ impl Store for Sqlite {
 
     async fn insert_queued(&self, record: ExecutionRecord) -> Result<(), StoreError> {
         let record = crate::merge_queued(None, record);
-        let row = rows::Row::of(record.clone());
+        let row = crate::row::Row::of(record.clone());
         self.writer
             .write("record an accepted execution", 1, move |db| executions::insert_queued(db, &record, &row))
             .await

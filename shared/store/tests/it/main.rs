@@ -7,8 +7,12 @@ use flux_store::{SharedStore, Tuning};
 mod durability;
 mod merge;
 mod migrations;
+mod postgres;
 mod rate;
+mod redis;
 mod refusals;
+mod server;
+mod tls;
 
 mod sqlite_in_memory {
     flux_store::conformance_tests!((crate::open("sqlite::memory:").await, ()));

@@ -1,0 +1,164 @@
+//! A PostgreSQL that goes away, hangs, or is not to be used as it is.
+
+use flux_protocol::{ExecutionId, Timestamp};
+use flux_store::{StatusUpdate, StoreError, Tuning};
+use flux_testkit::PostgresServer;
+
+use super::{open, url};
+use crate::{
+    durability::ended,
+    server::{Writing, all_there, comes_back, is_unavailable},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_one_that_hangs() {
+    let mut server = PostgresServer::start().await;
+    let store = open(&server, "faults").await;
+    let mut writing = Writing::start(&store);
+    writing.go_on(500).await;
+    server.kill9();
+    writing.until_refused().await;
+    server.restart().await;
+    writing.go_on(500).await;
+    server.pause();
+    is_unavailable(&store).await;
+    server.resume();
+    writing.go_on(500).await;
+    let acknowledged = writing.end().await;
+    all_there(&store, &acknowledged).await;
+    comes_back(&store).await;
+}
+
+/// Two gateways record the same executions, each in another order, at once: neither waits for the other for ever, and every
+/// execution becomes terminal once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_gateways_do_not_deadlock() {
+    let server = PostgresServer::start().await;
+    let stores = [open(&server, "two").await, open(&server, "two").await];
+    for round in 0..20 {
+        let ids: Vec<ExecutionId> = (0..60).map(|_| ExecutionId::new()).collect();
+        let batch = |reversed: bool| -> Vec<StatusUpdate> {
+            let mut batch: Vec<_> = ids.iter().map(|id| StatusUpdate { status: ended(*id), sequence: 1 }).collect();
+            if reversed {
+                batch.reverse();
+            }
+            batch
+        };
+        let (one, other) = tokio::join!(stores[0].record(batch(false)), stores[1].record(batch(true)));
+        let became = |recorded: &[flux_store::Recorded]| recorded.iter().filter(|one| one.became_terminal).count();
+        let became = became(&one.expect("record")) + became(&other.expect("record"));
+        assert_eq!(became, ids.len(), "round {round}");
+    }
+    let said = server.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
+    assert_eq!(said, "0", "the order of locks is what keeps them apart, not the server's search for deadlocks");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_schema_is_made_once_and_a_newer_one_refused() {
+    let server = PostgresServer::start().await;
+    let url = url(&server, "schema");
+    let tuning = Tuning::default();
+    let opened = futures::future::join_all((0..8).map(|_| flux_store::open(&url, &tuning))).await;
+    for store in opened {
+        store.expect("open").ping().await.expect("ping");
+    }
+    assert_eq!(server.sql("SELECT count(*), max(version) FROM t_schema.flux_schema"), "1|1");
+    server.sql("UPDATE t_schema.flux_schema SET version = 99");
+    let Err(error) = flux_store::open(&url, &tuning).await else { panic!("a newer schema was opened") };
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains("schema 99") && error.to_string().contains("newer release"), "{error}");
+}
+
+/// What the API lists is found by an index, however much there is: the server counts how often it reads a table from end to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_list_reads_a_table_from_end_to_end() {
+    use flux_protocol::{FunctionName, OutcomeStatus};
+    use flux_store::{ExecutionFilter, StatusFilter};
+
+    const ROWS: usize = 120_000;
+    let server = PostgresServer::start().await;
+    let store = open(&server, "plans").await;
+    let id = ExecutionId::new();
+    store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("record");
+    // Ids as gateways make them, one each 10 ms; a hundred functions; one in fifty is open and some failed.
+    server.sql(&format!(
+        "SET search_path = t_plans;
+         INSERT INTO executions
+         SELECT n.id, 'f' || i % 100, CASE WHEN i % 50 = 0 THEN 0 WHEN i % 97 = 0 THEN 2 ELSE 1 END, at * 1000, at * 1000,
+                replace(record, '{}', 'exc-' || n.id), output, invocation
+         FROM executions, generate_series(1, {ROWS}) AS i, LATERAL (SELECT 1700000000000 + i * 10 AS at) AS t,
+              LATERAL (SELECT (lpad(to_hex(at), 12, '0') || '7000' || lpad(to_hex(i), 16, '8'))::uuid AS id) AS n;
+         INSERT INTO functions SELECT 'g' || i, 1, 1 FROM generate_series(1, 20000) AS i;
+         INSERT INTO versions SELECT 'g' || i, 1, NULL, '{{\"name\":\"g' || i || '\",\"handler\":\"x\"}}', 0
+             FROM generate_series(1, 20000) AS i;
+         INSERT INTO audit (at, entry) SELECT i, '{{}}' FROM generate_series(1, 20000) AS i;
+         INSERT INTO idempotency SELECT 'f', 'k' || i, gen_random_uuid(), '', i, i FROM generate_series(1, 20000) AS i;
+         INSERT INTO secret_claims SELECT gen_random_uuid(), 1, 'a', '', i FROM generate_series(1, 20000) AS i;
+         ANALYZE",
+        id
+    ));
+    let counted = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE schemaname = 't_plans' AND relname IN
+                   ('executions', 'functions', 'versions', 'audit', 'idempotency', 'secret_claims')";
+    // A connection tells what it counted when it ends.
+    let settled = async || {
+        let connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'flux'";
+        flux_testkit::eventually(crate::server::GENEROUS, "connections to end", || {
+            std::future::ready(server.sql(connected) == "0")
+        })
+        .await;
+        server.sql(counted)
+    };
+    store.close().await;
+    drop(store);
+    let before = settled().await;
+
+    let store = open(&server, "plans").await;
+    let name = |text: &str| Some(FunctionName::parse(text).expect("a name"));
+    let failed = Some(StatusFilter::Ended(OutcomeStatus::Failed));
+    let some = ExecutionFilter { limit: 50, ..ExecutionFilter::default() };
+    let since = Some(Timestamp::from_millis(1_700_000_000_000 + 600_000));
+    let mut filters = Vec::new();
+    for function in [None, name("f7"), name("f50"), name("nobody")] {
+        for status in [None, Some(StatusFilter::Running), Some(StatusFilter::Ended(OutcomeStatus::Success)), failed] {
+            for since in [None, since] {
+                filters.push(ExecutionFilter { function: function.clone(), status, since, ..some.clone() });
+            }
+        }
+    }
+    // More often than the server makes a plan for the values at hand.
+    for _ in 0..8 {
+        for filter in &filters {
+            let first = store.executions(filter).await.expect("list");
+            let cursor = first.last().map(|record| record.execution_id);
+            store.executions(&ExecutionFilter { cursor, ..filter.clone() }).await.expect("list");
+        }
+        let stale = Timestamp::from_millis(1_700_000_000_000 + 900_000);
+        let open = store.open_executions(stale, None, 100).await.expect("list");
+        assert_eq!(open.len(), 100);
+        store.functions("g1", name("g17").as_ref(), 50).await.expect("list");
+        store.expire(Timestamp::from_millis(1_700_000_000_000), 100).await.expect("expire");
+    }
+    store.close().await;
+    drop(store);
+    assert_eq!(settled().await, before, "a list read a whole table");
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_is_said_without_its_password() {
+    let server = PostgresServer::start().await;
+    let port = server.port();
+    let mut refused = Vec::new();
+    for (url, said) in [
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/nothere"), "does not exist"),
+        (format!("postgres://nobody:hunter2@127.0.0.1:{port}/postgres"), "role"),
+        ("postgres://flux:hunter2@127.0.0.1:1/postgres".to_owned(), "out of reach"),
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/postgres?sslmode=maybe"), "`sslmode`"),
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/postgres?schema=A-b"), "`schema`"),
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/postgres?pool=0"), "`pool`"),
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/postgres?hunter2=1"), "of parameters it knows"),
+        (format!("postgres://flux:hunter2@127.0.0.1:{port}/postgres?sslmode=require"), "TLS"),
+    ] {
+        refused.push((url, said));
+    }
+    crate::server::are_refused(refused, "hunter2").await;
+}
