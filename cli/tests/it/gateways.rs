@@ -1,5 +1,5 @@
-//! Two gateways on one queue and one store (one SQLite file, which processes of one machine can share): any of them answers
-//! for anything, and either may go.
+//! Two gateways on one queue and one store: any of them answers for anything, and either may go. The store is one SQLite file, which
+//! processes of one machine can share, or PostgreSQL, which gateways of several machines do.
 
 use std::{
     net::SocketAddr,
@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flux_testkit::{Api, File, FluxCommand, FluxProcess, NatsServer, eventually, free_port, passable_dir};
+use flux_testkit::{
+    Api, File, FluxCommand, FluxProcess, NatsServer, PostgresServer, eventually, free_port, passable_dir,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,24 +22,39 @@ const KEY: &str = "gateways";
 const ENDS: Duration = Duration::from_secs(60);
 
 struct Fleet {
-    dir: tempfile::TempDir,
-    nats: NatsServer,
-    /// With what each listens on.
+    // In the order in which they are to go; gateways with what each listens on.
     gateways: Vec<(FluxProcess, String)>,
     agents: Vec<FluxProcess>,
+    nats: NatsServer,
+    _postgres: Option<PostgresServer>,
+    store: String,
+    dir: tempfile::TempDir,
 }
 
 impl Fleet {
     async fn start() -> Self {
+        let dir = passable_dir("flux-gateways-");
+        let store = format!("sqlite://{}", dir.path().join("flux.db").display());
+        Self::start_on(dir, store, None).await
+    }
+
+    async fn start_on_postgres() -> Self {
+        let postgres = PostgresServer::start().await;
+        Self::start_on(passable_dir("flux-gateways-"), postgres.url(), Some(postgres)).await
+    }
+
+    async fn start_on(dir: tempfile::TempDir, store: String, postgres: Option<PostgresServer>) -> Self {
         let mut fleet = Self {
-            dir: passable_dir("flux-gateways-"),
+            dir,
             nats: NatsServer::start().await,
+            store,
+            _postgres: postgres,
             gateways: Vec::new(),
             agents: Vec::new(),
         };
         for n in 0..2 {
             let listen = format!("127.0.0.1:{}", free_port());
-            let process = start(&fleet.nats, fleet.dir.path(), n, &listen);
+            let process = start(&fleet.nats, fleet.dir.path(), &fleet.store, n, &listen);
             fleet.gateways.push((process, listen));
             fleet.api(n).ready(ENDS).await;
         }
@@ -50,7 +67,7 @@ impl Fleet {
 
     fn restart(&mut self, n: usize) {
         let listen = self.gateways[n].1.clone();
-        self.gateways[n].0 = start(&self.nats, self.dir.path(), n, &listen);
+        self.gateways[n].0 = start(&self.nats, self.dir.path(), &self.store, n, &listen);
     }
 
     /// An agent, once these gateways know it.
@@ -69,13 +86,12 @@ impl Fleet {
     }
 }
 
-fn start(nats: &NatsServer, dir: &Path, n: usize, listen: &str) -> FluxProcess {
+fn start(nats: &NatsServer, dir: &Path, store: &str, n: usize, listen: &str) -> FluxProcess {
     let config = dir.join(format!("gateway-{n}.yaml"));
     let text = format!(
-        "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
+        "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"{store}\" }}\nartifacts: {{ dir: {:?} }}\n\
          gateway: {{ listen: \"{listen}\", api_key: {KEY}, secrets_key: {:?} }}\n",
         nats.url(),
-        dir.join("flux.db").display(),
         dir.join("artifacts"),
         dir.join("secrets.key"),
     );
@@ -197,7 +213,7 @@ async fn balance(listener: TcpListener, to: Vec<SocketAddr>) {
 
 #[tokio::test]
 async fn a_rolling_restart_fails_no_request() {
-    let mut fleet = Fleet::start().await;
+    let mut fleet = Fleet::start_on_postgres().await;
     fleet.add_agent(&[0, 1]).await;
     deploy(&fleet.api(0), "brief", "sleep 0.05; echo done").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
