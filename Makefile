@@ -144,6 +144,12 @@ scale: setup build ## 10,000 functions, 100 agents, a million queued; writes doc
 	cargo build --release --quiet $(LOCKED) -p flux-scale
 	$$(source scripts/lib.sh; target_dir)/release/flux-scale run
 
+.PHONY: compose-check
+compose-check: ## deploy/compose.yml: its form, its files, and every setting in it by the programs that read it
+	@scripts/setup.sh compose
+	cargo build --quiet $(LOCKED) -p flux-gateway -p flux-agent --bins
+	@python3 scripts/compose-check.py $$(source scripts/lib.sh; target_dir)/debug
+
 .PHONY: clean
 clean: ## remove what was built and the data of `make run`; installed tools stay
 	cargo clean

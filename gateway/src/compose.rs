@@ -7,14 +7,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flux_artifacts::{BlobArtifacts, Filesystem, Tiered};
+use flux_artifacts::{BlobArtifacts, Filesystem, Origin, S3, S3Options, Tiered};
 use flux_broker::{
     Broker,
     nats::{NatsAuth, NatsBroker, NatsOptions},
 };
 use flux_pki::Certs;
 use flux_protocol::PoolName;
-use flux_runtime::{Settings, Shutdown, Tasks, settings::Durability};
+use flux_runtime::{
+    Settings, Shutdown, Tasks, config,
+    settings::{ArtifactSettings, Durability},
+};
 use flux_store::{SharedStore, Tuning};
 use nix::sys::stat::{Mode, umask};
 
@@ -43,15 +46,14 @@ pub async fn gateway(
     let opened = flux_store::open(url, &tuning(settings.queue.durability)).await;
     umask(usual);
     let store = opened.context("the store cannot be opened")?;
-    let folder = settings.artifacts.dir.clone().context("`artifacts.dir` is not set")?;
-    let origin = Filesystem::open(folder).context("the folder of code archives cannot be opened")?;
+    let origin = archives(&settings.artifacts).await?;
     let distribution = BlobArtifacts::new(Arc::clone(broker));
     let pools: Result<Vec<_>, _> = settings.gateway.pools.iter().map(|pool| PoolName::parse(pool)).collect();
     let pools = pools.context("`gateway.pools`")?;
     let parts = GatewayParts {
         broker: Arc::clone(broker),
         store: Arc::clone(&store),
-        artifacts: Arc::new(Tiered::new(Arc::new(origin), Arc::new(distribution))),
+        artifacts: Arc::new(Tiered::new(origin, Arc::new(distribution))),
         settings: settings.gateway.clone(),
         history: Duration::from_secs(settings.store.history_hours.saturating_mul(3600)),
         pools: pools.clone(),
@@ -74,6 +76,24 @@ pub fn names(settings: &Settings) -> Vec<String> {
     let is_any = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     let listens_at = (!is_any && !host.is_empty()).then(|| host.to_owned());
     settings.queue.names.iter().cloned().chain(listens_at).collect()
+}
+
+/// Where code archives are kept: the bucket where one is set, else the folder.
+async fn archives(settings: &ArtifactSettings) -> anyhow::Result<Arc<dyn Origin>> {
+    let Some(url) = &settings.url else {
+        let folder = settings.dir.clone().context("`artifacts.dir` is not set")?;
+        return Ok(Arc::new(Filesystem::open(folder).context("the folder of code archives cannot be opened")?));
+    };
+    let options = S3Options {
+        url: url.clone(),
+        endpoint: settings.endpoint.clone(),
+        region: settings.region.clone(),
+        access_key_id: settings.access_key_id.clone(),
+        secret_access_key: settings.secret_access_key.clone(),
+        path_style: settings.path_style,
+        environment: config::env_of("AWS_"),
+    };
+    Ok(Arc::new(S3::open(&options).await.context("code archives cannot be kept")?))
 }
 
 /// The directory of certificates, with all that a gateway needs; `None` where the queue is talked to without.

@@ -38,6 +38,7 @@ mod agents;
 mod audit;
 mod call;
 mod cancel;
+mod collect;
 mod dead_letters;
 mod executions;
 mod fleet;

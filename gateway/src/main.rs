@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
-use flux_gateway::compose;
+use flux_gateway::{compose, http::HttpOptions};
 use flux_runtime::{Settings, Shutdown, config, settings::Durability, telemetry};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -42,6 +42,9 @@ struct Args {
     /// [default: ~/.local/share/flux/gateway; as root /var/lib/flux/gateway]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Read the configuration, say what is wrong with it, and end
+    #[arg(long)]
+    check: bool,
 }
 
 fn main() -> ExitCode {
@@ -61,6 +64,10 @@ fn main() -> ExitCode {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let settings = settings(args)?;
+    if args.check {
+        HttpOptions::from_settings(&settings.gateway)?;
+        return Ok(());
+    }
     telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;
     raise_open_files();
     let runtime = flux_runtime::async_runtime().context("no async runtime")?;
@@ -88,7 +95,9 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
         Some(dir) => dir,
         None => default_data_dir()?,
     };
-    if settings.store.url.is_none() || settings.artifacts.dir.is_none() {
+    let has_files =
+        settings.store.url.is_none() || (settings.artifacts.dir.is_none() && settings.artifacts.url.is_none());
+    if has_files && !args.check {
         std::fs::create_dir_all(&data_dir).with_context(|| format!("{} cannot be made", data_dir.display()))?;
     }
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir);

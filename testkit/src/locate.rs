@@ -52,6 +52,13 @@ pub(crate) fn path_with_nats_server() -> OsString {
     std::env::join_paths(dirs).unwrap_or(path)
 }
 
+/// `PATH` with Flux's own programs and a `nats-server` on it, for scripts that start them.
+pub fn path_of_programs() -> OsString {
+    let programs = FluxBin::locate("flux").parent().map(Path::to_path_buf).unwrap_or_default();
+    let others = path_with_nats_server();
+    std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&others))).unwrap_or(others)
+}
+
 fn test_executable() -> PathBuf {
     std::env::current_exe().expect("the path of the running test is unknown")
 }

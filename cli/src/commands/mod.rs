@@ -11,6 +11,7 @@ pub(crate) mod deploy;
 pub(crate) mod dlq;
 pub(crate) mod follow;
 pub(crate) mod functions;
+pub(crate) mod gc;
 pub(crate) mod init;
 pub(crate) mod invoke;
 pub(crate) mod keys;
@@ -47,6 +48,7 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Keys(args) => keys::run(args, cx).await,
         Command::Secrets(args) => secrets::run(args, cx).await,
         Command::Audit(args) => audit::run(args, cx).await,
+        Command::Gc(args) => gc::run(&args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
         Command::Up(_)

@@ -5,7 +5,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flux_artifacts::{ArchiveSummary, ArtifactError, archive};
+use flux_artifacts::{ArchiveSummary, ArtifactError, ArtifactStore as _, archive};
 use flux_broker::{BrokerError, Table};
 use flux_protocol::{
     Digest, ErrorCode, FunctionName, FunctionSpec, FunctionVersion,
@@ -63,12 +63,16 @@ impl Gateway {
             .map_err(|error| Refusal::new(ErrorCode::Internal, "the archive could not be read").caused_by(error))??;
         inner.require_pool(&spec)?;
         // Agents must find the code before they learn of the version.
-        let digest = inner.put_archive(archive).await?;
+        let digest = inner.put_archive(archive.clone()).await?;
         let deployed = match inner.store.deploy(name, digest, Some(&spec).filter(|_| !known), now()).await {
             Ok(deployed) => deployed,
             Err(StoreError::NotFound { .. }) => return Err(inner.functions.not_found(name)),
             Err(error) => return Err(error.into()),
         };
+        // The third step of a deployment beside a collection (`flux_artifacts::collect`): it may have gone before it had a name.
+        if !inner.artifacts.has(digest).await.map_err(artifact_refusal)? {
+            inner.put_archive(archive).await?;
+        }
         inner.published(deployed).await
     }
 

@@ -5,7 +5,7 @@
 //! 1. queues with messages that are cold, or do not move, are made hot; messages for unknown functions are taken;
 //! 2. open executions that were silent for a while are looked after ([`reconcile_plan`](super::reconcile_plan));
 //! 3. hot queues without work for long are cooled;
-//! 4. now and then: history that is old enough goes, with its blobs.
+//! 4. now and then: history that is old enough goes, with its blobs; once a day archives that no version names.
 //!
 //! The first of these each gateway does once when its connection comes, whoever has the lease: a gateway that died keeps
 //! the lease for some seconds, and what it had accepted is not to wait for that.
@@ -19,7 +19,9 @@ use flux_protocol::{
     AgentId, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Lane, Outcome, OutcomeStatus, Phase, PoolName,
     Timestamp, limits, subject::QueueName, time::now,
 };
+use flux_store::StoreError;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
@@ -52,6 +54,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 const COOLED_AT_ONCE: usize = 50;
 const EXPIRE_EVERY: Duration = Duration::from_secs(30);
 const EXPIRED_AT_ONCE: usize = 500;
+/// Whether a day is over since archives were collected; also after it failed.
+const COLLECT_TRIED_EVERY: Duration = Duration::from_secs(600);
 
 /// Runs for as long as the gateway does.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -81,8 +85,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         }
         metrics::gauge!("flux_calls_in_flight")
             .set(f64::from(u32::try_from(inner.in_flight.len()).unwrap_or(u32::MAX)));
-        match inner.store.lease(LEASE, inner.id.as_str(), now(), LEASE_TTL).await {
-            Ok(Some(_)) => {}
+        let lead = match Lead::take(&inner).await {
+            Ok(Some(lead)) => lead,
             Ok(None) => {
                 // Not this gateway's turn. Work that waited while none was there does not wait for a dead one's lease.
                 if !reconciler.woken
@@ -96,14 +100,42 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the reconciler cannot get its lease");
                 continue;
             }
-        }
-        if let Err(refusal) = reconciler.round(&inner).await {
+        };
+        if let Err(refusal) = reconciler.round(&inner, &lead).await {
             metrics::counter!("flux_reconciler_errors_total").increment(1);
             tracing::warn!(
                 error = &refusal as &dyn std::error::Error,
                 "a round of the reconciler did not end; the next begins anew"
             );
         }
+    }
+}
+
+/// The lease as a round holds it. A gateway that was stopped in the middle of a round finds another one at work when it goes
+/// on, and what it was about to do may have been done long since: so it asks again before it does anything to an execution.
+struct Lead {
+    token: u64,
+    /// By a clock that nobody sets.
+    until: Mutex<Instant>,
+}
+
+impl Lead {
+    async fn take(inner: &Inner) -> Result<Option<Self>, StoreError> {
+        let until = Instant::now() + LEASE_TTL;
+        let lease = inner.store.lease(LEASE, inner.id.as_str(), now(), LEASE_TTL).await?;
+        Ok(lease.map(|lease| Self { token: lease.token, until: Mutex::new(until) }))
+    }
+
+    /// Renews it. False: it ran out meanwhile, whoever has it now.
+    async fn goes_on(&self, inner: &Inner) -> Result<bool, StoreError> {
+        let Some(now) = Self::take(inner).await?.filter(|now| now.token == self.token) else { return Ok(false) };
+        *self.until.lock() = now.until.into_inner();
+        Ok(true)
+    }
+
+    /// Whether nobody else can have it yet.
+    fn is_sure(&self) -> bool {
+        Instant::now() < *self.until.lock()
     }
 }
 
@@ -118,6 +150,8 @@ struct Reconciler {
     /// A stream was made anew: all open executions are looked at, however lately they were heard of.
     sweeping: bool,
     expired_at: Option<Instant>,
+    /// Asked whether it is time to.
+    collected_at: Option<Instant>,
     /// The connection has been there for [`SETTLE`].
     settled: bool,
     /// Queues were looked at since the connection came.
@@ -157,7 +191,7 @@ impl Round {
 }
 
 impl Reconciler {
-    async fn round(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {
+    async fn round(&mut self, inner: &Arc<Inner>, lead: &Lead) -> Result<(), Refusal> {
         let round = Round::look(inner).await?;
         let anew = |(stream, epoch): &(&(Lane, PoolName), &Timestamp)| {
             round.epochs.get(*stream).is_some_and(|now| now != *epoch)
@@ -182,10 +216,11 @@ impl Reconciler {
         } else if inner.recorder_health.is_behind() {
             tracing::debug!("statuses wait to be recorded; nothing is judged lost meanwhile");
         } else {
-            self.look_after_executions(inner, &round).await?;
+            self.look_after_executions(inner, &round, lead).await?;
         }
         self.cool(inner, &round).await;
         self.expire(inner).await?;
+        self.collect(inner).await;
         Ok(())
     }
 
@@ -232,7 +267,7 @@ impl Reconciler {
         self.woken = true;
     }
 
-    async fn look_after_executions(&mut self, inner: &Arc<Inner>, round: &Round) -> Result<(), Refusal> {
+    async fn look_after_executions(&mut self, inner: &Arc<Inner>, round: &Round, lead: &Lead) -> Result<(), Refusal> {
         let before = if self.sweeping { round.now } else { before(round.now, limits::LOST_AFTER) };
         let most = if self.sweeping { SWEPT } else { LOOKED_AT };
         let mut looked_at = 0;
@@ -243,7 +278,11 @@ impl Reconciler {
             self.cursor = page.last().map(|record| record.execution_id).filter(|_| full);
             // Asked after the page was read: whatever it does not tell yet is in the log.
             let backlog = inner.broker.backlog().await?;
-            look_after(inner, round, judged(page, round.now, backlog)).await?;
+            if !look_after(inner, round, judged(page, round.now, backlog), lead).await? {
+                tracing::info!("this gateway stood still, and another one reconciles");
+                self.cursor = None;
+                return Ok(());
+            }
             if !full {
                 self.sweeping = false;
                 break;
@@ -269,6 +308,22 @@ impl Reconciler {
                 }
             }
         }
+    }
+
+    /// Beside the rounds, which do not wait for it.
+    async fn collect(&mut self, inner: &Arc<Inner>) {
+        if self.collected_at.is_some_and(|at| at.elapsed() < COLLECT_TRIED_EVERY) {
+            return;
+        }
+        self.collected_at = Some(Instant::now());
+        let collecting = Arc::clone(inner);
+        inner.tasks.spawn("collect archives", async move {
+            let killed = collecting.tasks.shutdown().kill_token();
+            tokio::select! {
+                () = collecting.collect_daily() => {}
+                () = killed.cancelled() => {}
+            }
+        });
     }
 
     async fn expire(&mut self, inner: &Arc<Inner>) -> Result<(), Refusal> {
@@ -305,7 +360,13 @@ fn before(now: Timestamp, ago: Duration) -> Timestamp {
     Timestamp::from_micros(now.as_micros().saturating_sub(i64::try_from(ago.as_micros()).unwrap_or(i64::MAX)))
 }
 
-async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord>) -> Result<(), Refusal> {
+/// False: the lease is gone, and nothing more is to be done.
+async fn look_after(
+    inner: &Arc<Inner>,
+    round: &Round,
+    page: Vec<ExecutionRecord>,
+    lead: &Lead,
+) -> Result<bool, Refusal> {
     // What can be told without asking anyone: most are queued, in a stream that is there.
     let suspects: Vec<_> =
         page.into_iter().filter(|record| is_suspect(record, round.now, round.stream_lost(record))).collect();
@@ -323,14 +384,17 @@ async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord
         .filter(|(record, stored)| *stored != Some(true) || is_overdue(record, round.now) || record.lane == Lane::Call)
         .collect();
     if questionable.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let ids: Vec<_> = questionable.iter().map(|(record, _)| record.execution_id).collect();
     let held = inner.ask_holds(&ids).await?;
     let online = inner.agents_online();
     if online.is_empty() && inner.fleet.may_have_silent() {
         // All answered, since there is none that could: that says nothing yet.
-        return Ok(());
+        return Ok(true);
+    }
+    if !lead.goes_on(inner).await? {
+        return Ok(false);
     }
     futures::stream::iter(questionable)
         .for_each_concurrent(AT_ONCE, |(record, stored)| {
@@ -338,6 +402,9 @@ async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord
             async move {
                 let action = plan_for(inner, round, &record, stored, held, online).await;
                 let id = record.execution_id;
+                if !lead.is_sure() {
+                    return;
+                }
                 if let Err(error) = act(inner, record, action).await {
                     tracing::warn!(
                         execution_id = %id,
@@ -348,7 +415,7 @@ async fn look_after(inner: &Arc<Inner>, round: &Round, page: Vec<ExecutionRecord
             }
         })
         .await;
-    Ok(())
+    Ok(lead.is_sure())
 }
 
 async fn plan_for(

@@ -100,6 +100,7 @@ const TABLE: &[(&str, &str, Need, Audit)] = &[
     ("PUT", "/secrets/{name}", Need::Admin, Yes),
     ("DELETE", "/secrets/{name}", Need::Admin, Yes),
     ("POST", "/secrets-key/rotate", Need::Admin, Yes),
+    ("POST", "/admin/gc", Need::Admin, Yes),
 ];
 
 /// What a request needs, and whether it changes something.

@@ -8,6 +8,7 @@ pub(super) use answer::EXECUTION_ID;
 
 mod agents;
 mod answer;
+mod collect;
 mod dead_letters;
 mod deploy;
 mod docs;
@@ -66,6 +67,7 @@ pub(super) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(secrets::list))
         .routes(routes!(secrets::show, secrets::set, secrets::remove))
         .routes(routes!(secrets::rotate))
+        .routes(routes!(collect::collect))
         .routes(routes!(metrics::metrics))
         .routes(routes!(docs::openapi))
         .routes(routes!(docs::page))

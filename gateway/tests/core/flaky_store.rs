@@ -28,6 +28,9 @@ pub(crate) struct FlakyStore {
     accepts_nothing: Mutex<Option<Arc<Notify>>>,
     refused: AtomicU32,
     unreadable: Mutex<Option<FunctionName>>,
+    /// Who reads what is open is held: told when it is, and let go.
+    stops: Mutex<Option<(Arc<Notify>, Arc<Notify>)>>,
+    leases: AtomicU32,
 }
 
 impl FlakyStore {
@@ -39,6 +42,8 @@ impl FlakyStore {
             accepts_nothing: Mutex::default(),
             refused: AtomicU32::new(0),
             unreadable: Mutex::default(),
+            stops: Mutex::default(),
+            leases: AtomicU32::new(0),
         })
     }
 
@@ -58,6 +63,19 @@ impl FlakyStore {
     /// Refuses each record of what is accepted: once the notification comes, so that what is published meanwhile can run.
     pub(crate) fn accept_nothing_after(&self, notified: Option<Arc<Notify>>) {
         *self.accepts_nothing.lock().unwrap() = notified;
+    }
+
+    /// The next that reads open executions gets them only once it is let go, as one that is stopped in the middle of its work.
+    /// Returned: what tells that it is held, and what lets it go.
+    pub(crate) fn stop_next(&self) -> (Arc<Notify>, Arc<Notify>) {
+        let (held, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        *self.stops.lock().unwrap() = Some((Arc::clone(&held), Arc::clone(&go)));
+        (held, go)
+    }
+
+    /// How often a lease was asked for.
+    pub(crate) fn leases(&self) -> u32 {
+        self.leases.load(Ordering::SeqCst)
     }
 
     /// Calls that found it away.
@@ -108,6 +126,32 @@ macro_rules! delegate {
                 store.insert_queued(record).await
             }
 
+            async fn open_executions(
+                &self,
+                before: Timestamp,
+                after: Option<ExecutionId>,
+                limit: usize,
+            ) -> Result<Vec<ExecutionRecord>, StoreError> {
+                let page = self.there()?.open_executions(before, after, limit).await?;
+                let stop = self.stops.lock().unwrap().take_if(|_| !page.is_empty());
+                if let Some((held, go)) = stop {
+                    held.notify_one();
+                    go.notified().await;
+                }
+                Ok(page)
+            }
+
+            async fn lease(
+                &self,
+                name: &str,
+                holder: &str,
+                now: Timestamp,
+                ttl: Duration,
+            ) -> Result<Option<Lease>, StoreError> {
+                self.leases.fetch_add(1, Ordering::SeqCst);
+                self.there()?.lease(name, holder, now, ttl).await
+            }
+
             async fn close(&self) {
                 self.inner.close().await;
             }
@@ -127,7 +171,6 @@ delegate! {
     fn digests(&self) -> Vec<Digest>;
     fn execution(&self, id: ExecutionId) -> Option<ExecutionRecord>;
     fn executions(&self, filter: &ExecutionFilter) -> Vec<ExecutionRecord>;
-    fn open_executions(&self, before: Timestamp, after: Option<ExecutionId>, limit: usize) -> Vec<ExecutionRecord>;
     fn requeued(&self, id: ExecutionId, attempt: u32, position: QueuePosition, now: Timestamp) -> ();
     fn claim_idempotency(
         &self,
@@ -139,7 +182,6 @@ delegate! {
         window: Duration
     ) -> Claim;
     fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> ();
-    fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration) -> Option<Lease>;
     fn release_lease(&self, name: &str, holder: &str) -> ();
     fn insert_key(&self, key: &ApiKeyRecord) -> bool;
     fn api_keys(&self) -> Vec<ApiKeyRecord>;

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::{
     fake_agent::Act,
+    flaky_store::FlakyStore,
     world::{World, deploy, ended, eventually, knows, name, payload},
 };
 
@@ -223,4 +224,41 @@ async fn what_waits_is_found_though_a_dead_gateway_still_has_the_lease() {
             || world.broker.depth(&queue).await.unwrap() == 0
     })
     .await;
+}
+
+/// A gateway that is stopped in the middle of a round, for longer than its lease, and goes on when another has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lost_the_lease_meanwhile_does_nothing_more() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(Arc::clone(&store) as _).await;
+    let agent = world.agent("a", |_| Act::Succeed("kept".to_owned())).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    world.broker.pause_deliveries(true);
+    let id = gateway.invoke(&name("f"), payload("kept")).await.unwrap().execution_id;
+    let invoke = queue(Lane::Invoke, "f");
+    eventually("the reconciler has looked", || async {
+        world.broker.get(Table::Hot, &invoke.key()).await.unwrap().is_some()
+    })
+    .await;
+    let (held, go) = store.stop_next();
+    world.broker.set_connected(false);
+    world.broker.lose_lane(Lane::Invoke, &PoolName::default());
+    world.broker.set_connected(true);
+    tokio::time::timeout(Duration::from_secs(60), held.notified()).await.expect("it looks after what is open");
+    // By another's clock the lease has run out.
+    let (later, other) = (now().plus(Duration::from_secs(60)), "gw-other");
+    let taken = world.store.lease("reconciler", other, later, Duration::from_secs(3600)).await.unwrap();
+    assert!(taken.is_some());
+    go.notify_one();
+    // Its round is over when it has asked for the lease again, and again.
+    let asked = store.leases();
+    eventually("it asks for the lease", || async { store.leases() >= asked + 3 }).await;
+    assert_eq!(world.broker.depth(&invoke).await.unwrap(), 0, "the other one looks after it");
+    // And where the other goes, it is put right after all.
+    world.store.release_lease("reconciler", other).await.unwrap();
+    world.broker.pause_deliveries(false);
+    assert_eq!(ended(&world, id).await.outcome.unwrap().output.to_text(), "kept");
+    assert_eq!(agent.taken().len(), 1);
 }

@@ -30,7 +30,7 @@ pub(crate) struct World {
     /// Agents have certificates.
     pub(crate) certs: Option<Certs>,
     shutdown: Arc<Shutdown>,
-    artifacts: tempfile::TempDir,
+    pub(crate) artifacts: tempfile::TempDir,
 }
 
 impl World {

@@ -61,6 +61,11 @@ impl Scripted {
         self.world.gateway().await
     }
 
+    /// Where the origin keeps an archive.
+    pub(crate) fn archive_file(&self, digest: flux_protocol::Digest) -> std::path::PathBuf {
+        self.world.artifacts.path().join("sha256").join(digest.hex())
+    }
+
     pub(crate) fn store(&self) -> &flux_store::SharedStore {
         &self.world.store
     }

@@ -1,6 +1,7 @@
 //! The HTTP API from outside: over a real listener, by a client that knows nothing of the inside.
 
 mod auth;
+mod collect;
 mod connections;
 mod crowd;
 mod dead_letters;

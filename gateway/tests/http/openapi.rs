@@ -55,6 +55,7 @@ fn these_are_the_operations() {
         "GET /resources",
         "GET /secrets",
         "GET /secrets/{name}",
+        "POST /admin/gc",
         "POST /agents/join",
         "POST /agents/register",
         "POST /agents/tokens",

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flux_broker::{Blobs, BrokerError};
 use flux_protocol::{Digest, subject::CODE_BUCKET};
 
-use crate::{ArtifactError, ArtifactStore};
+use crate::{ArtifactError, ArtifactStore, Stored};
 
 /// Archives in bucket [`CODE_BUCKET`]; the key is the digest's hex. `B` is `dyn flux_broker::Broker`, or
 /// anything with its blob seam.
@@ -63,8 +63,19 @@ impl<B: Blobs + Send + Sync + ?Sized + 'static> ArtifactStore for BlobArtifacts<
         deleted.map_err(|error| ArtifactError::unavailable("delete a code archive from the queue", error))
     }
 
-    /// The blob seam cannot list.
-    async fn list(&self) -> Result<Option<Vec<Digest>>, ArtifactError> {
-        Ok(None)
+    async fn list(&self) -> Result<Option<Vec<Stored>>, ArtifactError> {
+        let found = self.broker.list_blobs(CODE_BUCKET).await;
+        let found = found.map_err(|error| ArtifactError::unavailable("list the code archives in the queue", error))?;
+        Ok(found.map(|blobs| {
+            let mut all: Vec<_> = blobs
+                .into_iter()
+                .filter_map(|blob| {
+                    let digest = format!("sha256:{}", blob.key).parse().ok()?;
+                    Some(Stored { digest, bytes: blob.bytes, put_at: blob.put_at })
+                })
+                .collect();
+            all.sort_unstable_by_key(|stored| stored.digest);
+            all
+        }))
     }
 }

@@ -11,15 +11,19 @@ use std::error::Error;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::Digest;
+use flux_protocol::{Digest, Timestamp};
 
 pub mod archive;
 #[cfg(feature = "blobs")]
 mod blobs;
 mod cache;
+pub mod collect;
+pub mod conformance;
 mod filesystem;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "s3")]
+mod s3;
 mod tiered;
 
 pub use archive::{ArchiveError, ArchiveSummary, pack_dir, pack_with};
@@ -27,13 +31,15 @@ pub use archive::{ArchiveError, ArchiveSummary, pack_dir, pack_with};
 pub use blobs::BlobArtifacts;
 pub use cache::{CacheError, CodeCache, CodeDir};
 pub use filesystem::Filesystem;
+#[cfg(feature = "s3")]
+pub use s3::{S3, S3Error, S3Options};
 pub use tiered::Tiered;
 
-/// Where archives lie. Putting and deleting are idempotent; content under a digest never changes.
+/// Where archives lie; each engine passes [`conformance`]. Putting and deleting are idempotent; content under a digest never changes.
 #[async_trait]
 pub trait ArtifactStore: Send + Sync + 'static {
     /// Stores content under its digest; durable when it returns. What is there already is left, or mended if
-    /// it was damaged.
+    /// it was damaged; its time is now in any case.
     async fn put(&self, content: Bytes) -> Result<Digest, ArtifactError>;
 
     /// The content, verified; `None` when there is none.
@@ -48,8 +54,55 @@ pub trait ArtifactStore: Send + Sync + 'static {
     /// Deleting what is not there succeeds.
     async fn delete(&self, digest: Digest) -> Result<(), ArtifactError>;
 
-    /// All digests, in their order; `None` where the engine cannot list.
-    async fn list(&self) -> Result<Option<Vec<Digest>>, ArtifactError>;
+    /// All archives, in the order of their digests; `None` where the engine cannot list.
+    async fn list(&self) -> Result<Option<Vec<Stored>>, ArtifactError>;
+}
+
+/// An archive as it lies somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub digest: Digest,
+    pub bytes: u64,
+    /// When it was last put, by the clock of where it lies.
+    pub put_at: Timestamp,
+}
+
+/// Where archives are kept for good. From here they go in two steps ([`collect`]): set aside, and then dropped, or put back if
+/// somebody turned out to need them.
+#[async_trait]
+pub trait Origin: ArtifactStore {
+    /// Takes an archive out of its place. It is in no list then, and `has` denies it; `get` finds it still, so that one that
+    /// is needed is never lost, whoever dies meanwhile. `None`: it is not there.
+    async fn set_aside(&self, digest: Digest) -> Result<Option<Aside>, ArtifactError>;
+
+    /// Everything that is aside, whoever put it there.
+    async fn asides(&self) -> Result<Vec<Aside>, ArtifactError>;
+
+    /// Puts it where it was. What somebody else put back or dropped meanwhile is left so.
+    async fn put_back(&self, aside: &Aside) -> Result<(), ArtifactError>;
+
+    /// Deletes what is aside, and nothing in its place.
+    async fn drop_aside(&self, aside: &Aside) -> Result<(), ArtifactError>;
+}
+
+/// An archive that was set aside; each time under another name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    pub stored: Stored,
+    name: String,
+}
+
+impl Aside {
+    fn new(stored: Stored) -> Self {
+        let name = format!("{}.{}", stored.digest.hex(), uuid::Uuid::new_v4().simple());
+        Self { stored, name }
+    }
+
+    /// From a name that [`Aside::new`] made, and how it lies there.
+    fn named(name: &str, bytes: u64, put_at: Timestamp) -> Option<Self> {
+        let digest = format!("sha256:{}", name.split_once('.')?.0).parse().ok()?;
+        Some(Self { stored: Stored { digest, bytes, put_at }, name: name.to_owned() })
+    }
 }
 
 /// What can go wrong at the seam.

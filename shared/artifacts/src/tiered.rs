@@ -1,6 +1,6 @@
 //! Two stores as one: the origin keeps, the distribution hands out.
 //!
-//! Gateways keep archives where they are safe (a directory, later S3) and put a copy where agents can reach
+//! Gateways keep archives where they are safe (a directory, a bucket) and put a copy where agents can reach
 //! it. The copy can be lost with the queue's data; [`Tiered::redistribute`] puts back what is missing.
 
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{Digest, limits};
 
-use crate::{ArtifactError, ArtifactStore};
+use crate::{ArtifactError, ArtifactStore, Origin, Stored};
 
 pub struct Tiered {
-    pub origin: Arc<dyn ArtifactStore>,
+    pub origin: Arc<dyn Origin>,
     pub distribution: Arc<dyn ArtifactStore>,
 }
 
 impl Tiered {
-    pub fn new(origin: Arc<dyn ArtifactStore>, distribution: Arc<dyn ArtifactStore>) -> Self {
+    pub fn new(origin: Arc<dyn Origin>, distribution: Arc<dyn ArtifactStore>) -> Self {
         Self { origin, distribution }
     }
 
@@ -68,7 +68,7 @@ impl ArtifactStore for Tiered {
         self.origin.delete(digest).await
     }
 
-    async fn list(&self) -> Result<Option<Vec<Digest>>, ArtifactError> {
+    async fn list(&self) -> Result<Option<Vec<Stored>>, ArtifactError> {
         self.origin.list().await
     }
 }

@@ -26,7 +26,7 @@ mod seam;
 
 pub use error::BrokerError;
 pub use seam::{
-    blobs::Blobs,
+    blobs::{BlobListed, Blobs},
     dead_letters::{DeadLetter, DeadLetters},
     queue::{AckHandle, Acker, Delivery, Message, Pull, PullEvents, Queue, QueueDepth, Ring, Stored, TakenBack},
     signals::{Signal, Signals, Subscription},

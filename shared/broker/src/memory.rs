@@ -58,7 +58,7 @@ struct Inner {
     statuses: Mutex<status_log::Log>,
     listeners: Mutex<signals::Listeners>,
     tables: Mutex<tables::All>,
-    blobs: Mutex<HashMap<(String, String), Bytes>>,
+    blobs: Mutex<HashMap<(String, String), (Bytes, flux_protocol::Timestamp)>>,
     letters: Mutex<dead_letters::Letters>,
     /// Something changed that a pull, a reader or a watch may wait for.
     changed: Notify,

@@ -36,6 +36,19 @@ pub const ARCHIVE: usize = 256 * MIB;
 pub const ARCHIVE_UNPACKED: u64 = 1024 * MIB as u64;
 pub const ARCHIVE_ENTRIES: usize = 20_000;
 pub const ARCHIVE_RATIO: u64 = 200;
+/// An archive that no version names is kept this long after it was last put, for the deployment that put it; how often
+/// gateways look for such, and how many they remove before they look again at what is named.
+pub const ARCHIVE_GRACE: Duration = Duration::from_secs(3600);
+pub const ARCHIVES_COLLECTED_EVERY: Duration = Duration::from_secs(24 * 3600);
+pub const ARCHIVES_COLLECTED_AT_ONCE: usize = 100;
+/// Archives in S3: what one request carries, requests of one archive at once, how long connecting and one request may take,
+/// and how often and for how long a request is tried again.
+pub const S3_PART: usize = 8 * MIB;
+pub const S3_PARTS_IN_FLIGHT: usize = 4;
+pub const S3_CONNECT: Duration = Duration::from_secs(5);
+pub const S3_REQUEST: Duration = Duration::from_secs(60);
+pub const S3_RETRIES: usize = 3;
+pub const S3_RETRY: Duration = Duration::from_secs(60);
 /// A function's list of packages, as far as it is read.
 pub const PACKAGE_LIST: usize = MIB;
 /// How long installing a function's packages may take.

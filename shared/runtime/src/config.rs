@@ -152,6 +152,15 @@ pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Every environment variable whose name begins so, such as `AWS_`: for those whose names are somebody else's.
+#[allow(clippy::disallowed_methods)] // as above
+pub fn env_of(prefix: &str) -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).filter(|(name, value)| name.starts_with(prefix) && !value.is_empty()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

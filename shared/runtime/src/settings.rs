@@ -130,6 +130,16 @@ impl Default for StoreSettings {
 pub struct ArtifactSettings {
     /// Folder of the gateway's own copy of every code archive; `<data_dir>/artifacts` unless it is set.
     pub dir: Option<PathBuf>,
+    /// `s3://bucket/prefix`: a bucket instead of a folder, which several gateways share. The rest here is about it.
+    pub url: Option<String>,
+    /// Where it is, if not at AWS: `https://minio:9000`.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    /// What is not set here is looked for where AWS's own tools do: their environment, a role's token, the machine's profile.
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<String>,
+    /// The bucket's name is in the path instead of the host's name: true where there is an `endpoint`, unless it is set.
+    pub path_style: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

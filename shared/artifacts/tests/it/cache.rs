@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_artifacts::{ArtifactError, ArtifactStore, CacheError, CodeCache, Filesystem};
+use flux_artifacts::{ArtifactError, ArtifactStore, CacheError, CodeCache, Filesystem, Stored};
 use flux_protocol::Digest;
 use tokio::sync::Semaphore;
 
@@ -40,7 +40,7 @@ impl ArtifactStore for Origin {
     async fn delete(&self, digest: Digest) -> Result<(), ArtifactError> {
         self.files.delete(digest).await
     }
-    async fn list(&self) -> Result<Option<Vec<Digest>>, ArtifactError> {
+    async fn list(&self) -> Result<Option<Vec<Stored>>, ArtifactError> {
         self.files.list().await
     }
 }

@@ -2,8 +2,11 @@
 
 mod archives;
 mod cache;
+mod collect;
 mod hostile;
 mod packing;
+#[cfg(feature = "s3")]
+mod s3;
 mod seeds;
 mod stores;
 mod zips;

@@ -3,12 +3,18 @@
 use std::{
     collections::HashMap,
     os::unix::fs::PermissionsExt as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_artifacts::{ArtifactError, ArtifactStore, BlobArtifacts, Filesystem, Tiered};
+use flux_artifacts::{
+    ArtifactError, ArtifactStore, BlobArtifacts, Filesystem, Origin, Tiered,
+    conformance::{Engine, every_clause, every_clause_of_an_origin},
+};
 use flux_broker::{Blobs, BrokerError};
 use flux_protocol::{Digest, subject::CODE_BUCKET};
 
@@ -45,48 +51,36 @@ impl Blobs for Memory {
     }
 }
 
-async fn keeps_its_promises(store: &dyn ArtifactStore, lists: bool) {
-    let content = Bytes::from_static(b"an archive");
-    let digest = Digest::of(&content);
-    let other = Digest::of(b"another");
-    assert_eq!(store.get(digest, 100).await.expect("get"), None);
-    assert!(!store.has(digest).await.expect("has"));
-    store.delete(digest).await.expect("what is not there is deleted");
-    for _ in 0..2 {
-        assert_eq!(store.put(content.clone()).await.expect("put"), digest);
-    }
-    assert!(store.has(digest).await.expect("has") && !store.has(other).await.expect("has"));
-    assert_eq!(store.get(digest, content.len()).await.expect("get"), Some(content.clone()));
-    let refused = store.get(digest, content.len() - 1).await;
-    assert!(matches!(refused, Err(ArtifactError::TooLarge { .. })), "{refused:?}");
-    let second = store.put(Bytes::from_static(b"another")).await.expect("put");
-    let mut both = vec![digest, second];
-    both.sort_unstable();
-    assert_eq!(store.list().await.expect("list"), lists.then_some(both));
-    store.delete(digest).await.expect("delete");
-    assert_eq!(store.get(digest, 100).await.expect("get"), None);
-    assert!(store.has(second).await.expect("has"));
-    assert_eq!(store.put(Bytes::new()).await.expect("put"), Digest::of(b""));
-    assert_eq!(store.get(Digest::of(b""), 0).await.expect("get"), Some(Bytes::new()));
-}
+const LISTS: Engine = Engine { lists: true };
 
 #[tokio::test]
 async fn filesystem() {
     let place = tempfile::tempdir().expect("a directory");
-    keeps_its_promises(&Filesystem::open(place.path()).expect("open"), true).await;
+    let folders = AtomicUsize::new(0);
+    let open = async || {
+        let folder = place.path().join(folders.fetch_add(1, Ordering::SeqCst).to_string());
+        Filesystem::open(folder).expect("open")
+    };
+    every_clause(LISTS, open).await;
+    every_clause_of_an_origin(open).await;
 }
 
 #[tokio::test]
 async fn blobs() {
-    keeps_its_promises(&BlobArtifacts::new(Arc::new(Memory::default())), false).await;
+    every_clause(Engine { lists: false }, async || BlobArtifacts::new(Arc::new(Memory::default()))).await;
 }
 
 #[tokio::test]
 async fn tiered() {
     let place = tempfile::tempdir().expect("a directory");
-    let origin = Arc::new(Filesystem::open(place.path()).expect("open"));
-    let distribution = Arc::new(BlobArtifacts::new(Arc::new(Memory::default())));
-    keeps_its_promises(&Tiered::new(origin, distribution), true).await;
+    let folders = AtomicUsize::new(0);
+    every_clause(LISTS, async || {
+        let folder = place.path().join(folders.fetch_add(1, Ordering::SeqCst).to_string());
+        let origin = Arc::new(Filesystem::open(folder).expect("open"));
+        let distribution = Arc::new(BlobArtifacts::new(Arc::new(Memory::default())));
+        Tiered::new(origin, distribution)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -122,7 +116,7 @@ async fn a_damaged_blob_is_never_given_out() {
 async fn what_the_distribution_lost_is_put_back() {
     let place = tempfile::tempdir().expect("a directory");
     let memory = Arc::new(Memory::default());
-    let origin: Arc<dyn ArtifactStore> = Arc::new(Filesystem::open(place.path()).expect("open"));
+    let origin: Arc<dyn Origin> = Arc::new(Filesystem::open(place.path()).expect("open"));
     let distribution: Arc<dyn ArtifactStore> = Arc::new(BlobArtifacts::new(Arc::clone(&memory)));
     let store = Tiered::new(Arc::clone(&origin), Arc::clone(&distribution));
     let kept = store.put(Bytes::from_static(b"kept")).await.expect("put");

@@ -148,8 +148,15 @@ pub async fn a_blob_is_replaced_and_deleted(on: &Subject) {
     assert!(on.other.get_blob(CODE_BUCKET, &key, limits::PAYLOAD).await.expect("get").as_ref() == Some(&new));
     assert!(on.other.has_blob(CODE_BUCKET, &key).await.expect("has"));
     assert!(!on.other.has_blob(BLOB_BUCKET, &key).await.expect("has"), "buckets are apart");
+    let listed = async || {
+        let all = on.other.list_blobs(CODE_BUCKET).await.expect("list");
+        all.map(|all| all.into_iter().filter(|blob| blob.key == key).map(|blob| blob.bytes).collect::<Vec<_>>())
+    };
+    // Once, however often it was put; an engine may say that it cannot list.
+    assert!(listed().await.is_none_or(|sizes| sizes == [new.len() as u64]));
     on.other.delete_blob(CODE_BUCKET, &key).await.expect("delete");
     on.other.delete_blob(CODE_BUCKET, &key).await.expect("deleting what is not there");
+    assert!(listed().await.is_none_or(|sizes| sizes.is_empty()));
     assert!(!on.broker.has_blob(CODE_BUCKET, &key).await.expect("has"));
     assert!(on.broker.get_blob(CODE_BUCKET, &key, limits::PAYLOAD).await.expect("get").is_none());
 }

@@ -2,22 +2,23 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use flux_protocol::time::now;
 
 use super::MemoryBroker;
-use crate::{Blobs, BrokerError};
+use crate::{BlobListed, Blobs, BrokerError};
 
 #[async_trait]
 impl Blobs for MemoryBroker {
     async fn put_blob(&self, bucket: &str, key: &str, content: Bytes) -> Result<(), BrokerError> {
         self.inner.connected("store a blob")?;
-        self.inner.blobs.lock().insert((bucket.to_owned(), key.to_owned()), content);
+        self.inner.blobs.lock().insert((bucket.to_owned(), key.to_owned()), (content, now()));
         Ok(())
     }
 
     async fn get_blob(&self, bucket: &str, key: &str, most: usize) -> Result<Option<Bytes>, BrokerError> {
         self.inner.connected("read a blob")?;
         let found = self.inner.blobs.lock().get(&(bucket.to_owned(), key.to_owned())).cloned();
-        match found {
+        match found.map(|(content, _)| content) {
             Some(content) if content.len() > most => Err(BrokerError::TooLarge { size: content.len(), limit: most }),
             found => Ok(found),
         }
@@ -32,5 +33,20 @@ impl Blobs for MemoryBroker {
         self.inner.connected("delete a blob")?;
         self.inner.blobs.lock().remove(&(bucket.to_owned(), key.to_owned()));
         Ok(())
+    }
+
+    async fn list_blobs(&self, bucket: &str) -> Result<Option<Vec<BlobListed>>, BrokerError> {
+        self.inner.connected("list blobs")?;
+        let blobs = self.inner.blobs.lock();
+        let of_bucket = blobs.iter().filter(|((at, _), _)| at == bucket);
+        Ok(Some(
+            of_bucket
+                .map(|((_, key), (content, put_at))| BlobListed {
+                    key: key.clone(),
+                    bytes: content.len() as u64,
+                    put_at: *put_at,
+                })
+                .collect(),
+        ))
     }
 }

@@ -21,13 +21,15 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{NatsBroker, core::Core, dead_letters::Done, queue::MESSAGE_ID};
-use crate::{Blobs, BrokerError};
+use crate::{BlobListed, Blobs, BrokerError};
 
 const CHUNK: usize = 512 * limits::KIB;
 /// Chunks on their way to the server.
 const CHUNKS_IN_FLIGHT: usize = 8;
 /// Asked for at once when reading.
 const READ_AT_ONCE: usize = 4 * limits::MIB;
+/// Names of blobs in one page of a list.
+const LISTED_AT_ONCE: usize = 256;
 /// A blob that is replaced while it is read is read again this often.
 const READ_TRIES: usize = 4;
 /// Between tries of the same blob: a replica may be behind.
@@ -163,6 +165,26 @@ impl Blobs for NatsBroker {
         purge_subject(&self.core, bucket, &info_subject(bucket, key)).await?;
         purge(&self.core, bucket, &old.nuid, old.apart).await;
         Ok(())
+    }
+
+    async fn list_blobs(&self, bucket: &str) -> Result<Option<Vec<BlobListed>>, BrokerError> {
+        let (stream, subject) = (stream_of(bucket), format!("$O.{bucket}.M.>"));
+        let mut all = Vec::new();
+        let mut from = 1;
+        loop {
+            let page = self.core.stored_from(&stream, &subject, from, LISTED_AT_ONCE, READ_AT_ONCE).await?;
+            let Some(last) = page.last() else { return Ok(Some(all)) };
+            from = last.sequence + 1;
+            for found in page {
+                let info: ObjectInfo = serde_json::from_slice(&found.body)
+                    .map_err(|error| BrokerError::refused("read what a blob is", error))?;
+                if !info.deleted {
+                    // One without a time that can be read is new: nothing is to be concluded from its age.
+                    let put_at = info.mtime.parse().unwrap_or_else(|_| now());
+                    all.push(BlobListed { key: info.name, bytes: info.size as u64, put_at });
+                }
+            }
+        }
     }
 }
 

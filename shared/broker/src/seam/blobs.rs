@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use flux_protocol::Timestamp;
 
 use crate::BrokerError;
 
@@ -21,4 +22,18 @@ pub trait Blobs {
 
     /// Deleting what is not there succeeds.
     async fn delete_blob(&self, bucket: &str, key: &str) -> Result<(), BrokerError>;
+
+    /// All blobs of a bucket, in no order; `None` where the engine cannot list.
+    async fn list_blobs(&self, _bucket: &str) -> Result<Option<Vec<BlobListed>>, BrokerError> {
+        Ok(None)
+    }
+}
+
+/// A blob as it lies in its bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobListed {
+    pub key: String,
+    pub bytes: u64,
+    /// When it was last put, by its writer's clock.
+    pub put_at: Timestamp,
 }

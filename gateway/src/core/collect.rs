@@ -1,0 +1,104 @@
+//! Archives that no version names any more: removed when somebody asks, and once a day by the gateway that reconciles.
+//! Why that is safe beside deployments is in [`flux_artifacts::collect`].
+
+use std::{collections::HashSet, time::Duration};
+
+use async_trait::async_trait;
+use flux_artifacts::{
+    ArtifactError,
+    collect::{Collected, Names, Rule, collect},
+};
+use flux_protocol::{Digest, limits, time::now};
+use flux_store::StoreError;
+
+use super::{Gateway, Inner, functions::artifact_refusal};
+use crate::refusal::Refusal;
+
+/// Whoever takes this lease collects; nobody gives it back while the day lasts.
+const DAY: &str = "archives-collected";
+
+/// Either store is in the way.
+pub(super) enum Failed {
+    Archives(ArtifactError),
+    Names(StoreError),
+}
+
+impl From<ArtifactError> for Failed {
+    fn from(error: ArtifactError) -> Self {
+        Self::Archives(error)
+    }
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Archives(error) => artifact_refusal(error),
+            Failed::Names(error) => error.into(),
+        }
+    }
+}
+
+#[async_trait]
+impl Names for Inner {
+    type Error = Failed;
+
+    async fn named(&self) -> Result<HashSet<Digest>, Failed> {
+        Ok(self.store.digests().await.map_err(Failed::Names)?.into_iter().collect())
+    }
+}
+
+impl Gateway {
+    /// Removes archives that no version names and that were not put within [`limits::ARCHIVE_GRACE`], in every place; with
+    /// `dry_run` says which.
+    ///
+    /// # Errors
+    /// The store or a place of archives is out of reach.
+    pub async fn collect_archives(&self, dry_run: bool) -> Result<Collected, Refusal> {
+        self.inner.require_open()?;
+        self.inner.collect_archives(limits::ARCHIVE_GRACE, dry_run).await
+    }
+}
+
+impl Inner {
+    async fn collect_archives(&self, grace: Duration, dry_run: bool) -> Result<Collected, Refusal> {
+        let collected = Box::pin(collect(&self.artifacts, self, Rule { now: now(), grace, dry_run })).await?;
+        for digest in &collected.lost {
+            tracing::error!(%digest, "a code archive is in no place any more; deploy the function again");
+        }
+        if !dry_run {
+            let bytes: u64 = collected.removed.iter().map(|stored| stored.bytes).sum();
+            metrics::counter!("flux_archives_removed_total").increment(collected.removed.len() as u64);
+            tracing::info!(
+                removed = collected.removed.len(),
+                bytes,
+                kept = collected.kept,
+                mended = collected.mended,
+                "code archives were collected"
+            );
+        }
+        Ok(collected)
+    }
+
+    /// Collects if nobody did for a day.
+    pub(super) async fn collect_daily(&self) {
+        // Each try is a holder of its own: a lease that is held is not renewed but refused.
+        let holder = format!("{}-{:016x}", self.id, rand::random::<u64>());
+        match self.store.lease(DAY, &holder, now(), limits::ARCHIVES_COLLECTED_EVERY).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot ask whether archives were collected");
+                return;
+            }
+        }
+        if let Err(refusal) = self.collect_archives(limits::ARCHIVE_GRACE, false).await {
+            tracing::warn!(
+                error = &refusal as &dyn std::error::Error,
+                "code archives cannot be collected now; trying again"
+            );
+            if let Err(error) = self.store.release_lease(DAY, &holder).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "archives are collected tomorrow");
+            }
+        }
+    }
+}
