@@ -1,7 +1,7 @@
 //! The engines beside each other, in one run: `cargo run --release -p flux-store --example store_bench`.
 //!
 //! Servers are started for it, with commits that wait for the disk: PostgreSQL as Debian sets it, Redis with
-//! `appendfsync everysec` and `always`. Figures are medians of few rounds on whatever machine this is: their ratios travel.
+//! `appendfsync everysec` and `always`. One round on whatever machine this is: ratios travel, figures do not.
 //! With `--rows 10000000` it also fills a PostgreSQL with that many executions and pages through them.
 
 use std::{
