@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use flux_artifacts::{BlobArtifacts, CacheError, CodeCache};
 use flux_broker::Broker;
+use flux_pki::Credential;
 use flux_protocol::{AgentId, Digest, PoolName, agent::Budget, id::InvalidId, limits::MIB};
 use flux_runtime::{Tasks, settings::AgentSettings};
 use flux_secrets::Recipient;
@@ -29,6 +30,7 @@ use crate::{
     puller::{Event, Puller, PullerState},
     runtimes::{Runtimes, Search},
     sandbox::Tiers,
+    stamps::{self, Stamps},
     warm::WarmPool,
     window::Window,
 };
@@ -51,6 +53,8 @@ const EVENTS: usize = flux_protocol::limits::CHANNEL;
 pub struct AgentParts {
     pub broker: Arc<dyn Broker>,
     pub settings: AgentSettings,
+    /// What it says who it is with; `None` where agents have no certificates.
+    pub credential: Option<Arc<Credential>>,
     /// The agent's id and unpacked code.
     pub work_dir: PathBuf,
     /// The agent's addresses, where they are not to be found out.
@@ -144,7 +148,8 @@ impl Agent {
 
     /// Starts with whatever runs processes and finds code.
     pub fn start_with(parts: AgentParts, executor: Arc<dyn Executor>, code: Arc<dyn Code>) -> Result<Self, StartError> {
-        let AgentParts { broker, settings, work_dir, private_ip, public_ip, runtimes, tiers, tasks } = parts;
+        let AgentParts { broker, settings, credential, work_dir, private_ip, public_ip, runtimes, tiers, tasks } =
+            parts;
         let id = identity::agent_id(&settings, &work_dir)?;
         let pool = PoolName::parse(&settings.pool).map_err(|source| StartError::Setting { field: "pool", source })?;
         let machine = Machine::new();
@@ -171,6 +176,8 @@ impl Agent {
             max_losses: settings.max_losses,
             addresses: Addresses::find(private_ip, public_ip),
             secrets_key: Recipient::generate()?,
+            credential,
+            stamps: Stamps::default(),
             finishing: Window::new(finishing),
             storing: Semaphore::new(STORING_AT_ONCE),
             abandoned: CancellationToken::new(),
@@ -217,6 +224,7 @@ impl Agent {
         agent.essential("hot queues", async move { hot::follow(&*node.broker, &node.pool, events).await });
         let warm = Arc::clone(&agent.node.warm);
         agent.essential("warm pool", async move { warm.tend().await });
+        agent.essential("secrets of workers", stamps::follow(Arc::clone(&agent.node)));
         agent.essential("control", control::answer(Arc::clone(&agent.node), agent.events.clone()));
         agent.essential("cancels", control::cancels(Arc::clone(&agent.node)));
         let heart = Heart::new(Arc::clone(&agent.node), machine, total, agent.state.clone());
@@ -237,7 +245,7 @@ impl Agent {
     }
 
     /// Answers gateways on the probe port.
-    pub(crate) fn answer_probes(&self, listener: tokio::net::TcpListener, credential: Arc<flux_pki::Credential>) {
+    pub(crate) fn answer_probes(&self, listener: tokio::net::TcpListener, credential: Arc<Credential>) {
         self.essential("probe port", crate::probe::answer(listener, credential, Arc::clone(&self.node)));
     }
 

@@ -43,13 +43,14 @@ mod room;
 mod run;
 mod runtimes;
 mod sandbox;
+mod stamps;
 mod warm;
 mod window;
 
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{agent_id, container_driver, guard_queue, microvm_driver, run, start};
+pub use run::{agent_id, container_driver, guard_queue, microvm_driver, run, start_beside_gateway};
 pub use runtimes::Runtimes;
 pub use sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Offer, Sandbox, Start, Tier, Tiers};
 

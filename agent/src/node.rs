@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flux_broker::Broker;
+use flux_pki::Credential;
 use flux_protocol::{AgentId, FunctionName, PoolName, function::Isolation};
 use flux_runtime::Tasks;
 use flux_secrets::Recipient;
@@ -19,6 +20,7 @@ use crate::{
     ledger::Ledger,
     runtimes::Runtimes,
     sandbox::{Sandbox, Tiers},
+    stamps::Stamps,
     warm::WarmPool,
     window::Window,
 };
@@ -43,6 +45,10 @@ pub(crate) struct Node {
     pub(crate) addresses: Addresses,
     /// What secrets are sealed to: of this process alone.
     pub(crate) secrets_key: Recipient,
+    /// Which secrets are set now, for workers that have some.
+    pub(crate) stamps: Stamps,
+    /// What says that it is this agent; `None` where agents have no certificates.
+    pub(crate) credential: Option<Arc<Credential>>,
     /// Finished executions whose outcome is not recorded yet: beyond it their slots are not given back.
     pub(crate) finishing: Window,
     /// Large outputs that are stored apart at once.

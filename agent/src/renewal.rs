@@ -18,12 +18,24 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const AGAIN_AFTER: Duration = Duration::from_secs(300);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Takes what a gateway beside the agent renewed, for as long as the agent runs.
+pub(crate) async fn follow(credential: Arc<Credential>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        read_again(&credential);
+    }
+}
+
+fn read_again(credential: &Credential) {
+    if let Err(error) = credential.reload() {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the certificate cannot be read again");
+    }
+}
+
 /// Keeps the certificate young for as long as the agent runs. One that somebody else renewed is taken from its file.
 pub(crate) async fn keep(certs: Certs, broker: Arc<dyn Broker>, id: AgentId, credential: Arc<Credential>) {
     loop {
-        if let Err(error) = credential.reload() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the certificate cannot be read again");
-        }
+        read_again(&credential);
         let certificate = credential.certificate();
         let due = certificate.ends_within(limits::CERTIFICATE_RENEWED_BEFORE, now());
         let wait = match due {

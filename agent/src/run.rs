@@ -16,7 +16,7 @@ use flux_launcher::{
     LauncherConfig, Runner, UidRange,
     wire::{LauncherWish, TREE_FD},
 };
-use flux_pki::Certs;
+use flux_pki::{Certs, Credential};
 use flux_protocol::{AgentId, function::Isolation, subject};
 use flux_runtime::{Settings, Shutdown, Tasks, config, settings::AgentSettings};
 
@@ -130,8 +130,32 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Opti
     }
 }
 
+/// What the agent says who it is with; `None` where none has certificates.
+fn credential(settings: &Settings, id: &AgentId) -> Result<Option<Arc<Credential>>, StartError> {
+    let certs = (!settings.disable_mtls).then(|| Certs::at(settings.certs_dir()));
+    Ok(certs.map(|certs| certs.agent(id)).transpose()?)
+}
+
+/// Starts an agent on a gateway's connection, which renews the certificate too.
+pub async fn start_beside_gateway(
+    settings: &Settings,
+    broker: Arc<dyn Broker>,
+    tasks: Tasks,
+) -> Result<Agent, StartError> {
+    let credential = credential(settings, &agent_id(settings)?)?;
+    if let Some(credential) = credential.clone() {
+        until_killed(&tasks, "certificate", renewal::follow(credential));
+    }
+    start(settings, broker, credential, tasks).await
+}
+
 /// Starts an agent on a broker that is there: gets a launcher, then starts pulling.
-pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -> Result<Agent, StartError> {
+async fn start(
+    settings: &Settings,
+    broker: Arc<dyn Broker>,
+    credential: Option<Arc<Credential>>,
+    tasks: Tasks,
+) -> Result<Agent, StartError> {
     let (launchers, containers, microvms) = sources(settings)?;
     let (pool, driver) = LauncherPool::connect(launchers).await?;
     tasks.spawn_essential("launcher", end_with(driver, tasks.shutdown().kill_token()));
@@ -152,13 +176,13 @@ pub async fn start(settings: &Settings, broker: Arc<dyn Broker>, tasks: Tasks) -
         private_ip: config::env("FLUX_NODE_PRIVATE_IP"),
         public_ip: config::env("FLUX_NODE_PUBLIC_IP"),
         settings: settings.agent.clone(),
+        credential: credential.clone(),
         runtimes: Runtimes::default(),
         tiers,
         tasks,
     };
     let agent = Agent::start(parts, pool).await?;
-    if let Some(address) = settings.agent.probe.clone().filter(|_| !settings.disable_mtls) {
-        let credential = Certs::at(settings.certs_dir()).agent(agent.id())?;
+    if let (Some(address), Some(credential)) = (settings.agent.probe.clone(), credential) {
         let listener = tokio::net::TcpListener::bind(&address).await;
         let listener = listener.map_err(|source| StartError::Probe { address, source })?;
         agent.answer_probes(listener, credential);
@@ -174,6 +198,16 @@ async fn end_with(driver: crate::launch::Driver, kill: tokio_util::sync::Cancell
     }
 }
 
+fn until_killed(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = tasks.shutdown().kill_token();
+    tasks.spawn(name, async move {
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => {}
+        }
+    });
+}
+
 /// The agent's id: configured, or made once and kept.
 pub fn agent_id(settings: &Settings) -> Result<AgentId, StartError> {
     identity::agent_id(&settings.agent, &work_dir(&settings.agent))
@@ -185,29 +219,22 @@ pub async fn run(settings: &Settings) -> Result<(), StartError> {
     let id = agent_id(settings)?;
     let mut options = NatsOptions::new("", format!("flux-agent {id}"));
     options.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
-    let credential = if settings.disable_mtls {
-        tracing::warn!(
+    let credential = credential(settings, &id)?;
+    match &credential {
+        None => tracing::warn!(
             "`disable_mtls` is set: whoever reaches the queue can do everything, and this agent believes whoever answers"
-        );
-        None
-    } else {
-        let credential = Certs::at(settings.certs_dir()).agent(&id)?;
-        options.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
-        options.own_account = true;
-        options.answers = Some(subject::answers_of_agent(&id));
-        Some(credential)
-    };
+        ),
+        Some(credential) => {
+            options.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
+            options.own_account = true;
+            options.answers = Some(subject::answers_of_agent(&id));
+        }
+    }
     let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;
-    let agent = start(settings, Arc::clone(&broker), tasks.clone()).await?;
+    let agent = start(settings, Arc::clone(&broker), credential.clone(), tasks.clone()).await?;
     if let Some(credential) = credential {
-        let (certs, broker, id) = (Certs::at(settings.certs_dir()), Arc::clone(&broker), id.clone());
-        let stop = tasks.shutdown().kill_token();
-        tasks.spawn("certificate", async move {
-            tokio::select! {
-                () = renewal::keep(certs, broker, id, credential) => {}
-                () = stop.cancelled() => {}
-            }
-        });
+        let certs = Certs::at(settings.certs_dir());
+        until_killed(&tasks, "certificate", renewal::keep(certs, Arc::clone(&broker), id, credential));
     }
     let drain_timeout = Duration::from_secs(settings.agent.drain_timeout);
     let shutdown = Arc::clone(tasks.shutdown());

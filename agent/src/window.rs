@@ -95,10 +95,12 @@ impl Window {
 
 impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
-        let behind = self.window.state.lock().ended(self.began, Instant::now());
-        if let Some(behind) = behind {
+        let mut state = self.window.state.lock();
+        // Said in the order in which they ended: the last one alone knows that nothing is on its way.
+        if let Some(behind) = state.ended(self.began, Instant::now()) {
             self.window.behind.send_if_modified(|said| std::mem::replace(said, behind) != behind);
         }
+        drop(state);
         // The window may have grown by one as well.
         self.window.ended.notify_one();
         self.window.ended.notify_one();

@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
     version,
     about = "A self-hosted serverless platform in one binary",
     after_help = "Start one here:   flux up\nFirst function:   flux init python hello && flux deploy hello && flux invoke hello\n\
-                  Environment:      FLUX_URL, FLUX_KEY (see --url, --key), FLUX_CA (a PEM file: who signed the gateway's\n                  certificate), NO_COLOR",
+                  Environment:      FLUX_URL, FLUX_KEY, FLUX_CA (see --url, --key, --ca), NO_COLOR",
     max_term_width = 110
 )]
 pub(crate) struct Cli {
@@ -38,6 +40,9 @@ pub(crate) struct Global {
     /// The API key [env FLUX_KEY; default: what `flux up` wrote for that address]
     #[arg(long, global = true, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// A PEM file with who signed the gateway's certificate [env FLUX_CA; default: what `flux up` wrote for that address]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

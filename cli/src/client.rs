@@ -1,6 +1,9 @@
 //! The gateway's HTTP API, for commands: addresses, keys, and answers that are errors.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use flux_runtime::config::env;
 use futures::StreamExt as _;
@@ -23,12 +26,14 @@ const ERROR_BYTES: usize = 1024 * 1024;
 pub(crate) struct Client {
     base: Url,
     key: Option<String>,
+    /// The file that was given with who signed the gateway's certificate.
+    ca: Option<PathBuf>,
     http: reqwest::Client,
 }
 
 impl Client {
-    /// `url` and `key` are the command line's; the environment and the key file come after them.
-    pub(crate) fn try_new(url: Option<&str>, key: Option<&str>) -> Result<Self, CliError> {
+    /// `url`, `key` and `ca` are the command line's; the environment and what `flux up` wrote come after them.
+    pub(crate) fn try_new(url: Option<&str>, key: Option<&str>, ca: Option<PathBuf>) -> Result<Self, CliError> {
         let given = url.map(str::to_owned).or_else(|| env("FLUX_URL")).unwrap_or_else(|| DEFAULT_URL.to_owned());
         let with_scheme = if given.contains("://") { given.clone() } else { format!("http://{given}") };
         let wrong =
@@ -43,14 +48,20 @@ impl Client {
         if matches!(base.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")) {
             builder = builder.no_proxy();
         }
-        if let Some(path) = env("FLUX_CA") {
-            let cannot = |source| CliError::local(format!("FLUX_CA: {path} cannot be used"), source);
+        let ca = ca.or_else(|| env("FLUX_CA").map(PathBuf::from));
+        let remembered = || keys::ca_path(&authority(&base)).filter(|path| path.exists());
+        if let Some(path) = ca.clone().or_else(|| remembered().filter(|_| base.scheme() == "https")) {
+            let cannot = |source| CliError::local(format!("the CA in {} cannot be used", path.display()), source);
             let pem = std::fs::read(&path).map_err(cannot)?;
             let ca = reqwest::Certificate::from_pem(&pem).map_err(|error| cannot(std::io::Error::other(error)))?;
             builder = builder.add_root_certificate(ca);
         }
         let http = builder.build().map_err(|source| CliError::Unreachable { url: given.clone(), source })?;
-        Ok(Self { base, key, http })
+        Ok(Self { base, key, ca, http })
+    }
+
+    pub(crate) fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
     }
 
     pub(crate) fn base(&self) -> &str {

@@ -1,6 +1,8 @@
 //! Where the API key of a gateway on this machine is remembered: `$XDG_CONFIG_HOME/flux/keys/<host>_<port>`, one file
 //! per address, so that the key of one Flux is never sent to another.
 //!
+//! Beside it, in `cas`, is who signed the certificate of a gateway that has one of Flux's own CA.
+//!
 //! `flux up` writes it; every other command reads it, unless `--key` or `FLUX_KEY` gives one.
 
 use std::{
@@ -17,9 +19,18 @@ pub(crate) const SECRET: u32 = 0o600;
 
 /// The file for the gateway at `authority` (`host:port`), if there is a home to keep it in.
 pub(crate) fn path(authority: &str) -> Option<PathBuf> {
+    below("flux/keys", authority)
+}
+
+/// The file with the CA of the gateway at `authority`.
+pub(crate) fn ca_path(authority: &str) -> Option<PathBuf> {
+    below("flux/cas", authority)
+}
+
+fn below(dir: &str, authority: &str) -> Option<PathBuf> {
     let config = env("XDG_CONFIG_HOME")
         .map_or_else(|| env("HOME").map(|home| Path::new(&home).join(".config")), |dir| Some(dir.into()))?;
-    Some(config.join("flux/keys").join(file_name(authority)))
+    Some(config.join(dir).join(file_name(authority)))
 }
 
 /// Every way of writing this machine is one name.
@@ -40,11 +51,20 @@ pub(crate) fn read(authority: &str) -> Option<String> {
 
 /// Remembers the key, readable by its owner alone. Returns where.
 pub(crate) fn write(authority: &str, key: &str) -> std::io::Result<Option<PathBuf>> {
-    let Some(path) = path(authority) else { return Ok(None) };
+    write_at(path(authority), key)
+}
+
+/// Remembers who signs the gateway's certificates. Returns where.
+pub(crate) fn write_ca(authority: &str, pem: &str) -> std::io::Result<Option<PathBuf>> {
+    write_at(ca_path(authority), pem.trim_end())
+}
+
+fn write_at(path: Option<PathBuf>, text: &str) -> std::io::Result<Option<PathBuf>> {
+    let Some(path) = path else { return Ok(None) };
     if let Some(dir) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    write_secret(&path, key)?;
+    write_secret(&path, text)?;
     Ok(Some(path))
 }
 

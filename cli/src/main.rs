@@ -65,7 +65,7 @@ fn run(cli: Cli, out: Output) -> Result<(), CliError> {
                 .enable_all()
                 .build()
                 .map_err(|source| CliError::local("the async runtime cannot be started", source))?;
-            let client = Client::try_new(global.url.as_deref(), global.key.as_deref())?;
+            let client = Client::try_new(global.url.as_deref(), global.key.as_deref(), global.ca)?;
             runtime.block_on(commands::run(command, &Context { client, out }))
         }
     }

@@ -67,6 +67,15 @@ pub async fn gateway(
     Ok((gateway, store))
 }
 
+/// Under which names and addresses queue and gateway are reached, as far as the configuration says.
+pub fn names(settings: &Settings) -> Vec<String> {
+    let listen = &settings.gateway.listen;
+    let host = listen.rsplit_once(':').map_or(&**listen, |(host, _)| host).trim_matches(['[', ']']);
+    let is_any = host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    let listens_at = (!is_any && !host.is_empty()).then(|| host.to_owned());
+    settings.queue.names.iter().cloned().chain(listens_at).collect()
+}
+
 /// The directory of certificates, with all that a gateway needs; `None` where the queue is talked to without.
 ///
 /// # Errors
@@ -80,7 +89,7 @@ pub fn certs(settings: &Settings) -> anyhow::Result<Option<Certs>> {
     // Where the CA is elsewhere, so are its gateways' identities made.
     let elsewhere = !certs.has_authority() && certs.dir().join("flux/flux.pem").exists();
     if !elsewhere {
-        certs.init(&settings.queue.names).with_context(|| {
+        certs.init(&names(settings)).with_context(|| {
             format!("no identities can be made in {}; on a private network, set `disable_mtls`", certs.dir().display())
         })?;
     }
@@ -150,12 +159,12 @@ pub fn keep_in(settings: &mut Settings, data_dir: &Path) {
 /// # Errors
 /// It cannot start, or a part of it ended that it cannot do without.
 pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<()> {
-    let options = HttpOptions::from_settings(&settings.gateway)?;
     let listen = &settings.gateway.listen;
     // Bound before anything else is ready: who calls early waits instead of being refused.
     let listener = http::listen(listen).await.with_context(|| format!("{listen} cannot be listened on"))?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
     let certs = certs(&settings)?;
+    let options = HttpOptions::from_settings(&settings)?;
     let queue = queue_options(&settings, certs.as_ref(), "flux-gateway")?;
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;

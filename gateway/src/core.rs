@@ -61,6 +61,7 @@ mod reconciler;
 mod recorder;
 mod request;
 mod rings;
+mod secret_answers;
 mod secrets;
 mod tokens;
 mod unknown;
@@ -289,7 +290,8 @@ impl Inner {
         self.essential("recorder", recorder::run(Arc::clone(self)));
         self.essential("reconciler", reconciler::run(Arc::clone(self)));
         self.essential("rings", rings::run(Arc::clone(self)));
-        self.essential("agents that ask for secrets", Arc::clone(self).answer_agents());
+        self.essential("agents that ask for secrets", Arc::clone(self).answer_agents(secret_answers::About::Values));
+        self.essential("agents that ask for stamps", Arc::clone(self).answer_agents(secret_answers::About::Stamps));
         self.essential("connection", provision::run(Arc::clone(self)));
     }
 

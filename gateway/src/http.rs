@@ -15,8 +15,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
+use flux_pki::Certs;
 use flux_protocol::limits;
-use flux_runtime::{Shutdown, Tasks, settings::GatewaySettings};
+use flux_runtime::{Settings, Shutdown, Tasks, settings::TlsSettings};
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::core::Gateway;
@@ -87,11 +88,20 @@ impl HttpOptions {
 
     /// # Errors
     /// No key is configured (a gateway does not serve without one), the certificate cannot be used, or an origin is none.
-    pub fn from_settings(settings: &GatewaySettings) -> Result<Self, OptionsError> {
-        let mut options = Self::new(ApiKey::parse(settings.api_key.as_deref().unwrap_or_default())?);
-        options.tls = settings.tls.as_ref().map(|tls| Tls::load(&tls.cert, &tls.key)).transpose()?;
-        cors::check(&settings.cors)?;
-        options.cors.clone_from(&settings.cors);
+    pub fn from_settings(settings: &Settings) -> Result<Self, OptionsError> {
+        let gateway = &settings.gateway;
+        let mut options = Self::new(ApiKey::parse(gateway.api_key.as_deref().unwrap_or_default())?);
+        options.tls = match &gateway.tls {
+            None => None,
+            Some(TlsSettings::Files(files)) => Some(Tls::load(&files.cert, &files.key)?),
+            Some(TlsSettings::Own(_)) if settings.disable_mtls => return Err(TlsError::no_identities().into()),
+            Some(TlsSettings::Own(_)) => {
+                let [certificate, key] = Certs::at(settings.certs_dir()).gateway_files();
+                Some(Tls::load(&certificate, &key)?)
+            }
+        };
+        cors::check(&gateway.cors)?;
+        options.cors.clone_from(&gateway.cors);
         Ok(options)
     }
 }

@@ -26,6 +26,8 @@ pub struct NatsServer {
     log: Log,
     /// What its clients show, where it takes certificates alone.
     tls: Option<rustls::ClientConfig>,
+    /// The lines that make it one of a cluster.
+    cluster: String,
 }
 
 impl NatsServer {
@@ -59,15 +61,25 @@ impl NatsServer {
     /// Several that are one cluster, so that streams can have as many replicas. They tell clients of no other server than
     /// the one that was connected to.
     pub async fn start_cluster(size: usize) -> Vec<Self> {
+        Self::start_cluster_of(size, "", None).await
+    }
+
+    /// The same of servers that take certificates alone, as [`NatsServer::start_secure`].
+    pub async fn start_secure_cluster(size: usize, configuration: &str, tls: rustls::ClientConfig) -> Vec<Self> {
+        Self::start_cluster_of(size, configuration, Some(tls)).await
+    }
+
+    async fn start_cluster_of(size: usize, further: &str, tls: Option<rustls::ClientConfig>) -> Vec<Self> {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
         let routes: Vec<String> = ports.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
         let routes = routes.join(", ");
-        let configuration = |port: &u16| {
+        let cluster = |port: &u16| {
             format!(
                 "cluster {{ name: testkit, listen: \"127.0.0.1:{port}\", routes: [{routes}], no_advertise: true }}\n"
             )
         };
-        let mut servers: Vec<Self> = ports.iter().map(|port| Self::prepare(&configuration(port))).collect();
+        let mut servers: Vec<Self> = ports.iter().map(|port| Self::prepare_one_of(cluster(port), further)).collect();
+        servers.iter_mut().for_each(|server| server.tls.clone_from(&tls));
         Self::start_together(&mut servers).await;
         servers
     }
@@ -85,21 +97,25 @@ impl NatsServer {
     }
 
     fn prepare(configuration: &str) -> Self {
+        Self::prepare_one_of(String::new(), configuration)
+    }
+
+    fn prepare_one_of(cluster: String, configuration: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("flux-nats-").tempdir().expect("cannot make a temporary directory");
         let port = free_port();
         let log = Log::new("nats-server", dir.path().join("nats.log"));
-        let server = Self { dir, port, running: None, log, tls: None };
+        let server = Self { dir, port, running: None, log, tls: None, cluster };
         server.write_configuration(configuration);
         server
     }
 
     fn write_configuration(&self, configuration: &str) {
-        let (port, store) = (self.port, self.store_dir());
+        let (port, store, cluster) = (self.port, self.store_dir(), &self.cluster);
         // Streams reserve their max_bytes, so the limits are what the product's streams add up to and more; the
         // disk is used only as far as messages are stored.
         let text = format!(
             "listen: \"127.0.0.1:{port}\"\nserver_name: \"testkit-{port}\"\nmax_payload: {MAX_PAYLOAD}\n\
-             jetstream {{ store_dir: {store:?}, max_memory_store: 4GB, max_file_store: 64GB }}\n{configuration}\n"
+             jetstream {{ store_dir: {store:?}, max_memory_store: 4GB, max_file_store: 64GB }}\n{cluster}{configuration}\n"
         );
         std::fs::write(self.dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use flux_protocol::{
     ErrorKind, FunctionVersion, SecretName,
-    secret::{Base64, SecretsReply, SecretsRequest},
+    secret::{Base64, KeyProof, SecretStamps, SecretsReply, SecretsRequest, key_statement},
     subject, time,
 };
 use flux_secrets::{Patterns, Sealed};
@@ -22,6 +22,7 @@ const GIVEN_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Default)]
 pub(crate) struct Secrets {
     values: BTreeMap<SecretName, String>,
+    stamps: SecretStamps,
     hidden: Option<Patterns>,
 }
 
@@ -40,6 +41,11 @@ impl Secrets {
         self.values.keys().any(|known| known.as_str() == name)
     }
 
+    /// Which values they are; a gateway of the release before does not say.
+    pub(crate) fn stamps(&self) -> &SecretStamps {
+        &self.stamps
+    }
+
     pub(crate) fn hidden(&self) -> Option<&Patterns> {
         self.hidden.as_ref()
     }
@@ -47,7 +53,7 @@ impl Secrets {
 
 /// What is to be done about an answer.
 enum Answer {
-    Given(BTreeMap<SecretName, String>),
+    Given(BTreeMap<SecretName, String>, SecretStamps),
     Again(String),
     /// The attempt of this number was another's.
     Claimed(String),
@@ -68,6 +74,7 @@ impl Attempt {
             version: version.version,
             nonce: Base64(rand::random::<[u8; 16]>().to_vec()),
             public_key: Base64(self.node.secrets_key.public_key().to_vec()),
+            proof: self.key_proof()?,
         };
         let began = time::now();
         let (mut tries, mut claims) = (0, 0);
@@ -79,9 +86,9 @@ impl Attempt {
             };
             let late = |kind, message| Started::Late(Box::new(super::failed(kind, message)));
             match asked {
-                Answer::Given(values) => {
+                Answer::Given(values, stamps) => {
                     let hidden = Patterns::of(values.values().map(String::as_bytes)).filter(|_| spec.redact);
-                    return Ok(Secrets { values, hidden });
+                    return Ok(Secrets { values, stamps, hidden });
                 }
                 Answer::Claimed(why) if claims >= self.node.max_losses => {
                     return Err(late(ErrorKind::Sandbox, format!("its secrets were not given to this agent: {why}")));
@@ -106,6 +113,19 @@ impl Attempt {
         }
     }
 
+    /// That the key is this agent's, where it has a certificate.
+    fn key_proof(&self) -> Result<Option<KeyProof>, Started> {
+        let Some(credential) = &self.node.credential else { return Ok(None) };
+        let statement = key_statement(&self.node.id, self.node.secrets_key.public_key());
+        match credential.sign(&statement) {
+            Ok((certificate, signature)) => Ok(Some(KeyProof { certificate, signature: Base64(signature) })),
+            Err(error) => {
+                let why = format!("it cannot sign the key of its secrets: {}", crate::error_chain(&error));
+                Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, why))))
+            }
+        }
+    }
+
     async fn ask_for_secrets(&self, request: &SecretsRequest) -> Answer {
         let agent = &self.node.id;
         let Ok(body) = serde_json::to_vec(request).map(Bytes::from) else {
@@ -117,11 +137,11 @@ impl Attempt {
             Err(error) => return Answer::Again(crate::error_chain(&error)),
         };
         match serde_json::from_slice(&answered.body) {
-            Ok(SecretsReply::Sealed { encapsulated, ciphertext }) => {
+            Ok(SecretsReply::Sealed { encapsulated, ciphertext, stamps }) => {
                 let sealed = Sealed { encapsulated: encapsulated.0, ciphertext: ciphertext.0 };
                 let opened = self.node.secrets_key.open(&sealed, &request.purpose(agent));
                 match opened.map(|values| serde_json::from_slice(&values)) {
-                    Ok(Ok(values)) => Answer::Given(values),
+                    Ok(Ok(values)) => Answer::Given(values, stamps),
                     Ok(Err(_)) => Answer::Again("what was sealed is not understood".to_owned()),
                     Err(error) => Answer::Again(error.to_string()),
                 }

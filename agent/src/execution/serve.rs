@@ -291,7 +291,9 @@ impl Attempt {
         worker.served += 1;
         worker.cpu_us = worker.cpu_us.saturating_add(served.used.cpu_us);
         let current = self.node.functions.current(&spec.name).map(|current| current.version);
-        let unfit = if current == Some(worker.version.version) {
+        let key = Key { function: spec.name.clone(), version: worker.version.version };
+        let is_current = current == Some(key.version) && !self.node.stamps.are_old(&key, worker.secrets.stamps());
+        let unfit = if is_current {
             worker.unfit(served.used.threads_left, served.used.peak_bytes).await
         } else {
             Some(Unfit::Replaced)

@@ -3,8 +3,8 @@
 //! ```text
 //!                start                 take                    answered, and fit
 //!   (none) ──────────────► serving ◄───────── idle ◄───────────────────────────────┐
-//!                             │                │ keep_warm, redeployed,            │
-//!                             │                ▼ room is needed                    │
+//!                             │                │ keep_warm, redeployed, a secret    │
+//!                             │                ▼ was changed, room is needed       │
 //!                             │             (killed) ◄── died, printed unasked     │
 //!                             ├── crash, timeout, cancel, not fit ──► (killed)     │
 //!                             └────────────────────────────────────────────────────┘
@@ -178,6 +178,21 @@ impl WarmPool {
         if !gone.is_empty() {
             tracing::debug!(%function, workers = gone.len(), "workers of another version go");
         }
+    }
+
+    /// What waits and is such goes.
+    pub(crate) fn forget(&self, goes: impl Fn(&Key, &Worker) -> bool) {
+        let gone = self.state.lock().shelf.take_if(goes);
+        if !gone.is_empty() {
+            tracing::debug!(workers = gone.len(), "workers go that have secrets from before");
+        }
+    }
+
+    /// What there are workers of, or will be in a moment.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        let state = self.state.lock();
+        let used = |(key, line): (&Key, &Line<_>)| (line.serving > 0 || state.shelf.has(key)).then(|| key.clone());
+        state.lines.iter().filter_map(used).collect()
     }
 
     /// All that wait go.

@@ -92,6 +92,10 @@ impl<W> Shelf<W> {
         self.take_where(|key, _| key.function == *function && Some(key.version) != version)
     }
 
+    pub(super) fn take_if(&mut self, goes: impl Fn(&Key, &W) -> bool) -> Vec<W> {
+        self.take_where(|key, idle| goes(key, &idle.worker))
+    }
+
     pub(super) fn take_all(&mut self) -> Vec<W> {
         self.take_where(|_, _| true)
     }

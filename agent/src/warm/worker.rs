@@ -62,7 +62,7 @@ pub(crate) enum Unfit {
     DoesNotAsk,
     Memory,
     Invocations,
-    /// Another version is current.
+    /// Another version is current, or a secret has another value.
     Replaced,
 }
 

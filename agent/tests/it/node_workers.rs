@@ -47,7 +47,7 @@ exports.threads = async ({ what }) => {
   if (what === 'left') await new Promise((done) => run(noise).once('online', done));
   if (what === 'left at once') run(noise);
   if (what === 'unref') run(noise).unref();
-  if (what === 'ends') await new Promise((done) => run('require("worker_threads").parentPort.postMessage(1)').once('message', done));
+  if (what === 'ends') await new Promise((done) => run('require("worker_threads").parentPort.postMessage(1)').once('exit', done));
   if (what === 'prints') await new Promise((done) => run('console.log("mine")').once('exit', done));
   if (what === 'stopped') await run(noise).terminate();
   if (what === 'wait') await new Promise((done) => setTimeout(done, 100));

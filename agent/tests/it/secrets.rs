@@ -58,7 +58,11 @@ impl Giver {
         self.given.fetch_add(1, Ordering::SeqCst);
         let values = serde_json::to_vec(&BTreeMap::from([("DB", "hunter2")])).expect("JSON");
         let sealed = flux_secrets::seal(&request.public_key.0, &request.purpose(agent), &values).expect("sealed");
-        SecretsReply::Sealed { encapsulated: Base64(sealed.encapsulated), ciphertext: Base64(sealed.ciphertext) }
+        SecretsReply::Sealed {
+            encapsulated: Base64(sealed.encapsulated),
+            ciphertext: Base64(sealed.ciphertext),
+            stamps: BTreeMap::new(),
+        }
     }
 }
 

@@ -125,6 +125,7 @@ impl World {
         let parts = AgentParts {
             broker: Arc::clone(&broker),
             settings,
+            credential: None,
             work_dir: work_dir.path().to_owned(),
             private_ip: Some("10.0.0.7".to_owned()),
             public_ip: None,

@@ -35,7 +35,7 @@ pub(super) async fn memory(bench: &Bench, figures: &mut Figures) -> Result<(), C
     let agent = ["--queue-url", &queue_url, "--work-dir", &work];
     let mut agent = start(Command::new(beside("flux-agent")?), &agent, "agent.log")?;
 
-    let client = Client::try_new(Some(&format!("http://{listen}")), Some(KEY))?;
+    let client = Client::try_new(Some(&format!("http://{listen}")), Some(KEY), None)?;
     until_ready(&client, &mut [&mut gateway, &mut agent]).await?;
     deploy(&client, &bench.functions).await?;
     let look = || [Snapshot::of(gateway.pid()), Snapshot::of(agent.pid())];

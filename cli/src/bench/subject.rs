@@ -121,7 +121,7 @@ impl Subject {
         let certs = Some(dir.path().join("data/certs"));
         let queue = Queue { url: format!("nats://{queue}"), certs };
         let process = Guarded::start(guard, &command, dir.path().join("flux.log"))?;
-        let client = Client::try_new(Some(&format!("http://{listen}")), Some(KEY))?;
+        let client = Client::try_new(Some(&format!("http://{listen}")), Some(KEY), None)?;
         let mut subject = Self { process, client, queue, _dir: dir };
         until_ready(&subject.client, &mut [&mut subject.process]).await?;
         deploy(&subject.client, functions).await?;

@@ -65,7 +65,7 @@ enum TokenWhat {
 
 pub(crate) async fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     match args.what {
-        What::Join { token, id, certs_dir } => join(&token, id, certs_dir, cx.out).await,
+        What::Join { token, id, certs_dir } => join(&token, id, certs_dir, cx).await,
         What::Token { what: TokenWhat::Create { pools, ttl, gateway } } => {
             let url = gateway.unwrap_or_else(|| cx.client.base().trim_end_matches('/').to_owned());
             let body = json!({ "url": url, "pools": pools, "seconds": ttl.as_secs() });
@@ -112,7 +112,7 @@ async fn drain(cx: &Context, id: &str) -> Result<(), CliError> {
     }
 }
 
-async fn join(token: &str, id: Option<String>, certs_dir: Option<PathBuf>, out: Output) -> Result<(), CliError> {
+async fn join(token: &str, id: Option<String>, certs_dir: Option<PathBuf>, cx: &Context) -> Result<(), CliError> {
     let token = JoinToken::parse(token).map_err(cannot)?;
     let id = match id {
         Some(id) => AgentId::parse(&id).map_err(|error| CliError::usage(error.to_string()))?,
@@ -123,7 +123,7 @@ async fn join(token: &str, id: Option<String>, certs_dir: Option<PathBuf>, out: 
     as_owner(certs.dir())?;
     let (key, request) = flux_pki::request().map_err(cannot)?;
     let proof = token.proof(&id, &request).map_err(cannot)?;
-    let gateway = Client::try_new(Some(&token.url), None)?;
+    let gateway = Client::try_new(Some(&token.url), None, cx.client.ca().map(std::path::Path::to_owned))?;
     let body = json!({ "token": token.id, "agent_id": id, "request": request, "proof": proof });
     let answer = gateway.post(&["agents", "join"], &[], &body).await?;
     let text = |field: &str| answer[field].as_str().unwrap_or_default();
@@ -137,7 +137,7 @@ async fn join(token: &str, id: Option<String>, certs_dir: Option<PathBuf>, out: 
     std::fs::write(&config, lines)
         .map_err(|source| CliError::local(format!("{} cannot be written", config.display()), source))?;
     give_to_platform(certs.dir(), &id)?;
-    said(out, &json!({ "id": id, "config": config, "certs_dir": certs.dir() }), || {
+    said(cx.out, &json!({ "id": id, "config": config, "certs_dir": certs.dir() }), || {
         format!("{id} is let in. Start it with:\n\n  flux-agent --config {}", config.display())
     });
     Ok(())

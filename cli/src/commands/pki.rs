@@ -126,6 +126,8 @@ pub(crate) fn run(args: Args, out: Output) -> Result<(), CliError> {
             said(out, &json!({ "revoked": what }), || format!("{what} is shut out"));
         }
         What::ExportNatsConf { pools, functions } => {
+            // A server looks for what is not absolute in the directory that it was started in.
+            let certs = Certs::at(std::path::absolute(certs.dir()).unwrap_or_else(|_| certs.dir().to_owned()));
             let pools: Vec<_> = pools.iter().map(|pool| parse(PoolName::parse(pool))).collect::<Result<_, _>>()?;
             let functions: Vec<_> = functions.iter().map(|text| function(text)).collect::<Result<_, _>>()?;
             let accounts = flux_gateway::accounts(&certs, &pools, &functions).map_err(cannot)?;

@@ -111,7 +111,10 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     }
     let key_file = key.made.then(|| data.key_file());
     let file = data.write_settings(complete(settings, &data, &queue, key.text))?;
-    pki::prepare(&file, &identity)?;
+    let ca = pki::prepare(&file, &identity)?;
+    if let Some(note) = pki::remember(&file.settings, ca.as_deref(), &listen.to_string()) {
+        out.note(note);
+    }
     let nats_config = nats_server::configure(&data, &queue, &file.settings)?;
     if let Some(note) = &queue.note {
         out.note(note);

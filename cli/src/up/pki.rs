@@ -2,7 +2,8 @@
 //! that user may.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -11,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use flux_pki::Certs;
 use flux_protocol::{PoolName, identity::GATEWAYS_ACCOUNT};
-use flux_runtime::Settings;
+use flux_runtime::{Settings, settings::TlsSettings};
 
 use super::{IDENTITIES, data_dir::WrittenSettings, identity::Identity};
 use crate::error::CliError;
@@ -25,19 +26,29 @@ pub(crate) struct PkiArgs {
     settings: PathBuf,
 }
 
-/// Makes what is missing, as the platform's user.
-pub(super) fn prepare(file: &WrittenSettings, identity: &Identity) -> Result<(), CliError> {
+/// Makes what is missing, as the platform's user. The CA's certificate as PEM, where there is one: told by that process, so
+/// that root opens nothing where that user may write.
+pub(super) fn prepare(file: &WrittenSettings, identity: &Identity) -> Result<Option<String>, CliError> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg(IDENTITIES).arg("--settings").arg(&file.path).stdin(Stdio::null());
+    command.arg(IDENTITIES).arg("--settings").arg(&file.path).stdin(Stdio::null()).stderr(Stdio::inherit());
     if let Some(user) = identity.platform {
         // The standard library drops supplementary groups with it.
         command.uid(user.uid).gid(user.gid);
     }
-    let ended = command.status().map_err(|source| CliError::local("identities cannot be made", source))?;
-    if ended.success() {
-        return Ok(());
+    let ended = command.output().map_err(|source| CliError::local("identities cannot be made", source))?;
+    if ended.status.success() {
+        return Ok(String::from_utf8(ended.stdout).ok().filter(|pem| !pem.is_empty()));
     }
     Err(CliError::problem("identities cannot be made", "the line above says why"))
+}
+
+/// Lets the user's own `flux` commands trust the gateway of this address, where its certificate is of Flux's own CA.
+/// Returns what to say where there is no place for it.
+pub(super) fn remember(settings: &Settings, ca: Option<&str>, authority: &str) -> Option<String> {
+    settings.gateway.tls.as_ref().filter(|tls| matches!(tls, TlsSettings::Own(_)))?;
+    let error = crate::keys::write_ca(authority, ca?).err()?;
+    let ca = settings.certs_dir().join("ca/ca.pem");
+    Some(format!("`flux` commands have to be told --ca {}: it cannot be kept for them ({error})", ca.display()))
 }
 
 /// What that process does.
@@ -45,13 +56,20 @@ pub(crate) fn make(args: &PkiArgs) -> Result<(), CliError> {
     let failed = |error: anyhow::Error| CliError::Problem { what: format!("{error:#}"), remedy: None };
     let text = fs::read(&args.settings).map_err(|source| CliError::local("the settings cannot be read", source))?;
     let settings: Settings = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
-    make_all(&settings).map_err(failed)
+    make_all(&settings).map_err(failed)?;
+    if settings.disable_mtls {
+        return Ok(());
+    }
+    let ca = Certs::at(settings.certs_dir()).trust().map_err(|error| failed(error.into()))?;
+    io::stdout()
+        .write_all(ca.pem().as_bytes())
+        .map_err(|source| CliError::local("the CA's certificate cannot be told", source))
 }
 
 fn make_all(settings: &Settings) -> anyhow::Result<()> {
     let certs = Certs::at(settings.certs_dir());
     if !settings.disable_mtls {
-        let mut names = settings.queue.names.clone();
+        let mut names = flux_gateway::compose::names(settings);
         let host = nix::sys::utsname::uname().ok().and_then(|name| name.nodename().to_str().map(str::to_owned));
         names.extend(host.filter(|name| is_name(name)));
         certs.init(&names)?;

@@ -81,7 +81,7 @@ async fn run(settings: Settings, args: &ServeArgs, out: Output) -> anyhow::Resul
     // Bound before anything else is ready: who calls early waits instead of being refused.
     let listener = http::listen(args.listen).await.with_context(|| format!("{} cannot be listened on", args.listen))?;
     let worker = Worker::start(settings).await?;
-    let options = HttpOptions::from_settings(&worker.settings.gateway)?;
+    let options = HttpOptions::from_settings(&worker.settings)?;
     let (gateway, shutdown, tasks) = (worker.gateway.clone(), Arc::clone(worker.http.shutdown()), worker.http.clone());
     worker.http.spawn_essential("http", async move {
         if let Err(error) = http::serve(gateway, listener, options, shutdown, tasks).await {
@@ -102,7 +102,7 @@ impl Worker {
             NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
         compose::say_durability(settings.queue.durability, true);
         let (gateway, store) = compose::gateway(&settings, certs, &broker, &core).await?;
-        let agent = flux_agent::start(&settings, Arc::clone(&broker), agent_tasks.clone())
+        let agent = flux_agent::start_beside_gateway(&settings, Arc::clone(&broker), agent_tasks.clone())
             .await
             .context("the agent cannot start")?;
         let seen = async {

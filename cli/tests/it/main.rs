@@ -11,6 +11,7 @@ mod direct;
 mod durability;
 mod follow;
 mod full_disk;
+mod https;
 mod init;
 mod kill;
 mod lambda;

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use crate::cluster::{deploy_script, flux};
 
 const ENDS: Duration = Duration::from_secs(40);
+/// For three servers that choose leaders, and again after one died.
+const LONG: Duration = Duration::from_secs(120);
 
 /// An agent on this machine as on another: with a token, a directory of its own and its own key.
 pub(crate) async fn joined(up: &FluxUp, dir: &Path, id: &str) -> FluxProcess {
@@ -197,6 +199,104 @@ async fn a_producer_has_what_it_was_given() {
     eventually(ENDS, "it to be shut out", || async { options().connect(&url).await.is_err() }).await;
     let listed = flux(&up, &["pki", "list", "--data-dir", &data]).await.ok();
     assert!(listed.stdout.lines().any(|line| line.contains("producer shop") && line.contains("revoked")), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_of_other_servers_takes_what_is_exported() {
+    let dir = passable_dir("flux-export-");
+    let certs = dir.path().join("certs");
+    std::fs::create_dir(&certs).expect("a directory");
+    // As root the agent and the gateway are the user `flux`, and what is in the directory is its owner's.
+    if nix::unistd::Uid::effective().is_root() {
+        let user = nix::unistd::User::from_name("flux").expect("looked up").expect("the user flux");
+        std::os::unix::fs::chown(&certs, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("given");
+    }
+    let pki = async |args: &[&str]| {
+        let command = FluxCommand::new("flux").arg("pki").args(args).arg("--certs-dir").arg(&certs);
+        let ran = command.output(LONG).await;
+        assert!(ran.status.success(), "{ran:?}");
+        String::from_utf8(ran.stdout).expect("text")
+    };
+    pki(&["init"]).await;
+    pki(&["mint", "agent", "far"]).await;
+    pki(&["mint", "producer", "shop", "--invoke", "hel*"]).await;
+    let exported = pki(&["export-nats-conf", "--function", "hello"]).await;
+    let of_gateways = flux_pki::Certs::at(&certs).gateway().and_then(|gateway| gateway.queue_client());
+    let mut servers =
+        flux_testkit::NatsServer::start_secure_cluster(3, &exported, of_gateways.expect("a gateway's")).await;
+    let urls: Vec<String> = servers.iter().map(flux_testkit::NatsServer::url).collect();
+
+    let listen = format!("127.0.0.1:{}", free_port());
+    let api = flux_testkit::Api::new(format!("http://{listen}"), "export".to_owned());
+    let own = |name: &str| dir.path().join(name);
+    let config = |name: &str, further: String| {
+        let text = format!("certs_dir: {certs:?}\nqueue: {{ url: {:?}, replicas: 3 }}\n{further}", urls.join(","));
+        std::fs::write(own(name), text).expect("written");
+        own(name)
+    };
+    let gateway = config(
+        "gateway.yaml",
+        format!(
+            "store: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
+             gateway: {{ listen: \"{listen}\", api_key: export, secrets_key: {:?} }}\n",
+            own("flux.db").display(),
+            own("artifacts"),
+            own("secrets.key"),
+        ),
+    );
+    let agent = config("agent.yaml", format!("agent: {{ id: far, work_dir: {:?} }}\n", own("agent")));
+    let _gateway = FluxCommand::new("flux-gateway").arg("--config").arg(&gateway).spawn();
+    api.ready(LONG).await;
+    let agent = FluxCommand::new("flux-agent").arg("--config").arg(&agent).spawn();
+    let is_online = async || {
+        let agents = api.get("/agents").await.json;
+        agents.as_array().is_some_and(|all| all.iter().any(|one| one["id"] == "far" && one["status"] == "online"))
+    };
+    eventually(LONG, "the agent to be online", &is_online).await;
+
+    let yaml = "name: hello\nhandler: run.sh\nresources: { cpu: 10, memory: 16 }\nsecrets: [WORD]\n";
+    api.put("/secrets/WORD", "text/plain", "open sesame").await.expect(200);
+    let script = "#!/bin/sh\ncat; test \"$WORD\" = 'open sesame' && echo opened\n";
+    api.deploy("hello", yaml, &[flux_testkit::File::executable("run.sh", script)]).await;
+    let called = api.execute("hello", &json!({})).await.expect(200);
+    assert_eq!(called.json["output"], "{}opened\n", "{}", called.json);
+
+    // Nobody without a certificate; a producer what it was given, at whichever server.
+    let options = |name: &str| {
+        let own = certs.join("producers").join(name);
+        async_nats::ConnectOptions::new()
+            .add_root_certificates(certs.join("ca/ca.pem"))
+            .add_client_certificate(own.join("producer.pem"), own.join("producer-key.pem"))
+            .require_tls(true)
+    };
+    for url in &urls {
+        async_nats::connect(url).await.expect_err("no certificate");
+        let client = options("shop").connect(url).await.expect("a producer");
+        client.request("flux.invoke.hello", "{}".into()).await.expect("its function");
+        client.request("flux.invoke.other", "{}".into()).await.expect_err("not its function");
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("KV-Operation", "PURGE");
+        client.publish_with_headers("$KV.flux_functions.hello", headers, "".into()).await.expect("sent");
+        client.flush().await.expect("a round trip");
+    }
+    eventually(LONG, "its three invocations to end", || async {
+        let list = api.get("/executions?function=hello&status=success").await;
+        list.json["executions"].as_array().is_some_and(|all| all.len() == 4)
+    })
+    .await;
+
+    // A server dies; who was there is let in by the others.
+    servers[0].kill9();
+    eventually(LONG, "the others to go on", || async { api.execute("hello", &json!({})).await.status == 200 }).await;
+    // Exported again without the agent.
+    pki(&["revoke", "agent", "far"]).await;
+    let exported = pki(&["export-nats-conf", "--function", "hello"]).await;
+    servers[1..].iter().for_each(|server| server.reload(&exported));
+    eventually(LONG, "the agent to be cut off", || async {
+        agent.log().contains("the connection to the queue was lost")
+    })
+    .await;
+    eventually(LONG, "it to be silent", || async { !is_online().await }).await;
 }
 
 #[tokio::test]

@@ -2,13 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
-use flux_testkit::{File, FluxUp};
+use flux_testkit::{File, FluxUp, eventually};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::cluster::{deploy_script, flux, flux_with_input};
 
 const ENDS: Duration = Duration::from_secs(30);
+/// For many starts of workers, one after the other.
+const LONG: Duration = Duration::from_secs(120);
 /// Nothing else has these characters in this order.
 const VALUE: &str = "Xq7-zebra-\"quoted\"-Kp3";
 const PROVES: &str = "printf %s \"$DB_PASSWORD\" | sha256sum | cut -c1-16\n";
@@ -162,6 +164,51 @@ def handler(payload, context):
     let raised = call(json!({"what": "raise"})).await.expect(500);
     assert_eq!(raised.json["error"]["message"], "cannot log in with ***");
     assert!(!raised.text().contains("zebra"), "{}", raised.text());
+}
+
+#[tokio::test]
+async fn a_changed_secret_replaces_warm_workers() {
+    const PYTHON: &str = "import os, hashlib\n\ndef handler(payload, context):\n    \
+                          return hashlib.sha256(os.environ[\"DB_PASSWORD\"].encode()).hexdigest()[:16]\n";
+    let up = FluxUp::start().await;
+    let set = async |value: &str| flux_with_input(&up, &["secrets", "set", "DB_PASSWORD"], value).await.ok();
+    set("the first value").await;
+    let yaml = "name: warm\nruntime: python\nhandler: main.handler\nsecrets: [DB_PASSWORD]\nkeep_warm: 3600\n\
+                resources: { cpu: 100, memory: 128 }\n";
+    up.api.deploy("warm", yaml, &[File::plain("main.py", PYTHON)]).await;
+    let call = async || up.api.execute("warm", &json!({})).await;
+    // A machine that is slow may refuse one or another.
+    let has = async |value: &str| {
+        let ran = call().await;
+        ran.status == 200 && ran.json["result"] == digest(value)
+    };
+    eventually(LONG, "the first value", || has("the first value")).await;
+
+    // Workers that wait.
+    set("the second value").await;
+    eventually(LONG, "the second value", || has("the second value")).await;
+    // Workers that hardly ever do: with more calls than workers, one that has answered serves whoever waits.
+    set("the third value").await;
+    let calls = |_| async {
+        let last = std::cell::Cell::new(0);
+        eventually(LONG, "the third value, five times in a row", || async {
+            last.set(if has("the third value").await { last.get() + 1 } else { 0 });
+            last.get() == 5
+        })
+        .await;
+    };
+    futures::future::join_all((0..4).map(calls)).await;
+    // Removed and set again is another value, whatever its number; removed is none.
+    flux(&up, &["secrets", "remove", "DB_PASSWORD"]).await.ok();
+    set("the fourth value").await;
+    eventually(LONG, "the fourth value", || has("the fourth value")).await;
+    flux(&up, &["secrets", "remove", "DB_PASSWORD"]).await.ok();
+    eventually(LONG, "none to be given", || async { call().await.status == 500 }).await;
+    // Where nothing is changed workers stay.
+    set("the fifth value").await;
+    eventually(LONG, "the fifth value", || has("the fifth value")).await;
+    let listed = up.api.get("/functions/warm").await.expect(200).json;
+    assert!(listed["warm"].as_u64().is_none_or(|warm| warm > 0), "{listed}");
 }
 
 #[tokio::test]

@@ -1,40 +1,14 @@
-//! Secrets: encrypted before they reach the store, and given to agents one attempt at a time.
-//!
-//! An agent that holds an attempt asks on `flux.ask.<agent>.secrets`; one gateway hears it, and answers if
-//!
-//! - the agent is online, in the function's pool, and its heartbeat names the key that it asks to have the answer sealed to;
-//! - the version that it names declares secrets, and the record of the execution, where there is one, is of that function,
-//!   is not over, and is not said to be with another agent;
-//! - nobody was given the secrets of this attempt before: the store decides, so that two gateways do not answer two. Attempts
-//!   are counted by the queue's deliveries, which it may forget: who is told that the number is taken asks for the next.
-//!
-//! The queue does not say who took a message, so an agent that lies about which attempt it holds is stopped by these, and
-//! by nothing finer: agents of a pool trust each other with what the pool's functions are given.
+//! Secrets: encrypted before they reach the store. How agents come by them: [`super::secret_answers`].
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::path::PathBuf;
 
-use bytes::Bytes;
-use flux_broker::Signal;
-use flux_protocol::{
-    AgentId, ErrorCode, FunctionSpec, Phase, SecretName,
-    agent::AgentStatus,
-    limits,
-    secret::{Base64, SecretsReply, SecretsRequest},
-    subject::{self, GATEWAYS_GROUP},
-    time::now,
-};
-use flux_secrets::{AtRest, Keyring, KeyringError, seal};
+use flux_protocol::{ErrorCode, FunctionSpec, SecretName, limits, time::now};
+use flux_secrets::{AtRest, Keyring, KeyringError};
 use flux_store::SealedSecret;
-use futures::StreamExt as _;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use super::{Gateway, Inner};
 use crate::refusal::Refusal;
-
-/// Agents that are answered at once; each costs a few reads and a commit.
-const ANSWERED_AT_ONCE: usize = 64;
-const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 
 /// The keys that secrets are encrypted with, once they were needed.
 #[derive(Debug)]
@@ -76,7 +50,7 @@ impl SecretKeys {
         }
     }
 
-    fn decrypt(&self, secret: &SealedSecret) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn decrypt(&self, secret: &SealedSecret) -> Result<Vec<u8>, Refusal> {
         let at_rest = AtRest { key: secret.key.clone(), sealed: secret.sealed.clone() };
         let mut is_known = true;
         let opened = self.with(|ring| {
@@ -100,7 +74,7 @@ fn secret_not_found(name: &SecretName) -> Refusal {
 }
 
 impl Gateway {
-    /// Sets a secret, and says which version of it this is. Workers that started before keep the one before.
+    /// Sets a secret, and says which version of it this is. Agents end the workers that have the one before within seconds.
     ///
     /// # Errors
     /// It cannot be a variable's value, there are too many, or it cannot be encrypted or stored.
@@ -173,31 +147,6 @@ impl Gateway {
     }
 }
 
-/// Why an agent is not given what it asks for.
-enum No {
-    Refused(String),
-    /// The number of the attempt is another's.
-    Claimed(String),
-    NotNow(String),
-    Missing(Vec<SecretName>),
-}
-
-impl From<Refusal> for No {
-    fn from(refusal: Refusal) -> Self {
-        match refusal.code {
-            // The agent's table of versions may be ahead of this gateway's store for a moment.
-            ErrorCode::FunctionNotFound | ErrorCode::VersionNotFound => Self::Refused(refusal.message),
-            _ => Self::NotNow(refusal.message),
-        }
-    }
-}
-
-impl From<flux_store::StoreError> for No {
-    fn from(error: flux_store::StoreError) -> Self {
-        Self::NotNow(error.to_string())
-    }
-}
-
 impl Inner {
     /// Encrypts anew what is encrypted with one of these keys, which `ring` has, until there is none. A newer key than this
     /// rotation's is another gateway's, which rotates too.
@@ -240,112 +189,5 @@ impl Inner {
             }
         }
         Ok(missing)
-    }
-
-    /// Until the process ends.
-    pub(super) async fn answer_agents(self: Arc<Self>) {
-        let places = Arc::new(Semaphore::new(ANSWERED_AT_ONCE));
-        loop {
-            match self.broker.listen_in_group(subject::secrets_all(), GATEWAYS_GROUP).await {
-                Ok(mut asked) => {
-                    while let Some(question) = asked.next().await {
-                        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-                        let inner = Arc::clone(&self);
-                        self.tasks.spawn("secrets", async move {
-                            inner.answer_agent(question).await;
-                            drop(place);
-                        });
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot hear agents ask for secrets; trying again"
-                    );
-                }
-            }
-            tokio::time::sleep(LISTEN_AGAIN).await;
-        }
-    }
-
-    async fn answer_agent(&self, question: Signal) {
-        let Signal { subject: asked_on, body, reply_to, .. } = question;
-        let agent = subject::sender(&asked_on).and_then(|agent| AgentId::parse(agent).ok());
-        let (Some(agent), Some(reply_to)) = (agent, reply_to) else { return };
-        let Ok(request) = serde_json::from_slice::<SecretsRequest>(&body) else { return };
-        let refused = |reason: &str| {
-            metrics::counter!("flux_secrets_refused_total").increment(1);
-            tracing::warn!(agent_id = %agent, execution_id = %request.execution_id, reason, "an agent was refused secrets");
-        };
-        let reply = match self.secrets_for(&agent, &request).await {
-            Ok(sealed) => sealed,
-            Err(No::Missing(names)) => SecretsReply::Missing { names },
-            Err(No::NotNow(reason)) => SecretsReply::NotNow { reason },
-            Err(No::Refused(reason)) => {
-                refused(&reason);
-                SecretsReply::Refused { reason }
-            }
-            Err(No::Claimed(reason)) => {
-                refused(&reason);
-                SecretsReply::Claimed { reason }
-            }
-        };
-        let Ok(reply) = serde_json::to_vec(&reply).map(Bytes::from) else { return };
-        if let Err(error) = self.broker.signal(reply_to, reply).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "an answer with secrets was not sent");
-        }
-    }
-
-    async fn secrets_for(&self, agent: &AgentId, request: &SecretsRequest) -> Result<SecretsReply, No> {
-        let refused = |reason: &str| No::Refused(reason.to_owned());
-        let known = self.fleet.list().into_iter().find(|view| view.heartbeat.agent_id == *agent);
-        let known = known.filter(|view| view.status != AgentStatus::Offline);
-        let known = known.ok_or_else(|| No::NotNow("this gateway has not heard of the agent yet".to_owned()))?;
-        if known.heartbeat.secrets_key.as_ref() != Some(&request.public_key) {
-            return Err(No::NotNow("the agent's heartbeat names another key, or none yet".to_owned()));
-        }
-        let version = self.functions.require_version(&request.function, Some(request.version)).await?;
-        let spec = version.spec();
-        if spec.pool != known.heartbeat.pool {
-            return Err(refused("the function is of another pool than the agent"));
-        }
-        if spec.secrets.is_empty() {
-            return Err(refused("this version of the function declares no secrets"));
-        }
-        if let Some(record) = self.store.execution(request.execution_id).await? {
-            if record.function != request.function {
-                return Err(refused("the execution is another function's"));
-            }
-            if record.is_terminal() {
-                return Err(refused("the execution is over"));
-            }
-            let elsewhere = record.phase == Phase::Running && record.attempt >= request.attempt;
-            if elsewhere && record.agent_id.as_ref().is_some_and(|holder| holder != agent) {
-                return Err(No::Claimed("another agent holds that attempt".to_owned()));
-            }
-        }
-        let (mut values, mut missing) = (BTreeMap::new(), Vec::new());
-        for name in &spec.secrets {
-            match self.store.secret(name).await? {
-                None => missing.push(name.clone()),
-                Some(secret) => {
-                    let value = String::from_utf8(self.secret_keys.decrypt(&secret)?);
-                    values.insert(name, value.map_err(|_| No::NotNow(format!("`{name}` is no text")))?);
-                }
-            }
-        }
-        if !missing.is_empty() {
-            return Err(No::Missing(missing));
-        }
-        let nonce = <[u8; 16]>::try_from(&request.nonce.0[..]).map_err(|_| refused("the nonce has not 16 bytes"))?;
-        // Last, so that what could not be answered can be asked again.
-        if !self.store.claim_secrets(request.execution_id, request.attempt, agent, nonce, now()).await? {
-            return Err(No::Claimed("the secrets of this attempt were given already".to_owned()));
-        }
-        let values = serde_json::to_vec(&values).map_err(|error| No::NotNow(error.to_string()))?;
-        let sealed = seal(&request.public_key.0, &request.purpose(agent), &values);
-        let sealed = sealed.map_err(|_| refused("the agent's key is no key"))?;
-        metrics::counter!("flux_secrets_given_total").increment(1);
-        Ok(SecretsReply::Sealed { encapsulated: Base64(sealed.encapsulated), ciphertext: Base64(sealed.ciphertext) })
     }
 }

@@ -200,7 +200,8 @@ impl Caller {
         let scopes = self.scopes();
         let has = if scopes.is_empty() { "no scope".to_owned() } else { format!("`{scopes}`") };
         let what = function.map_or_else(String::new, |name| format!(" for the function `{name}`"));
-        let message = format!("{} has {has}, and this needs {}{what} (or `admin`)", self.name(), need.said());
+        let or_admin = if need.scopes().contains(&"admin") { "" } else { " (or `admin`)" };
+        let message = format!("{} has {has}, and this needs {}{what}{or_admin}", self.name(), need.said());
         Refusal::new(ErrorCode::Forbidden, message).with_details(serde_json::json!({ "needs": need.scopes() }))
     }
 }

@@ -42,6 +42,12 @@ pub struct TlsError {
 }
 
 impl TlsError {
+    pub(super) fn no_identities() -> Self {
+        let problem =
+            "`auto` is a certificate of Flux's own CA, and with `disable_mtls` there is none: name `cert` and `key`";
+        Self { problem: problem.to_owned(), source: None }
+    }
+
     fn new(problem: String, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { problem, source: Some(source.into()) }
     }

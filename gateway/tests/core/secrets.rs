@@ -5,10 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use flux_broker::Signals as _;
 use flux_gateway::Gateway;
+use flux_pki::{Certs, Credential};
 use flux_protocol::{
     AgentId, ExecutionId, PoolName, SecretName,
     agent::{AgentStatus, Budget, Capabilities, Heartbeat, NodeStatus},
-    secret::{Base64, SecretsReply, SecretsRequest},
+    secret::{
+        Base64, FunctionStamps, KeyProof, SecretsReply, SecretsRequest, StampsReply, StampsRequest, VersionedFunction,
+        key_statement,
+    },
     subject,
     time::now,
 };
@@ -77,6 +81,7 @@ impl Asker {
             version: 1,
             nonce: Base64(vec![nonce; 16]),
             public_key: Base64(self.key.public_key().to_vec()),
+            proof: None,
         }
     }
 
@@ -88,7 +93,7 @@ impl Asker {
 
     /// What was sealed to it, if it was.
     fn opened(&self, request: &SecretsRequest, reply: &SecretsReply) -> Option<String> {
-        let SecretsReply::Sealed { encapsulated, ciphertext } = reply else { return None };
+        let SecretsReply::Sealed { encapsulated, ciphertext, .. } = reply else { return None };
         let sealed = Sealed { encapsulated: encapsulated.0.clone(), ciphertext: ciphertext.0.clone() };
         let opened = self.key.open(&sealed, &request.purpose(&self.id)).ok()?;
         Some(String::from_utf8(opened).unwrap())
@@ -203,6 +208,99 @@ async fn who_is_not_what_it_says_is_given_nothing() {
     let question = holder.question(fresh, 1, 9);
     holder.known(&world, &gateway, "default").await;
     assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+}
+
+#[tokio::test]
+async fn a_key_that_its_agent_did_not_sign_gets_nothing() {
+    let mut world = World::new().await;
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (certs, other) = (Certs::at(dir.path()), Certs::at(other_dir.path()));
+    let (holder, thief) = (Asker::new("holder"), Asker::new("thief"));
+    for certs in [&certs, &other] {
+        certs.init(&[]).unwrap();
+        certs.mint_agent(&holder.id, vec![PoolName::default()]).unwrap();
+    }
+    certs.mint_agent(&thief.id, vec![PoolName::default()]).unwrap();
+    world.certs = Some(certs.clone());
+    let gateway = world.gateway().await;
+    deploy(&gateway, "uses", "secrets: [DB]\n").await;
+    gateway.put_secret(&secret("DB"), b"hunter2").await.unwrap();
+    let signed = |by: &Credential, statement: &[u8]| {
+        let (certificate, signature) = by.sign(statement).unwrap();
+        Some(KeyProof { certificate, signature: Base64(signature) })
+    };
+    // Who may publish everywhere says a heartbeat in the holder's name that has a key of its own.
+    let forged = Asker { id: holder.id.clone(), key: Recipient::generate().unwrap() };
+    let statement = key_statement(&holder.id, forged.key.public_key());
+    let (holders, thiefs) = (certs.agent(&holder.id).unwrap(), certs.agent(&thief.id).unwrap());
+    let honest = signed(&holders, &key_statement(&holder.id, holder.key.public_key()));
+    let garbled = honest.clone().map(|proof| KeyProof { signature: Base64(vec![0; 70]), ..proof });
+    let nobodys = honest.clone().map(|proof| KeyProof { certificate: "-----".to_owned(), ..proof });
+    let proofs = [
+        ("none", None),
+        ("of the holder's own key", honest.clone()),
+        ("by another agent", signed(&thiefs, &statement)),
+        ("of another agent's key", signed(&thiefs, &key_statement(&thief.id, forged.key.public_key()))),
+        ("by a gateway", signed(&certs.gateway().unwrap(), &statement)),
+        ("by another CA's agent of the name", signed(&other.agent(&holder.id).unwrap(), &statement)),
+        ("by the holder, of something else", signed(&holders, forged.key.public_key())),
+        ("garbled", garbled),
+        ("without a certificate", nobodys),
+    ];
+    forged.known(&world, &gateway, "default").await;
+    let id = ExecutionId::new();
+    for (what, proof) in proofs {
+        let reply = forged.ask(&world, &SecretsRequest { proof, ..forged.question(id, 1, 1) }).await;
+        let SecretsReply::Refused { reason } = &reply else { panic!("{what}: {reply:?}") };
+        assert!(reason.contains("sign"), "{what}: {reason}");
+    }
+    // None of it used the attempt up for who it is.
+    holder.known(&world, &gateway, "default").await;
+    let question = SecretsRequest { proof: honest.clone(), ..holder.question(id, 1, 1) };
+    assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+    // Who was shut out stays so, also when its name is let in again.
+    certs.revoke_agent(&holder.id).unwrap();
+    let question = SecretsRequest { proof: honest, ..holder.question(id, 2, 2) };
+    refused(holder.ask(&world, &question).await, "not signed by the agent");
+    certs.mint_agent(&holder.id, vec![PoolName::default()]).unwrap();
+    refused(holder.ask(&world, &question).await, "not signed by the agent");
+    let proof = signed(&certs.agent(&holder.id).unwrap(), &key_statement(&holder.id, holder.key.public_key()));
+    let question = SecretsRequest { proof, ..question };
+    assert_eq!(holder.opened(&question, &holder.ask(&world, &question).await).as_deref(), Some(OPENED));
+}
+
+#[tokio::test]
+async fn an_agent_hears_which_values_the_secrets_of_its_pool_have() {
+    let mut world = World::new().await;
+    world.pools = vec![PoolName::parse("gpu").unwrap()];
+    let gateway = world.gateway().await;
+    deploy(&gateway, "uses", "secrets: [DB]\n").await;
+    deploy(&gateway, "foreign", "secrets: [DB]\npool: gpu\n").await;
+    let asker = Asker::new("asker");
+    asker.known(&world, &gateway, "default").await;
+    let of = |function: &str, version: u32| VersionedFunction { function: name(function), version };
+    let ask = async || {
+        let functions = vec![of("uses", 1), of("foreign", 1), of("uses", 7), of("none", 1)];
+        let body = Bytes::from(serde_json::to_vec(&StampsRequest { functions }).unwrap());
+        let question = subject::question(&asker.id, subject::SECRET_STAMPS);
+        let answer = world.broker.ask(question, body, Duration::from_secs(10)).await.unwrap();
+        let reply: StampsReply = serde_json::from_slice(&answer.expect("a gateway answers").body).unwrap();
+        let [FunctionStamps { of: about, stamps }] = &reply.functions[..] else { panic!("{reply:?}") };
+        assert_eq!(*about, of("uses", 1), "of another pool's and of what is not there it says nothing");
+        stamps.clone()
+    };
+    assert!(ask().await.is_empty(), "not set");
+    gateway.put_secret(&secret("DB"), b"one").await.unwrap();
+    let first = ask().await;
+    let given = |reply: SecretsReply| match reply {
+        SecretsReply::Sealed { stamps, .. } => stamps,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(given(asker.ask(&world, &asker.question(ExecutionId::new(), 1, 1)).await), first);
+    gateway.rotate_secrets_key().await.unwrap();
+    assert_eq!(ask().await, first, "the value is the same");
+    gateway.put_secret(&secret("DB"), b"two").await.unwrap();
+    assert_ne!(ask().await, first);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use flux_broker::{
     memory::{MemoryBroker, MemoryLimits},
 };
 use flux_gateway::core::{Gateway, GatewayParts, InvokeRequest};
+use flux_pki::Certs;
 use flux_protocol::{ExecutionId, ExecutionRecord, FunctionName, PoolName, function::parse_yaml};
 use flux_runtime::{
     Shutdown, Tasks,
@@ -26,6 +27,8 @@ pub(crate) struct World {
     pub(crate) settings: GatewaySettings,
     /// Beside the default one.
     pub(crate) pools: Vec<PoolName>,
+    /// Agents have certificates.
+    pub(crate) certs: Option<Certs>,
     shutdown: Arc<Shutdown>,
     artifacts: tempfile::TempDir,
 }
@@ -46,6 +49,7 @@ impl World {
                 ..GatewaySettings::default()
             },
             pools: Vec::new(),
+            certs: None,
             shutdown: Shutdown::new(),
             artifacts,
         }
@@ -66,7 +70,7 @@ impl World {
             history: Duration::from_secs(3600),
             pools: self.pools.clone(),
             durability: Durability::default(),
-            certs: None,
+            certs: self.certs.clone(),
             queue_url: String::new(),
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
         })

@@ -54,7 +54,7 @@ async fn a_stranger_with_a_body_is_told_so_too() {
 
 #[test]
 fn no_key_is_no_gateway() {
-    let settings = flux_runtime::settings::GatewaySettings::default();
+    let settings = flux_runtime::Settings::default();
     let missing = flux_gateway::http::HttpOptions::from_settings(&settings).expect_err("refused");
     assert!(missing.to_string().contains("--api-key"), "{missing}");
 }

@@ -2,6 +2,9 @@
 
 use std::{fs, path::Path};
 
+#[path = "../../../fuzz/smoke.rs"]
+mod smoke;
+
 /// Every seed, cut at every place, and with every byte changed.
 #[test]
 fn jwt() {
@@ -21,4 +24,5 @@ fn jwt() {
         count += 1;
     }
     assert!(count >= 3, "{count} seeds");
+    smoke::smoke(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), "jwt", 20_000, flux_gateway::fuzzing::jwt);
 }

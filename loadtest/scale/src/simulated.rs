@@ -82,6 +82,7 @@ async fn agent(args: &Args, n: usize, executor: Arc<Nothing>, work_dir: PathBuf)
     let parts = AgentParts {
         broker,
         settings,
+        credential: None,
         work_dir,
         private_ip: Some("127.0.0.1".to_owned()),
         public_ip: None,

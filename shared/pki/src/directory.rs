@@ -79,6 +79,11 @@ impl Certs {
         [certificate, key, self.path("ca/ca.pem")]
     }
 
+    /// What a gateway shows to who asks by HTTPS: certificate and key.
+    pub fn gateway_files(&self) -> [PathBuf; 2] {
+        self.pair(Holder::Gateway).into()
+    }
+
     /// Makes what is missing: the CA, gateway, queue and SSH keys. `names` are those under which gateway and queue are
     /// reached besides this machine's own. What is there stays as it is.
     ///

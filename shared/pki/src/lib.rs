@@ -23,6 +23,7 @@ mod error;
 mod files;
 mod grants;
 mod joining;
+mod signed;
 mod ssh;
 mod tls;
 mod token;

@@ -74,10 +74,6 @@ impl Credential {
         self.current.read().certificate.identity().clone()
     }
 
-    pub fn certificate_pem(&self) -> String {
-        self.current.read().pem.clone()
-    }
-
     pub fn trust(&self) -> &Trust {
         &self.trust
     }
@@ -87,18 +83,18 @@ impl Credential {
         [&self.certificate, &self.key]
     }
 
-    /// Signs as who the certificate names ([`Trust::verify_signed`]).
+    /// Signs as who the certificate names ([`Trust::verify_signed`]): the certificate as PEM, and the signature.
     ///
     /// # Errors
     /// The key cannot be used.
-    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, PkiError> {
+    pub fn sign(&self, message: &[u8]) -> Result<(String, Vec<u8>), PkiError> {
         let attempted = "signing";
-        let pem = self.current.read().key_pem.clone();
+        let Loaded { pem: certificate, key_pem: pem, .. } = self.current.read().clone();
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| PkiError::crypto(attempted, error))?;
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_der())
             .map_err(|error| PkiError::crypto(attempted, error.to_string()))?;
         let signature = key.sign(&SystemRandom::new(), message).map_err(|error| PkiError::crypto(attempted, error))?;
-        Ok(signature.as_ref().to_vec())
+        Ok((certificate, signature.as_ref().to_vec()))
     }
 
     /// A request to have its key signed again.

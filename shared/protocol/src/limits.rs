@@ -261,6 +261,9 @@ pub const JWT_LEEWAY: Duration = Duration::from_secs(30);
 pub const JWKS_KEPT: Duration = Duration::from_secs(600);
 pub const JWKS_AGAIN: Duration = Duration::from_secs(30);
 pub const JWKS_WITHIN: Duration = Duration::from_secs(5);
+/// Between an agent's questions whether the secrets of its warm workers are still those, and how many functions one is about.
+pub const STAMPS_EVERY: Duration = Duration::from_secs(2);
+pub const STAMPS_ASKED: usize = 100;
 /// A pull of an image, however large it is and however slow its registry; those who ask for it meanwhile wait for the same.
 pub const IMAGE_PULL: Duration = Duration::from_secs(1800);
 pub const JWKS_BYTES: usize = 256 * KIB;

@@ -283,6 +283,9 @@ pub fn questions(what: &str) -> String {
 /// An agent asks for a new certificate.
 pub const RENEWAL: &str = "renewal";
 
+/// An agent asks whether the secrets of its warm workers were changed.
+pub const SECRET_STAMPS: &str = "secret-stamps";
+
 /// Where a table that agents follow is said again, once it is stored.
 pub fn table_changes(bucket: &str) -> String {
     format!("flux.table.{bucket}.>")

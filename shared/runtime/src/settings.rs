@@ -152,15 +152,58 @@ pub struct GatewaySettings {
     pub secrets_key: Option<PathBuf>,
     /// Origins whose pages may ask from a browser; `"*"` is any. None gives no browser leave.
     pub cors: Vec<String>,
-    /// HTTPS instead of HTTP.
+    /// HTTPS instead of HTTP: `auto`, or a certificate's files.
     pub tls: Option<TlsSettings>,
     /// Whose tokens (JWT) are taken beside API keys.
     pub jwt: Vec<IssuerSettings>,
 }
 
+/// `auto`, or `{ cert, key }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum TlsSettings {
+    Files(TlsFiles),
+    /// By the gateway's certificate of Flux's own CA, for the names in `queue.names` and this machine's own.
+    Own(OwnCertificate),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnCertificate {
+    Auto,
+}
+
+/// By hand: an enum of either kind would say of a wrong field that nothing matched, and not which.
+impl<'de> Deserialize<'de> for TlsSettings {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> serde::de::Visitor<'de> for Either {
+            type Value = TlsSettings;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`auto`, or `cert` and `key`")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TlsSettings, E> {
+                match text {
+                    "auto" => Ok(TlsSettings::Own(OwnCertificate::Auto)),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<TlsSettings, A::Error> {
+                TlsFiles::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(TlsSettings::Files)
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct TlsSettings {
+pub struct TlsFiles {
     /// A PEM file with the certificate, and those between it and its CA behind it. Read again when it changes.
     pub cert: PathBuf,
     /// A PEM file with its private key.

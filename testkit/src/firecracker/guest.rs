@@ -27,15 +27,36 @@ struct Inner {
     open: Vec<UnixStream>,
     /// What the host said on the first connection: a program as a guest is brought by it to where the snapshot was.
     heard: Vec<u8>,
-    /// Bytes that were answered to that.
-    answered: usize,
+    /// What was answered to that.
+    answered: Said,
 }
 
 const BOOTS_WITHIN: Duration = Duration::from_secs(10);
-/// Of what a guest's program said on its way to where a snapshot was.
-const PIECES: usize = 64;
-const QUIET: Duration = Duration::from_millis(200);
 const GUEST_SOCKET: &str = "guest.sock";
+
+/// Bytes of streams that a guest's shim passed on: its frames without what says where they belong, since it cuts a stream wherever
+/// it happens to be. A frame is a length of 4 bytes and a kind; see `flux_shim::frame`.
+#[derive(Debug, Default)]
+struct Said {
+    buffer: Vec<u8>,
+    content: usize,
+}
+
+impl Said {
+    /// The kinds that carry pieces of streams, and what comes before those.
+    const PIECES: [(u8, usize); 2] = [(19, 1), (20, 12)];
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        while let Some((head, rest)) = self.buffer.split_first_chunk::<4>() {
+            let size = u32::from_be_bytes(*head) as usize;
+            let Some(frame) = rest.get(..size) else { break };
+            let before = Self::PIECES.iter().find(|(kind, _)| frame.first() == Some(kind));
+            self.content += before.map_or(0, |(_, fields)| size.saturating_sub(1 + fields));
+            self.buffer.drain(..4 + size);
+        }
+    }
+}
 
 impl Guest {
     pub(super) fn new(program: Option<String>) -> Arc<Self> {
@@ -62,14 +83,19 @@ impl Guest {
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).arg(GUEST_SOCKET).stdin(Stdio::null()).stdout(Stdio::null());
         self.inner().process = Some(command.spawn()?);
-        let deadline = Instant::now() + BOOTS_WITHIN;
-        while !std::path::Path::new(GUEST_SOCKET).exists() {
-            if Instant::now() > deadline {
-                return Err(io::Error::other("the guest's program does not listen"));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
         Ok(())
+    }
+
+    /// A connection to the guest's program, which may have begun just now: its socket is there before anybody listens.
+    fn reach_program() -> io::Result<UnixStream> {
+        let deadline = Instant::now() + BOOTS_WITHIN;
+        loop {
+            match UnixStream::connect(GUEST_SOCKET) {
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                connected => return connected,
+            }
+        }
     }
 
     pub(super) fn set_listening(&self, listens: bool) {
@@ -84,7 +110,7 @@ impl Guest {
         }
         let boot = inner.boot.clone().unwrap_or_default();
         let mut file = std::fs::File::create(memory)?;
-        writeln!(file, "{boot} {}", inner.answered)?;
+        writeln!(file, "{boot} {}", inner.answered.content)?;
         file.write_all(&inner.heard)
     }
 
@@ -100,20 +126,14 @@ impl Guest {
         self.start_program()?;
         if self.program.is_some() && !heard.is_empty() {
             // As far as it had come.
-            let mut stream = UnixStream::connect(GUEST_SOCKET)?;
+            let mut stream = Self::reach_program()?;
             stream.set_read_timeout(Some(BOOTS_WITHIN))?;
             stream.write_all(&heard)?;
-            let (mut read, mut piece) = (0, [0; 4096]);
-            loop {
-                // How it cuts what it says into pieces may differ a little.
-                if read + PIECES >= answered {
-                    stream.set_read_timeout(Some(QUIET))?;
-                }
-                match stream.read(&mut piece) {
-                    Ok(0) => return Err(io::Error::other("the guest's program ended")),
-                    Ok(more) => read += more,
-                    Err(_) if read + PIECES >= answered => break,
-                    Err(error) => return Err(error),
+            let (mut said, mut piece) = (Said::default(), [0; 4096]);
+            while said.content < answered {
+                match stream.read(&mut piece)? {
+                    0 => return Err(io::Error::other("the guest's program ended")),
+                    more => said.push(&piece[..more]),
                 }
             }
         }
@@ -144,7 +164,7 @@ impl Guest {
         let port: Option<u32> = line.strip_prefix("CONNECT ").and_then(|port| port.parse().ok());
         // Nobody listens there: it is closed without a word.
         let inside = match &self.program {
-            Some(_) if self.inner().listens => Some(UnixStream::connect(GUEST_SOCKET)?),
+            Some(_) if self.inner().listens => Some(Self::reach_program()?),
             _ => None,
         };
         let (about, first) = {
@@ -165,7 +185,7 @@ impl Guest {
             scope.spawn(|| {
                 let _ = self.pump(&mut inside, &mut back, |inner, bytes| {
                     if first {
-                        inner.answered += bytes.len();
+                        inner.answered.push(bytes);
                     }
                 });
                 let _ = back.shutdown(Shutdown::Both);

@@ -107,6 +107,9 @@ fn what_is_no_frame_is_refused() {
     }
 }
 
+#[path = "../../../../fuzz/smoke.rs"]
+mod smoke;
+
 #[test]
 fn the_fuzz_targets_seeds() {
     let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/shim_frames");
@@ -126,6 +129,12 @@ fn the_fuzz_targets_seeds() {
         count += 1;
     }
     assert!(count >= 2, "{count} seeds");
+    smoke::smoke(
+        &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
+        "shim_frames",
+        20_000,
+        fuzzing::frames,
+    );
 }
 
 proptest! {

@@ -118,6 +118,9 @@ fn an_errors_texts_are_cut_at_a_character() {
     assert!(fault.stack.len() <= limits::ERROR_STACK);
 }
 
+#[path = "../../../../fuzz/smoke.rs"]
+mod smoke;
+
 #[test]
 fn the_fuzz_targets_seeds() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/worker_frames");
@@ -136,6 +139,7 @@ fn the_fuzz_targets_seeds() {
         count += 1;
     }
     assert!(count >= 3, "{count} seeds");
+    smoke::smoke(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), "worker_frames", 20_000, fuzzing::frames);
 }
 
 proptest! {

@@ -4,6 +4,9 @@ use std::{fs, path::Path};
 
 use flux_artifacts::{archive, fuzzing};
 
+#[path = "../../../../fuzz/smoke.rs"]
+mod smoke;
+
 fn seeds() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/archive_inspect")
 }
@@ -25,6 +28,12 @@ fn archive_inspect() {
         count += 1;
     }
     assert!(count >= 8, "{count} seeds");
+    smoke::smoke(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
+        "archive_inspect",
+        5_000,
+        fuzzing::archive_inspect,
+    );
 }
 
 /// Written by Python's `zipfile`: as a whole, stored, to a pipe (sizes behind the data), in the 64-bit form.

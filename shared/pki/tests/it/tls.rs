@@ -62,14 +62,21 @@ fn a_signature_is_its_certificate_s() {
     let (_dir, home) = certs();
     home.mint_agent(&agent("a-1"), vec![]).expect("minted");
     let credential = home.agent(&agent("a-1")).expect("an agent");
-    let signature = credential.sign(b"a key").expect("signed");
-    let pem = credential.certificate_pem();
+    let (pem, signature) = credential.sign(b"a key").expect("signed");
     let by = credential.trust().verify_signed(&pem, b"a key", &signature).expect("it is");
     assert_eq!(by, credential.identity());
     credential.trust().verify_signed(&pem, b"another key", &signature).expect_err("another message");
-    let gateway = home.gateway().expect("a gateway").certificate_pem();
+    let (gateway, by_gateway) = home.gateway().expect("a gateway").sign(b"a key").expect("signed");
     credential.trust().verify_signed(&gateway, b"a key", &signature).expect_err("another's certificate");
     let (_other_dir, other) = certs();
     let trust = Certs::at(other.dir()).trust().expect("a CA");
     trust.verify_signed(&pem, b"a key", &signature).expect_err("another CA's");
+
+    home.verify_agent_signed(&agent("a-1"), &pem, b"a key", &signature).expect("it is let in");
+    home.verify_agent_signed(&agent("a-2"), &pem, b"a key", &signature).expect_err("another agent's name");
+    home.verify_agent_signed(&agent("a-1"), &gateway, b"a key", &by_gateway).expect_err("a gateway");
+    home.revoke_agent(&agent("a-1")).expect("revoked");
+    home.verify_agent_signed(&agent("a-1"), &pem, b"a key", &signature).expect_err("shut out");
+    home.mint_agent(&agent("a-1"), vec![]).expect("let in again");
+    home.verify_agent_signed(&agent("a-1"), &pem, b"a key", &signature).expect_err("who was shut out stays out");
 }

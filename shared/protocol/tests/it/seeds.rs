@@ -4,7 +4,13 @@ use std::{fs, path::Path};
 
 use flux_protocol::fuzzing;
 
-/// Every seed, cut at every place, and with every byte changed.
+#[path = "../../../../fuzz/smoke.rs"]
+mod smoke;
+
+/// Two seconds or so, where nothing is optimised.
+const INPUTS: u64 = 20_000;
+
+/// Every seed, cut at every place, and with every byte changed; then what grows from them.
 fn try_all(target: &str, run: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
     let mut count = 0;
@@ -22,6 +28,7 @@ fn try_all(target: &str, run: fn(&[u8])) {
         count += 1;
     }
     assert!(count >= 3, "{count} seeds of {target}");
+    smoke::smoke(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), target, INPUTS, run);
 }
 
 #[test]
