@@ -1,7 +1,7 @@
 //! The engines beside each other, in one run: `cargo run --release -p flux-store --example store_bench`.
 //!
 //! Servers are started for it, with commits that wait for the disk: PostgreSQL as Debian sets it, Redis with
-//! `appendfsync everysec` and `always`. Figures are medians of few rounds on whatever machine this is: their ratios travel.
+//! `appendfsync everysec` and `always`. One round on whatever machine this is: ratios travel, figures do not.
 //! With `--rows 10000000` it also fills a PostgreSQL with that many executions and pages through them.
 
 use std::{
@@ -10,8 +10,8 @@ use std::{
 };
 
 use flux_protocol::{
-    AgentId, Chunk, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Outcome, OutcomeStatus, OutputLog, Phase,
-    PoolName, StatusMessage, Stream, time::now,
+    AgentId, Chunk, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Outcome, OutcomeStatus, OutputLog,
+    Phase, PoolName, StatusMessage, Stream, time::now,
 };
 use flux_store::{Durability, ExecutionFilter, SharedStore, StatusFilter, StatusUpdate, Tuning};
 use flux_testkit::{PostgresServer, RedisServer};
@@ -174,7 +174,9 @@ async fn many(rows: u64) {
         ));
     }
     server.sql("SET statement_timeout = 0; ANALYZE flux.executions");
-    println!("\n{rows} executions of 100 functions in PostgreSQL, a page of 50, µs:\n\n| list | p50 | p99 |\n|---|---:|---:|");
+    println!(
+        "\n{rows} executions of 100 functions in PostgreSQL, a page of 50, µs:\n\n| list | p50 | p99 |\n|---|---:|---:|"
+    );
     let f7 = Some(FunctionName::parse("f7").expect("a name"));
     let failed = Some(StatusFilter::Ended(OutcomeStatus::Failed));
     for (what, function, status) in [
@@ -217,7 +219,9 @@ async fn main() {
         ("Redis, `everysec`", everysec.url(), Durability::Process),
         ("Redis, `always`", always.url(), Durability::Power),
     ];
-    println!("| | accept alone, p50 µs | p99 µs | accepted/s, {CALLERS} callers | statuses recorded/s, batches of {BATCH} | page of 50, p50 µs | p99 µs |");
+    println!(
+        "| | accept alone, p50 µs | p99 µs | accepted/s, {CALLERS} callers | statuses recorded/s, batches of {BATCH} | page of 50, p50 µs | p99 µs |"
+    );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for (name, url, durability) in engines {
         let store = open(&url, durability).await;

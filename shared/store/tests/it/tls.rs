@@ -24,9 +24,12 @@ impl Certificates {
         let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
         let certificate = params.signed_by(&key, &ca).expect("a certificate").pem();
         let made = Self { dir: tempfile::tempdir().expect("a directory"), certificate, key: key.serialize_pem() };
-        for (name, content) in
-            [("ca.pem", &ca.pem()), ("stranger.pem", &stranger.pem()), ("cert.pem", &made.certificate), ("key.pem", &made.key)]
-        {
+        for (name, content) in [
+            ("ca.pem", &ca.pem()),
+            ("stranger.pem", &stranger.pem()),
+            ("cert.pem", &made.certificate),
+            ("key.pem", &made.key),
+        ] {
             std::fs::write(made.dir.path().join(name), content).expect("a file");
         }
         made
