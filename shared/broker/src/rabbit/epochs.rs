@@ -1,0 +1,90 @@
+//! When a lane's storage was made. The invoke lane's is as old as its entry in the log, which is lost with the queues; the
+//! call lane's lies in the server's memory, and so does a queue that nobody uses: who finds it missing says so in the log.
+
+use std::{collections::HashMap, sync::Arc};
+
+use flux_protocol::{PoolName, Timestamp, invocation::Lane, time::now};
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use parking_lot::Mutex;
+
+use super::{
+    link::Link,
+    log::Log,
+    session::Session,
+    tables::{EPOCHS, get, update},
+};
+use crate::BrokerError;
+
+#[derive(Default)]
+pub(super) struct Epochs {
+    /// Of the connection with that number.
+    known: Mutex<(u64, HashMap<(Lane, PoolName), Timestamp>)>,
+}
+
+impl Epochs {
+    /// The lane's epoch, which does not change while a connection lasts.
+    pub(super) async fn of(
+        &self,
+        link: &Arc<Link>,
+        kept: &Arc<Log>,
+        lane: Lane,
+        pool: &PoolName,
+    ) -> Result<Timestamp, BrokerError> {
+        let session = link.session("read a lane's epoch").await?;
+        let of = (lane, pool.clone());
+        {
+            let known = self.known.lock();
+            if known.0 == session.number
+                && let Some(epoch) = known.1.get(&of)
+            {
+                return Ok(*epoch);
+            }
+        }
+        let epoch = find(link, &session, kept, lane, pool).await?;
+        let mut known = self.known.lock();
+        if known.0 != session.number {
+            *known = (session.number, HashMap::new());
+        }
+        known.1.insert(of, epoch);
+        Ok(epoch)
+    }
+}
+
+async fn find(
+    link: &Arc<Link>,
+    session: &Session,
+    kept: &Arc<Log>,
+    lane: Lane,
+    pool: &PoolName,
+) -> Result<Timestamp, BrokerError> {
+    let attempted = "read a lane's epoch";
+    let key = format!("{}.{pool}", lane.as_str());
+    let alive = link.names.alive(pool);
+    loop {
+        // Looked at before the queue is: of two that find it missing one writes, and the other reads what that one wrote.
+        let row = get(kept, EPOCHS, &key).await?;
+        let lost = lane == Lane::Call && link.within(attempted, session.waiting(&alive)).await?.is_none();
+        let written = row.as_ref().and_then(|row| parse(row.value.as_deref()));
+        if let Some(epoch) = written.filter(|_| !lost) {
+            return Ok(epoch);
+        }
+        // Later than the one before, whatever the clocks say.
+        let epoch = now().max(written.unwrap_or_default().plus(std::time::Duration::from_micros(1)));
+        let value = epoch.as_micros().to_string();
+        match update(kept, EPOCHS, &key, value.into(), row.map_or(0, |row| row.revision)).await {
+            Ok(_) | Err(BrokerError::Conflict { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if lane == Lane::Call {
+            let passing = QueueDeclareOptions::default();
+            let declare = async {
+                session.channel().await?.queue_declare(alive.as_str().into(), passing, FieldTable::default()).await
+            };
+            link.within(attempted, declare).await?;
+        }
+    }
+}
+
+fn parse(value: Option<&[u8]>) -> Option<Timestamp> {
+    std::str::from_utf8(value?).ok()?.parse().ok().map(Timestamp::from_micros)
+}
