@@ -19,12 +19,14 @@
 use async_trait::async_trait;
 
 pub mod conformance;
+mod connect;
 mod error;
 pub mod memory;
 pub mod nats;
 pub mod rabbit;
 mod seam;
 
+pub use connect::{ConnectOptions, connect};
 pub use error::BrokerError;
 pub use seam::{
     blobs::Blobs,

@@ -17,7 +17,8 @@ use super::{
     log::consume,
     message::plain,
     session::{arguments, number, text},
-    tables::{BLOBS, blob_key, delete, get, put},
+    tables::{BLOBS, GARBAGE, blob_key, delete, get, put},
+    view::Rows,
 };
 use crate::{Blobs, BrokerError};
 
@@ -27,6 +28,10 @@ const PART: usize = limits::MIB;
 const PARTS_AT_ONCE: usize = 4;
 /// Looks for a blob that was replaced while it was read.
 const TRIES: usize = 5;
+/// A stream that is not named any more is deleted only when nobody can be about to read it: in 3.10 that would end the
+/// reader's whole connection.
+const READ_UNTIL: std::time::Duration = std::time::Duration::from_secs(15);
+const SWEEP_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 /// One that was not finished by then never will be.
 const UNFINISHED_FOR: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -124,28 +129,43 @@ impl Parts {
         self.link.within("delete a blob", remove).await.map(|_| ())
     }
 
-    /// Removes what a process began to write and did not finish.
+    /// Has a stream deleted once nobody reads it any more, whatever becomes of this process.
+    async fn throw_away(&self, stream: &str) -> Result<(), BrokerError> {
+        put(&self.logs.passing, GARBAGE, stream, Bytes::new()).await.map(|_| ())
+    }
+
+    /// Removes what was thrown away, and what a process began to write and did not finish.
     pub(super) async fn sweep_blobs(self: Arc<Self>) {
         loop {
+            // Not all gateways at once: what one deleted the others need not.
             tokio::select! {
-                () = tokio::time::sleep(UNFINISHED_FOR) => {}
+                () = tokio::time::sleep(SWEEP_EVERY.mul_f64(0.5 + rand::random::<f64>())) => {}
                 () = self.link.closed.cancelled() => return,
             }
-            let before = now().minus(UNFINISHED_FOR);
-            let rows = self.logs.passing.look(|view| view.table(BLOBS).map(super::view::Rows::all).unwrap_or_default());
-            for row in rows.into_iter().filter(|row| row.at < before) {
-                let place = row.value.as_deref().and_then(|value| serde_json::from_slice::<Place>(value).ok());
-                let Some(place) = place.filter(|place| place.unfinished.is_some()) else { continue };
-                let (stream, key) = (place.stream.clone(), row.key);
-                let told = match place.finished() {
-                    Some(before) => self.say_place(&key, &before).await,
-                    None => delete(&self.logs.passing, BLOBS, &key).await,
-                };
-                if told.is_ok() {
-                    let _ = self.remove_stream(&stream).await;
-                }
+            if let Err(error) = self.sweep().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "what is left of blobs is removed later");
             }
         }
+    }
+
+    async fn sweep(&self) -> Result<(), BrokerError> {
+        let rows = |table| self.logs.passing.look(|view| view.table(table).map(Rows::all).unwrap_or_default());
+        let old = now().minus(READ_UNTIL);
+        for row in rows(GARBAGE).into_iter().filter(|row| row.at < old) {
+            self.remove_stream(&row.key).await?;
+            delete(&self.logs.passing, GARBAGE, &row.key).await?;
+        }
+        let old = now().minus(UNFINISHED_FOR);
+        for row in rows(BLOBS).into_iter().filter(|row| row.at < old) {
+            let place = row.value.as_deref().and_then(|value| serde_json::from_slice::<Place>(value).ok());
+            let Some(place) = place.filter(|place| place.unfinished.is_some()) else { continue };
+            self.throw_away(&place.stream).await?;
+            match place.finished() {
+                Some(before) => self.say_place(&row.key, &before).await?,
+                None => delete(&self.logs.passing, BLOBS, &row.key).await?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -161,7 +181,7 @@ impl Blobs for RabbitBroker {
         self.parts.write_blob(&stream, content).await?;
         self.parts.say_place(&row, &Place { stream, size, unfinished: None }).await?;
         if let Some(before) = before {
-            self.parts.remove_stream(&before.stream).await?;
+            self.parts.throw_away(&before.stream).await?;
         }
         Ok(())
     }
@@ -191,6 +211,6 @@ impl Blobs for RabbitBroker {
         let row = blob_key(bucket, key);
         let Some(place) = self.parts.place(&row).await? else { return Ok(()) };
         delete(&self.parts.logs.passing, BLOBS, &row).await?;
-        self.parts.remove_stream(&place.stream).await
+        self.parts.throw_away(&place.stream).await
     }
 }

@@ -12,7 +12,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use lapin::{
     Consumer,
     message::Delivery as Incoming,
-    options::{BasicConsumeOptions, BasicQosOptions},
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 
@@ -29,6 +29,8 @@ use crate::{BrokerError, Signals as _, StatusBatch, StatusDelivery, StatusLog};
 const HELD: &str = "flux.statuses.held";
 const HELD_WITHIN: std::time::Duration = std::time::Duration::from_millis(150);
 const GATEWAYS: usize = 64;
+/// Handed out and not acked: several batches, each of which may be on its way into the store.
+const AHEAD: u16 = 768;
 /// Under which its deliveries are counted.
 pub(super) const STATUSES: &str = "statuses";
 
@@ -110,9 +112,7 @@ struct Recorder {
 impl Recorder {
     async fn read(&self, session: &Session) -> Result<Reading, lapin::Error> {
         let channel = session.channel().await?;
-        // A batch on its way while another is recorded.
-        let ahead = u16::try_from(self.most.saturating_mul(2)).unwrap_or(u16::MAX);
-        channel.basic_qos(ahead, BasicQosOptions::default()).await?;
+        channel.basic_qos(AHEAD, BasicQosOptions::default()).await?;
         let (queue, options) = (self.parts.link.names.statuses(), BasicConsumeOptions::default());
         let messages = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
         Ok(Reading { messages, source: Source::lasting(channel) })
@@ -156,11 +156,15 @@ impl StatusBatch for Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        // What was not handed out goes to another.
-        if let Some(Reading { messages, source }) = self.reading.take() {
+        // What was not handed out goes to another; what was is acked over the channel, as long as somebody holds it.
+        if let Some(Reading { mut messages, source }) = self.reading.take() {
             self.parts.link.tasks.spawn("rabbitmq statuses given back", async move {
-                drop(messages);
-                let _ = source.channel.close(200, "done".into()).await;
+                let cancel = source.channel.basic_cancel(messages.tag(), BasicCancelOptions::default());
+                if cancel.await.is_ok() {
+                    while let Some(Ok(incoming)) = messages.next().await {
+                        let _ = source.settle(incoming.delivery_tag, Settle::GiveBack).await;
+                    }
+                }
             });
         }
     }

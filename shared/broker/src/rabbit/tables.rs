@@ -25,6 +25,8 @@ use crate::{BrokerError, Change, Entry, Table, Tables, Watch};
 pub(super) const QUEUES: &str = "queues";
 pub(super) const EPOCHS: &str = "epochs";
 pub(super) const BLOBS: &str = "blobs";
+/// Streams of blobs that are no more.
+pub(super) const GARBAGE: &str = "garbage";
 
 const HOT: &str = "hot";
 const CANCELLED: &str = "cancelled";
@@ -80,7 +82,7 @@ impl Logs {
                 () = tokio::time::sleep(pause) => {}
                 () = link.closed.cancelled() => return,
             }
-            for name in [HOT, BLOBS] {
+            for name in [HOT, BLOBS, GARBAGE] {
                 let old = now().minus(CARRIED_AFTER);
                 let rows = passing.look(|view| view.table(name).map(super::view::Rows::all).unwrap_or_default());
                 for row in rows.into_iter().filter(|row| row.at < old) {
