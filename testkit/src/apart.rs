@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use tempfile::TempDir;
 
-use crate::{FluxCommand, FluxProcess, NatsServer};
+use crate::{FluxCommand, FluxProcess};
 
 /// A directory that the user `flux` can enter and write to, where the tests are root.
 pub fn passable_dir(prefix: &str) -> TempDir {
@@ -14,12 +14,12 @@ pub fn passable_dir(prefix: &str) -> TempDir {
 }
 
 /// `flux-gateway` on a queue that asks for no certificates, with its store, archives and configuration in `dir`; not ready yet.
-pub fn start_gateway(nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
+pub fn start_gateway(queue_url: &str, dir: &Path, listen: &str, key: &str) -> FluxProcess {
     let config = dir.join("gateway.yaml");
     let text = format!(
         "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"sqlite://{}\" }}\nartifacts: {{ dir: {:?} }}\n\
          gateway: {{ listen: \"{listen}\", api_key: {key} }}\n",
-        nats.url(),
+        queue_url,
         dir.join("flux.db").display(),
         dir.join("artifacts"),
     );

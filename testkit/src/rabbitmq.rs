@@ -134,6 +134,32 @@ impl RabbitServer {
         self.running.as_ref().expect("rabbitmq-server is down").signal(Signal::SIGCONT);
     }
 
+    /// Publishes as a producer does who knows nothing of Flux, and waits until it is stored.
+    pub async fn publish(&self, exchange: &str, key: &str, properties: lapin::BasicProperties, body: &[u8]) {
+        let published = async {
+            let properties_of_connection = lapin::ConnectionProperties::default();
+            let connection = lapin::Connection::connect(&self.url(), properties_of_connection).await?;
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
+            let options = lapin::options::BasicPublishOptions::default();
+            let confirm = channel.basic_publish(exchange.into(), key.into(), options, body, properties).await?.await?;
+            connection.close(200, "done".into()).await?;
+            Ok::<_, lapin::Error>(confirm)
+        };
+        let confirm = published.await.unwrap_or_else(|error| panic!("cannot publish to {exchange}: {error}"));
+        assert!(confirm.is_ack(), "the queue refused it");
+    }
+
+    /// One message of a queue, for good.
+    pub async fn take(&self, queue: &str) -> Option<lapin::message::BasicGetMessage> {
+        let properties = lapin::ConnectionProperties::default();
+        let connection = lapin::Connection::connect(&self.url(), properties).await.ok()?;
+        let channel = connection.create_channel().await.ok()?;
+        let message = channel.basic_get(queue.into(), lapin::options::BasicGetOptions { no_ack: true }).await.ok()?;
+        let _ = connection.close(200, "done".into()).await;
+        message
+    }
+
     /// `rabbitmqctl`, which is a node of its own and takes seconds. What it printed.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = self.command("rabbitmqctl");

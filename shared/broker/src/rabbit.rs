@@ -32,6 +32,7 @@ mod log;
 mod message;
 mod names;
 mod options;
+mod permissions;
 mod pulls;
 mod queue;
 mod record;
@@ -42,7 +43,8 @@ mod tables;
 mod unrouted;
 mod view;
 
-pub use options::RabbitOptions;
+pub use options::{NAMESPACE, RabbitOptions};
+pub use permissions::definitions;
 
 /// A connection to a RabbitMQ server or cluster (3.10 or newer).
 pub struct RabbitBroker {
@@ -112,6 +114,7 @@ impl Broker for RabbitBroker {
 
     async fn provision(&self, pools: &[PoolName]) -> Result<(), BrokerError> {
         let attempted = "make the queues";
+        let begins = !self.parts.tends.swap(true, std::sync::atomic::Ordering::AcqRel);
         let session = self.parts.link.session(attempted).await?;
         let names = &self.parts.link.names;
         for pool in pools {
@@ -125,10 +128,10 @@ impl Broker for RabbitBroker {
                     Ok(())
                 };
                 self.parts.link.within(attempted, making).await?;
-                self.parts.epochs.of(&self.parts.link, &self.parts.logs.kept, lane, pool).await?;
+                self.parts.epochs.of(&self.parts, lane, pool).await?;
             }
         }
-        if !self.parts.tends.swap(true, std::sync::atomic::Ordering::AcqRel) {
+        if begins {
             let tasks = &self.parts.link.tasks;
             tasks.spawn("rabbitmq unrouted", unrouted::move_on(Arc::clone(&self.parts)));
             tasks.spawn("rabbitmq blobs", Arc::clone(&self.parts).sweep_blobs());

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flux_protocol::{limits, time::now};
 use futures::StreamExt as _;
-use lapin::options::{BasicAckOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicAckOptions, BasicPublishOptions, QueueDeleteOptions};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     link::WITHIN,
     log::consume,
     message::plain,
-    session::{arguments, number, text},
+    session::{arguments, bound_queue, number, text},
     tables::{BLOBS, GARBAGE, blob_key, delete, get, put},
     view::Rows,
 };
@@ -68,21 +68,26 @@ impl Parts {
     async fn write_blob(&self, stream: &str, content: Bytes) -> Result<(), BrokerError> {
         let attempted = "store a blob";
         let session = self.link.session(attempted).await?;
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let kept = arguments([
             ("x-queue-type", text("stream")),
             // Nothing of it goes by age or size: it is deleted as a whole.
             ("x-stream-max-segment-size-bytes", number(2 * limits::PAYLOAD.max(limits::ARCHIVE) as i64)),
         ]);
-        let declare = async { session.channel().await?.queue_declare(stream.into(), durable, kept).await };
+        let exchange = self.link.names.blobs();
+        let declare = async {
+            let channel = session.channel().await?;
+            bound_queue(&channel, stream, &exchange, stream, kept).await?;
+            let _ = channel.close(200, "done".into()).await;
+            Ok(())
+        };
         self.link.within(attempted, declare).await?;
         let count = content.len().div_ceil(PART).max(1);
         let parts = (0..count).map(|part| content.slice(part * PART..content.len().min((part + 1) * PART)));
-        let channel = &session.publishing;
+        let (channel, exchange) = (&session.publishing, exchange.as_str());
         let mut confirms = futures::stream::iter(parts)
             .map(|part| async move {
                 let options = BasicPublishOptions::default();
-                let publish = channel.basic_publish("".into(), stream.into(), options, &part, plain());
+                let publish = channel.basic_publish(exchange.into(), stream.into(), options, &part, plain());
                 let confirmed = async { publish.await?.await };
                 match tokio::time::timeout(WITHIN * 2, confirmed).await {
                     Ok(Ok(_)) => Ok(()),
@@ -152,7 +157,10 @@ impl Parts {
         let rows = |table| self.logs.passing.look(|view| view.table(table).map(Rows::all).unwrap_or_default());
         let old = now().minus(READ_UNTIL);
         for row in rows(GARBAGE).into_iter().filter(|row| row.at < old) {
-            self.remove_stream(&row.key).await?;
+            // An agent may say that it threw away what it likes.
+            if row.key.starts_with(&self.link.names.all_blobs()) {
+                self.remove_stream(&row.key).await?;
+            }
             delete(&self.logs.passing, GARBAGE, &row.key).await?;
         }
         let old = now().minus(UNFINISHED_FOR);

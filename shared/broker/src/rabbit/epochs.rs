@@ -1,13 +1,18 @@
 //! When a lane's storage was made. The invoke lane's is as old as its entry in the log, which is lost with the queues; the
 //! call lane's lies in the server's memory, and so does a queue that nobody uses: who finds it missing says so in the log.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use flux_protocol::{PoolName, Timestamp, invocation::Lane, time::now};
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use parking_lot::Mutex;
 
 use super::{
+    Parts,
     link::Link,
     log::Log,
     session::Session,
@@ -22,14 +27,9 @@ pub(super) struct Epochs {
 }
 
 impl Epochs {
-    /// The lane's epoch, which does not change while a connection lasts.
-    pub(super) async fn of(
-        &self,
-        link: &Arc<Link>,
-        kept: &Arc<Log>,
-        lane: Lane,
-        pool: &PoolName,
-    ) -> Result<Timestamp, BrokerError> {
+    /// The lane's epoch, which does not change while a connection lasts. Gateways alone tell that one is over.
+    pub(super) async fn of(&self, parts: &Parts, lane: Lane, pool: &PoolName) -> Result<Timestamp, BrokerError> {
+        let (link, kept) = (&parts.link, &parts.logs.kept);
         let session = link.session("read a lane's epoch").await?;
         let of = (lane, pool.clone());
         {
@@ -39,6 +39,12 @@ impl Epochs {
             {
                 return Ok(*epoch);
             }
+        }
+        if !parts.tends.load(Ordering::Acquire) {
+            // It may be told to be over at any moment.
+            return written(kept, &key(lane, pool)).await?.map(|(_, epoch)| epoch).ok_or_else(|| {
+                BrokerError::unavailable("read a lane's epoch", "no gateway has made the queues yet")
+            });
         }
         let epoch = find(link, &session, kept, lane, pool).await?;
         let mut known = self.known.lock();
@@ -58,20 +64,18 @@ async fn find(
     pool: &PoolName,
 ) -> Result<Timestamp, BrokerError> {
     let attempted = "read a lane's epoch";
-    let key = format!("{}.{pool}", lane.as_str());
+    let key = key(lane, pool);
     let alive = link.names.alive(pool);
     loop {
         // Looked at before the queue is: of two that find it missing one writes, and the other reads what that one wrote.
-        let row = get(kept, EPOCHS, &key).await?;
+        let (revision, before) = written(kept, &key).await?.unwrap_or_default();
         let lost = lane == Lane::Call && link.within(attempted, session.waiting(&alive)).await?.is_none();
-        let written = row.as_ref().and_then(|row| parse(row.value.as_deref()));
-        if let Some(epoch) = written.filter(|_| !lost) {
-            return Ok(epoch);
+        if revision > 0 && !lost {
+            return Ok(before);
         }
         // Later than the one before, whatever the clocks say.
-        let epoch = now().max(written.unwrap_or_default().plus(std::time::Duration::from_micros(1)));
-        let value = epoch.as_micros().to_string();
-        match update(kept, EPOCHS, &key, value.into(), row.map_or(0, |row| row.revision)).await {
+        let epoch = now().max(before.plus(Duration::from_micros(1)));
+        match update(kept, EPOCHS, &key, epoch.as_micros().to_string().into(), revision).await {
             Ok(_) | Err(BrokerError::Conflict { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -83,6 +87,16 @@ async fn find(
             link.within(attempted, declare).await?;
         }
     }
+}
+
+fn key(lane: Lane, pool: &PoolName) -> String {
+    format!("{}.{pool}", lane.as_str())
+}
+
+/// What the log says, and with which revision.
+async fn written(kept: &Arc<Log>, key: &str) -> Result<Option<(u64, Timestamp)>, BrokerError> {
+    let row = get(kept, EPOCHS, key).await?;
+    Ok(row.and_then(|row| Some((row.revision, parse(row.value.as_deref())?))))
 }
 
 fn parse(value: Option<&[u8]>) -> Option<Timestamp> {

@@ -96,7 +96,7 @@ impl Log {
     /// Writes without reading: nobody else writes that key.
     pub(super) async fn write(&self, attempted: &'static str, record: &Record) -> Result<(), BrokerError> {
         let (properties, body) = record.encode();
-        let key = format!("{}.{}.{}", self.kind.name, record.table, record.key);
+        let key = self.routing_key(record);
         self.link.store(attempted, &self.link.names.logs(), &key, properties, &body).await
     }
 
@@ -114,6 +114,10 @@ impl Log {
             Ok(Err(_)) => Err(BrokerError::Closed),
             Err(_) => Err(BrokerError::unavailable(attempted, "what was written is not read in time")),
         }
+    }
+
+    fn routing_key(&self, record: &Record) -> String {
+        format!("{}.{}.{}", self.kind.name, record.table, record.key)
     }
 
     /// Waits until everything is read that was written before now.
@@ -147,7 +151,7 @@ impl Log {
         // What is there at this moment ends with this.
         let mark = Record::new("mark", "mark", Change::Mark);
         let (properties, body) = mark.encode();
-        let key = format!("{}.mark.mark", self.kind.name);
+        let key = self.routing_key(&mark);
         session.publish(&self.link.names.logs(), &key, properties, &body).await?;
         let mut anew = Some(View::default());
         let (mut count, mut early) = (0_u64, Vec::new());
@@ -161,6 +165,11 @@ impl Log {
                 tracing::warn!(log = self.kind.name, "something in a log is no record of ours; it is passed over");
                 continue;
             };
+            // The server holds agents to what they may write by this key alone.
+            if incoming.routing_key.as_str() != self.routing_key(&record) {
+                tracing::warn!(log = self.kind.name, key = %incoming.routing_key, "a record is not what it was published as; it is passed over");
+                continue;
+            }
             if !self.kind.keeps_values {
                 record.forget_value();
             }

@@ -15,17 +15,27 @@ use crate::{Message, Signal};
 
 /// Set by us, or by the server where it is told to (`message_interceptors.incoming.set_header_timestamp`).
 const STORED_AT_MS: &str = "timestamp_in_ms";
+/// When the lane's storage was made that it went into, as its publisher knew it.
+const EPOCH: &str = "flux-epoch";
 /// Its publish was not confirmed before, so that it may be there twice.
 const IN_DOUBT: &str = "flux-in-doubt";
 const PERSISTENT: u8 = 2;
 
 /// The properties of an invocation that is about to be stored.
-pub(super) fn properties(message: &Message, id: &str, at: Timestamp, persistent: bool, in_doubt: bool) -> BasicProperties {
+pub(super) fn properties(
+    message: &Message,
+    id: &str,
+    at: Timestamp,
+    epoch: Timestamp,
+    persistent: bool,
+    in_doubt: bool,
+) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in &message.headers {
         headers.insert((*name).into(), text(value));
     }
     headers.insert(STORED_AT_MS.into(), number(at.as_millis()));
+    headers.insert(EPOCH.into(), number(epoch.as_micros()));
     if in_doubt {
         headers.insert(IN_DOUBT.into(), AMQPValue::Boolean(true));
     }
@@ -55,6 +65,8 @@ pub(super) fn place(id: &str) -> u64 {
 pub(super) struct Read {
     pub(super) headers: Vec<(String, String)>,
     pub(super) place: u64,
+    /// Nobody's, where a producer published it.
+    pub(super) epoch: Timestamp,
     pub(super) stored_at: Timestamp,
     pub(super) redeliveries: u32,
 }
@@ -83,6 +95,7 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool) -> Result<Re
     Ok(Read {
         headers: headers(table),
         place: place(id),
+        epoch: Timestamp::from_micros(of(EPOCH).and_then(integer).unwrap_or_default()),
         stored_at,
         redeliveries: counted.unwrap_or(0).max(u32::from(redelivered)).saturating_add(u32::from(in_doubt)),
     })
@@ -90,7 +103,7 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool) -> Result<Re
 
 pub(super) fn headers(table: Option<&FieldTable>) -> Vec<(String, String)> {
     let Some(table) = table else { return Vec::new() };
-    let own = [STORED_AT_MS, IN_DOUBT];
+    let own = [STORED_AT_MS, EPOCH, IN_DOUBT];
     let all = table.inner().iter().filter(|(name, _)| !own.contains(&name.as_str()) && !name.as_str().starts_with("x-"));
     all.filter_map(|(name, value)| Some((name.as_str().to_owned(), string(value)?))).collect()
 }
@@ -135,12 +148,13 @@ mod tests {
     fn what_is_sent_is_what_is_read() {
         let message = Message { headers: vec![("Flux-Args", "[\"ü\"]".to_owned())], ..Message::default() };
         let at = Timestamp::from_millis(now().as_millis());
-        let sent = properties(&message, "exc-1.1", at, true, false);
+        let sent = properties(&message, "exc-1.1", at, Timestamp::from_millis(7), true, false);
         let got = read(&sent, false).expect("it is ours");
         assert_eq!(got.headers, [("Flux-Args".to_owned(), "[\"ü\"]".to_owned())]);
         assert_eq!((got.stored_at, got.place, got.redeliveries), (at, place("exc-1.1"), 0));
+        assert_eq!(got.epoch, Timestamp::from_millis(7));
         assert_eq!(read(&sent, true).expect("it is ours").redeliveries, 1);
-        let again = properties(&message, "exc-1.1", at, true, true);
+        let again = properties(&message, "exc-1.1", at, at, true, true);
         assert_eq!(read(&again, false).expect("it is ours").redeliveries, 1, "it may be there twice");
     }
 

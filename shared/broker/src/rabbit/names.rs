@@ -65,6 +65,16 @@ impl Names {
         self.below(&format!("log.{log}"))
     }
 
+    /// Where parts of blobs are published, by the name of their stream: whoever may publish to a queue by its name may to any.
+    pub(super) fn blobs(&self) -> String {
+        self.below("blobs")
+    }
+
+    /// What every stream of a blob begins with.
+    pub(super) fn all_blobs(&self) -> String {
+        self.below("blob.")
+    }
+
     pub(super) fn blob(&self, bucket: &str, nonce: u128) -> String {
         self.below(&format!("blob.{bucket}.{nonce:032x}"))
     }
@@ -76,7 +86,11 @@ impl Names {
 
     /// A connection's own queue.
     pub(super) fn inbox(&self) -> String {
-        self.below(&format!("inbox.{:032x}", rand::random::<u128>()))
+        format!("{}{:032x}", self.inbox_prefix(), rand::random::<u128>())
+    }
+
+    pub(super) fn inbox_prefix(&self) -> String {
+        self.below("inbox.")
     }
 
     pub(super) fn group(&self, group: &str, pattern: &str) -> String {

@@ -2,6 +2,9 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+/// What every name on the server begins with, unless it is told otherwise.
+pub const NAMESPACE: &str = "flux";
+
 /// What [`RabbitBroker::connect`](super::RabbitBroker::connect) needs.
 #[derive(Clone)]
 pub struct RabbitOptions {
@@ -25,7 +28,7 @@ impl RabbitOptions {
         Self {
             urls: vec![url.into()],
             name: name.into(),
-            namespace: "flux".to_owned(),
+            namespace: NAMESPACE.to_owned(),
             answers: None,
             certificate: None,
             connect_within: Duration::from_secs(10),

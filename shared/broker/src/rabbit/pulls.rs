@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use flux_protocol::{Timestamp, execution::QueuePosition, subject::QueueName};
+use flux_protocol::{execution::QueuePosition, subject::QueueName};
 use futures::StreamExt as _;
 use lapin::{
     Channel, Consumer,
@@ -72,7 +72,6 @@ impl Channels {
 /// An invocation that came, as the seam has it.
 pub(super) fn delivery(
     queue: &QueueName,
-    epoch: Timestamp,
     incoming: Incoming,
     source: &Arc<Source>,
     leases: &Arc<Leases>,
@@ -83,7 +82,7 @@ pub(super) fn delivery(
         queue: queue.clone(),
         headers: read.headers,
         body: incoming.data.into(),
-        position: QueuePosition { stream: queue.stream(), sequence: read.place, epoch },
+        position: QueuePosition { stream: queue.stream(), sequence: read.place, epoch: read.epoch },
         stored_at: read.stored_at,
         redeliveries: read.redeliveries,
         pending: None,
@@ -111,7 +110,6 @@ pub(super) struct RabbitPull {
     key: String,
     left: usize,
     deadline: Instant,
-    epoch: Timestamp,
     open: Option<Open>,
     hot: watch::Receiver<u64>,
     over: Option<Over>,
@@ -141,14 +139,12 @@ impl RabbitBroker {
             self.parts.logs.passing.read_to_now("pull").await?;
             over = (!self.parts.logs.is_hot(&key)).then_some(Over::Cold);
         }
-        let epoch = self.known_epoch(queue).await?;
         Ok(RabbitPull {
             broker: Arc::clone(&self.parts),
             queue: queue.clone(),
             key,
             left: batch.clamp(1, usize::from(u16::MAX)),
             deadline,
-            epoch,
             open: None,
             hot,
             over,
@@ -217,7 +213,7 @@ impl PullEvents for RabbitPull {
                             source.cancel().await;
                             self.open = None;
                         }
-                        match delivery(&self.queue, self.epoch, incoming, &source, &self.broker.leases) {
+                        match delivery(&self.queue, incoming, &source, &self.broker.leases) {
                             Ok(delivery) => {
                                 self.left -= 1;
                                 return Some(Ok(delivery));

@@ -120,8 +120,8 @@ impl Parts {
 }
 
 impl RabbitBroker {
-    pub(super) async fn known_epoch(&self, queue: &QueueName) -> Result<Timestamp, BrokerError> {
-        self.parts.epochs.of(&self.parts.link, &self.parts.logs.kept, queue.lane, &queue.pool).await
+    async fn known_epoch(&self, queue: &QueueName) -> Result<Timestamp, BrokerError> {
+        self.parts.epochs.of(&self.parts, queue.lane, &queue.pool).await
     }
 
     async fn is_of_now(&self, queue: &QueueName, position: &QueuePosition) -> Result<bool, BrokerError> {
@@ -138,7 +138,7 @@ impl Queue for RabbitBroker {
         let id = message.id.clone().unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
         let in_doubt = self.parts.doubts.has(&id);
         let persistent = queue.lane == Lane::Invoke;
-        let properties = message::properties(&message, &id, now(), persistent, in_doubt);
+        let properties = message::properties(&message, &id, now(), epoch, persistent, in_doubt);
         let (exchange, key) = (self.parts.link.names.lane(queue.lane, &queue.pool), queue.function.to_string());
         let stored = self.parts.link.store("publish an invocation", &exchange, &key, properties, &message.body).await;
         self.parts.doubts.settle(&id, &stored);
@@ -234,7 +234,6 @@ impl Queue for RabbitBroker {
 
     async fn take_one(&self, queue: &QueueName) -> Result<Option<Delivery>, BrokerError> {
         let attempted = "take a message";
-        let epoch = self.known_epoch(queue).await?;
         let session = self.parts.link.session(attempted).await?;
         let channel = self.parts.link.within(attempted, session.channel()).await?;
         let name = self.parts.link.names.queue(queue);
@@ -247,7 +246,7 @@ impl Queue for RabbitBroker {
             };
             let Some(message) = self.parts.link.within(attempted, get).await? else { return Ok(None) };
             let source = Source::lasting(channel.clone());
-            match delivery(queue, epoch, message.delivery, &source, &self.parts.leases) {
+            match delivery(queue, message.delivery, &source, &self.parts.leases) {
                 Ok(delivery) => return Ok(Some(delivery)),
                 Err((tag, why)) => refuse(queue, &source, tag, why).await,
             }
@@ -255,7 +254,7 @@ impl Queue for RabbitBroker {
     }
 
     async fn epoch(&self, lane: Lane, pool: &PoolName) -> Result<Timestamp, BrokerError> {
-        self.parts.epochs.of(&self.parts.link, &self.parts.logs.kept, lane, pool).await
+        self.parts.epochs.of(&self.parts, lane, pool).await
     }
 }
 

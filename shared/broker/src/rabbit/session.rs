@@ -171,6 +171,7 @@ impl Session {
         exchange(&channel, &names.unrouted(), FieldTable::default()).await?;
         exchange(&channel, &names.statuses(), FieldTable::default()).await?;
         exchange(&channel, &names.logs(), FieldTable::default()).await?;
+        exchange(&channel, &names.blobs(), FieldTable::default()).await?;
         let all = "#";
         let none = FieldTable::default;
         channel
