@@ -104,6 +104,21 @@ impl RabbitServer {
         self.running.as_ref().expect("rabbitmq-server is down").pid()
     }
 
+    /// Waits until the server's own directories name these queues, and its streams. RabbitMQ 3.10 writes them seconds after a queue was
+    /// made: killed before, it forgets that it has it.
+    pub async fn until_it_remembers(&self, queues: &[&str]) {
+        let node = format!("flux-{}@127.0.0.1", self.port);
+        let store = self.dir.path().join("store").join(&node);
+        let holds = |part: &str, name: &str| {
+            let directory = std::fs::read(store.join(part).join(&node).join("names.dets")).unwrap_or_default();
+            directory.windows(name.len()).any(|window| window == name.as_bytes())
+        };
+        let all = || {
+            holds("coordination", "rabbit_stream_coordinator") && queues.iter().all(|queue| holds("quorum", queue))
+        };
+        crate::wait::eventually(READY_WITHIN, "RabbitMQ to write down what it has", || std::future::ready(all())).await;
+    }
+
     /// SIGKILL: it is gone when this returns, what it stored is not.
     pub fn kill9(&mut self) {
         if let Some(mut running) = self.running.take() {

@@ -7,6 +7,9 @@ use lapin::{
 
 use crate::BrokerError;
 
+/// A queue that is there and does not answer, as while the node that it is on starts, is said not to be found.
+const AWAY: &str = "down or inaccessible";
+
 /// An answer of the server that belongs to what was asked; everything else means that the connection is of no use.
 pub(super) fn soft(error: &lapin::Error) -> Option<&AMQPSoftError> {
     match error.kind() {
@@ -19,7 +22,7 @@ pub(super) fn soft(error: &lapin::Error) -> Option<&AMQPSoftError> {
 }
 
 pub(super) fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(soft(error), Some(AMQPSoftError::NOTFOUND))
+    matches!(soft(error), Some(AMQPSoftError::NOTFOUND)) && !error.to_string().contains(AWAY)
 }
 
 pub(super) fn is_denied(error: &lapin::Error) -> bool {
@@ -28,6 +31,7 @@ pub(super) fn is_denied(error: &lapin::Error) -> bool {
 
 pub(super) fn into_broker(attempted: &'static str, error: lapin::Error) -> BrokerError {
     match soft(&error) {
+        Some(AMQPSoftError::NOTFOUND) if error.to_string().contains(AWAY) => BrokerError::unavailable(attempted, error),
         Some(AMQPSoftError::ACCESSREFUSED) => BrokerError::Denied { attempted: format!("{attempted} ({error})") },
         Some(AMQPSoftError::NOTFOUND) => BrokerError::NotFound { what: error.to_string() },
         Some(_) => BrokerError::refused(attempted, error),

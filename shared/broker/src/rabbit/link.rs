@@ -23,6 +23,8 @@ use crate::BrokerError;
 
 /// How long a call waits for the connection and for its answer.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection may take to be made, with the twenty round trips that it takes.
+const OPEN_WITHIN: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -92,7 +94,7 @@ impl Link {
     async fn open(self: &Arc<Self>, number: u64) -> Result<Arc<Session>, lapin::Error> {
         let mut failed = None;
         for url in &self.options.urls {
-            let opened = tokio::time::timeout(WITHIN, async {
+            let opened = tokio::time::timeout(OPEN_WITHIN, async {
                 let session = Arc::new(Session::open(&self.options, url, number, &self.names).await?);
                 self.listeners.restore(self, &session).await?;
                 Ok::<_, lapin::Error>(session)
