@@ -228,8 +228,7 @@ mod tests {
     #[test]
     fn every_server_of_a_queue_has_its_address_or_is_named() {
         let mut config = LauncherConfig::new("/nowhere", 1);
-        let urls =
-            "nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222,nats://[::1],nats://queue.invalid,\
+        let urls = "nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222,nats://[::1],nats://queue.invalid,\
              amqp://guest:guest@192.0.2.2/%2f,amqps://192.0.2.2:6000/flux,amqps://192.0.2.3";
         guard_queue(&mut config, urls);
         let known = [

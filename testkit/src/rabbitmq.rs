@@ -113,9 +113,8 @@ impl RabbitServer {
             let directory = std::fs::read(store.join(part).join(&node).join("names.dets")).unwrap_or_default();
             directory.windows(name.len()).any(|window| window == name.as_bytes())
         };
-        let all = || {
-            holds("coordination", "rabbit_stream_coordinator") && queues.iter().all(|queue| holds("quorum", queue))
-        };
+        let all =
+            || holds("coordination", "rabbit_stream_coordinator") && queues.iter().all(|queue| holds("quorum", queue));
         crate::wait::eventually(READY_WITHIN, "RabbitMQ to write down what it has", || std::future::ready(all())).await;
     }
 

@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use flux_testkit::{
-    Api, File, FluxCommand, FluxProcess, RabbitServer, assert_no_processes_left, eventually, eventually_some, free_port,
-    passable_dir, start_gateway,
+    Api, File, FluxCommand, FluxProcess, RabbitServer, assert_no_processes_left, eventually, eventually_some,
+    free_port, passable_dir, start_gateway,
 };
 use lapin::{BasicProperties, types::FieldTable};
 use serde_json::{Value, json};
@@ -28,7 +28,8 @@ async fn online(api: &Api, id: &str) -> bool {
 }
 
 async fn deploy(api: &Api, name: &str, more: &str, script: &str) {
-    let yaml = format!("name: {name}\nhandler: run.sh\nresources: {{ cpu: 10, memory: 16 }}\nmax_concurrency: 8\n{more}");
+    let yaml =
+        format!("name: {name}\nhandler: run.sh\nresources: {{ cpu: 10, memory: 16 }}\nmax_concurrency: 8\n{more}");
     api.deploy(name, &yaml, &[File::executable("run.sh", format!("#!/bin/sh\n{script}\n"))]).await;
 }
 
@@ -100,7 +101,8 @@ async fn followed_and_cancelled(api: &Api) {
         api.get(&format!("/executions/{id}")).await.json["output"] == "begun\n"
     })
     .await;
-    let mut stream = api.request(reqwest::Method::GET, &format!("/executions/{id}/stream")).send().await.expect("a stream");
+    let mut stream =
+        api.request(reqwest::Method::GET, &format!("/executions/{id}/stream")).send().await.expect("a stream");
     let told = async {
         let mut told = String::new();
         while let Some(chunk) = stream.chunk().await.expect("a chunk") {
@@ -112,7 +114,8 @@ async fn followed_and_cancelled(api: &Api) {
         told
     };
     let cancel = async {
-        let answer = api.request(reqwest::Method::DELETE, &format!("/executions/{id}")).send().await.expect("an answer");
+        let answer =
+            api.request(reqwest::Method::DELETE, &format!("/executions/{id}")).send().await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 200);
     };
     let (told, ()) = tokio::time::timeout(ENDS, async { tokio::join!(told, cancel) }).await.expect("the stream's end");

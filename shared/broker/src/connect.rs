@@ -73,7 +73,8 @@ pub async fn connect(options: ConnectOptions, tasks: Tasks) -> Result<Arc<dyn Br
         return Err(BrokerError::refused("connect", "`queue.url` names servers of two kinds: all must be of one"));
     }
     if options.replicas > 1 {
-        let why = "with RabbitMQ leave `queue.replicas` at 1: its own policy says how many copies its quorum queues have";
+        let why =
+            "with RabbitMQ leave `queue.replicas` at 1: its own policy says how many copies its quorum queues have";
         return Err(BrokerError::refused("connect", why));
     }
     let is_plain = urls.iter().any(|url| url.to_ascii_lowercase().starts_with("amqp:"));

@@ -128,9 +128,8 @@ impl Parts {
 
     async fn remove_stream(&self, stream: &str) -> Result<(), BrokerError> {
         let session = self.link.session("delete a blob").await?;
-        let remove = async {
-            session.channel().await?.queue_delete(stream.into(), QueueDeleteOptions::default()).await
-        };
+        let remove =
+            async { session.channel().await?.queue_delete(stream.into(), QueueDeleteOptions::default()).await };
         self.link.within("delete a blob", remove).await.map(|_| ())
     }
 

@@ -79,11 +79,13 @@ impl DeadLetters for RabbitBroker {
         let attempted = "store a dead letter";
         let (function, execution) = (status.function.as_str(), status.execution_id.to_string());
         // What the status was retried with is the letter's invocation; once is enough.
-        let letter = Letter { invocation: invocation.clone(), status: StatusMessage { invocation: None, ..status.clone() } };
+        let letter =
+            Letter { invocation: invocation.clone(), status: StatusMessage { invocation: None, ..status.clone() } };
         let value = serde_json::to_vec(&letter).map_err(|error| BrokerError::refused("encode a dead letter", error))?;
         self.parts.letters.read_to_now(attempted).await?;
-        let buried =
-            || self.parts.letters.look(|view| view.table(function).and_then(|rows| Some(rows.ever(&execution)?.revision)));
+        let buried = || {
+            self.parts.letters.look(|view| view.table(function).and_then(|rows| Some(rows.ever(&execution)?.revision)))
+        };
         if let Some(sequence) = buried() {
             return Ok(sequence);
         }

@@ -42,9 +42,10 @@ impl Epochs {
         }
         if !parts.tends.load(Ordering::Acquire) {
             // It may be told to be over at any moment.
-            return written(kept, &key(lane, pool)).await?.map(|(_, epoch)| epoch).ok_or_else(|| {
-                BrokerError::unavailable("read a lane's epoch", "no gateway has made the queues yet")
-            });
+            return written(kept, &key(lane, pool))
+                .await?
+                .map(|(_, epoch)| epoch)
+                .ok_or_else(|| BrokerError::unavailable("read a lane's epoch", "no gateway has made the queues yet"));
         }
         let epoch = find(link, &session, kept, lane, pool).await?;
         let mut known = self.known.lock();

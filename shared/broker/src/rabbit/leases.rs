@@ -172,7 +172,10 @@ impl Leases {
                 if let Some(lease) = self.take(id)
                     && let Err(error) = lease.source.settle(lease.tag, Settle::GiveBack).await
                 {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "given back by the end of its connection");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "given back by the end of its connection"
+                    );
                 }
             }
         }

@@ -13,7 +13,7 @@ use lapin::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{link::Link, message, names::binding, session::Session};
+use super::{error::is_denied, link::Link, message, names::binding, session::Session};
 use crate::Signal;
 
 struct Listener {
@@ -79,8 +79,18 @@ impl Listeners {
         };
         bind(link, session, &self.answers_pattern()).await?;
         for (_, pattern, _) in patterns {
-            if !matches(&self.answers_pattern(), &pattern) {
-                bind(link, session, &pattern).await?;
+            if matches(&self.answers_pattern(), &pattern) {
+                continue;
+            }
+            if let Err(error) = bind(link, session, &pattern).await {
+                if is_denied(&error) {
+                    tracing::error!(
+                        pattern,
+                        "this identity may not hear that any more; whoever listened hears the end"
+                    );
+                    self.all.lock().retain(|_, listener| listener.group.is_some() || listener.pattern != pattern);
+                }
+                return Err(error);
             }
         }
         let no_ack = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };

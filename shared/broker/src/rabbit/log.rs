@@ -101,7 +101,11 @@ impl Log {
     }
 
     /// Writes, and waits until it is read here.
-    pub(super) async fn append(self: &Arc<Self>, attempted: &'static str, record: Record) -> Result<Applied, BrokerError> {
+    pub(super) async fn append(
+        self: &Arc<Self>,
+        attempted: &'static str,
+        record: Record,
+    ) -> Result<Applied, BrokerError> {
         self.read_on();
         let (told, applied) = oneshot::channel();
         let waiting = Waiting { log: self, id: record.id.clone() };
@@ -213,11 +217,7 @@ impl Log {
 }
 
 /// Reads a stream from an offset, or from its `first` record, on a channel of its own.
-pub(super) async fn consume(
-    session: &Session,
-    stream: &str,
-    from: &str,
-) -> Result<(Channel, Consumer), lapin::Error> {
+pub(super) async fn consume(session: &Session, stream: &str, from: &str) -> Result<(Channel, Consumer), lapin::Error> {
     let from = match from.parse() {
         Ok(offset) => super::session::number(offset),
         Err(_) => text(from),
@@ -225,7 +225,8 @@ pub(super) async fn consume(
     let channel = session.channel().await?;
     channel.basic_qos(AHEAD, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(stream.into(), "".into(), options, arguments([("x-stream-offset", from)])).await?;
+    let consumer =
+        channel.basic_consume(stream.into(), "".into(), options, arguments([("x-stream-offset", from)])).await?;
     Ok((channel, consumer))
 }
 

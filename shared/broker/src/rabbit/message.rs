@@ -104,7 +104,8 @@ pub(super) fn read(properties: &BasicProperties, redelivered: bool) -> Result<Re
 pub(super) fn headers(table: Option<&FieldTable>) -> Vec<(String, String)> {
     let Some(table) = table else { return Vec::new() };
     let own = [STORED_AT_MS, EPOCH, IN_DOUBT];
-    let all = table.inner().iter().filter(|(name, _)| !own.contains(&name.as_str()) && !name.as_str().starts_with("x-"));
+    let all =
+        table.inner().iter().filter(|(name, _)| !own.contains(&name.as_str()) && !name.as_str().starts_with("x-"));
     all.filter_map(|(name, value)| Some((name.as_str().to_owned(), string(value)?))).collect()
 }
 

@@ -29,14 +29,21 @@ pub fn definitions(grants: &[Grant], vhost: &str, namespace: &str) -> String {
                 let replies = format!("flux\\.reply\\.producer-{}\\..*", escaped(name.as_str()));
                 let user = grant.identity();
                 let inboxes = format!("^{}\\.inbox\\..*$", escaped(namespace));
-                let invoke = format!("^{}(-[A-Za-z0-9_-]+)?$", escaped(&names.lane(flux_protocol::Lane::Invoke, &PoolName::default())));
+                let invoke = format!(
+                    "^{}(-[A-Za-z0-9_-]+)?$",
+                    escaped(&names.lane(flux_protocol::Lane::Invoke, &PoolName::default()))
+                );
                 let write = format!("{inboxes}|{invoke}");
                 let read = format!("{inboxes}|^{}$", escaped(&names.signals()));
                 all.user(&user, &inboxes, &write, &read);
-                let mut pools: Vec<_> = grants.iter().flat_map(|grant| match grant {
-                    Grant::Agent { pools, .. } => pools.clone(),
-                    Grant::Producer { .. } => Vec::new(),
-                }).chain([PoolName::default()]).collect();
+                let mut pools: Vec<_> = grants
+                    .iter()
+                    .flat_map(|grant| match grant {
+                        Grant::Agent { pools, .. } => pools.clone(),
+                        Grant::Producer { .. } => Vec::new(),
+                    })
+                    .chain([PoolName::default()])
+                    .collect();
                 pools.sort();
                 pools.dedup();
                 for pool in pools {
@@ -70,8 +77,7 @@ impl Definitions<'_> {
 
     fn topic(&mut self, who: &Identity, exchange: &str, write: &str, read: &str) {
         let (user, vhost) = (who.uri(), self.vhost);
-        self.topics
-            .push(json!({ "user": user, "vhost": vhost, "exchange": exchange, "write": write, "read": read }));
+        self.topics.push(json!({ "user": user, "vhost": vhost, "exchange": exchange, "write": write, "read": read }));
     }
 
     /// Pull what is queued in its pools, say what became of it under its own id, read functions and code.
@@ -80,7 +86,8 @@ impl Definitions<'_> {
         let inboxes = escaped(&names.inbox_prefix()) + ".*";
         let own_queues = format!("{inboxes}|{}.*", escaped(&outputs));
         let exchanges = [names.signals(), names.statuses(), names.logs(), names.blobs()].map(|name| escaped(&name));
-        let mut reads = vec![own_queues.clone(), escaped(&names.all_blobs()) + ".*", exchanges[0].clone(), exchanges[3].clone()];
+        let mut reads =
+            vec![own_queues.clone(), escaped(&names.all_blobs()) + ".*", exchanges[0].clone(), exchanges[3].clone()];
         reads.extend(["kept", "passing"].map(|log| escaped(&names.log(log))));
         for pool in pools {
             for lane in flux_protocol::Lane::ALL {

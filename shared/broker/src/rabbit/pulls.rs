@@ -6,11 +6,7 @@
 //!                  └──────────────────────────────── time and room left ─────────────────────────────────┘
 //! ```
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_protocol::{execution::QueuePosition, subject::QueueName};
@@ -182,7 +178,6 @@ impl RabbitPull {
         self.open = None;
         Some(Err(error))
     }
-
 }
 
 #[async_trait]

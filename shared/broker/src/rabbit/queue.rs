@@ -1,10 +1,6 @@
 //! Invocation queues.
 
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -168,7 +164,8 @@ impl Queue for RabbitBroker {
 
     async fn cool(&self, queue: &QueueName) -> Result<bool, BrokerError> {
         let key = queue.key();
-        let is_busy = async || Ok::<_, BrokerError>(self.parts.leases.of(&key) > 0 || self.parts.count(queue).await? > 0);
+        let is_busy =
+            async || Ok::<_, BrokerError>(self.parts.leases.of(&key) > 0 || self.parts.count(queue).await? > 0);
         if is_busy().await? {
             return Ok(false);
         }
@@ -226,9 +223,8 @@ impl Queue for RabbitBroker {
 
     async fn rings(&self) -> Result<BoxStream<'static, Ring>, BrokerError> {
         let heard = self.listen_in_group(subject::rings(), subject::GATEWAYS_GROUP).await?;
-        let rings = heard.filter_map(|signal| async move {
-            subject::queue_of_ring(&signal.subject).map(|queue| Ring { queue })
-        });
+        let rings = heard
+            .filter_map(|signal| async move { subject::queue_of_ring(&signal.subject).map(|queue| Ring { queue }) });
         Ok(rings.boxed())
     }
 

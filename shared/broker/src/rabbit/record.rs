@@ -13,7 +13,10 @@ use super::{
 pub(super) enum Change {
     Put(Bytes),
     /// Holds where the key's revision is this one (0: it does not exist).
-    Update { expected: u64, value: Bytes },
+    Update {
+        expected: u64,
+        value: Bytes,
+    },
     Delete,
     /// Changes nothing: who wrote it waits until it is read.
     Mark,

@@ -203,10 +203,8 @@ impl Session {
             ("letters", KEPT_FILE_BYTES, Some(("x-max-length-bytes", letters))),
         ];
         for (log, file_bytes, bound) in logs {
-            let mut stream = arguments([
-                ("x-queue-type", text("stream")),
-                ("x-stream-max-segment-size-bytes", number(file_bytes)),
-            ]);
+            let mut stream =
+                arguments([("x-queue-type", text("stream")), ("x-stream-max-segment-size-bytes", number(file_bytes))]);
             if let Some((name, value)) = bound {
                 stream.insert(name.into(), value);
             }

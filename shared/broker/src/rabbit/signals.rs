@@ -92,17 +92,12 @@ impl RabbitBroker {
     }
 
     /// Asks; nothing where nobody listens.
-    async fn question(
-        &self,
-        subject: String,
-        body: Bytes,
-        most: usize,
-    ) -> Result<Option<Hearing>, BrokerError> {
+    async fn question(&self, subject: String, body: Bytes, most: usize) -> Result<Option<Hearing>, BrokerError> {
         let attempted = "ask a question";
+        let session = self.parts.link.session(attempted).await?;
         let inbox = self.parts.link.listeners.new_answer();
         // Its pattern is bound since the connection is there.
         let hearing = self.hearing(&inbox, None, most.max(1));
-        let session = self.parts.link.session(attempted).await?;
         let properties = BasicProperties::default().with_reply_to(inbox.as_str().into());
         let exchange = self.parts.link.names.signals();
         let asked = session.publish_to_someone(&exchange, &subject, properties, &body);
@@ -124,15 +119,16 @@ impl Signals for RabbitBroker {
     }
 
     async fn listen(&self, pattern: &str) -> Result<Subscription, BrokerError> {
-        let hearing = self.hearing(pattern, None, HEARD);
         let session = self.parts.link.session("listen").await?;
+        // Before it is bound; and a connection that is made meanwhile binds it too.
+        let hearing = self.hearing(pattern, None, HEARD);
         self.parts.link.within("listen", bind(&self.parts.link, &session, pattern)).await?;
         Ok(hearing.boxed())
     }
 
     async fn listen_in_group(&self, pattern: &str, group: &str) -> Result<Subscription, BrokerError> {
-        let hearing = self.hearing(pattern, Some(group), HEARD);
         let session = self.parts.link.session("listen").await?;
+        let hearing = self.hearing(pattern, Some(group), HEARD);
         let joined = self.parts.link.listeners.join(&self.parts.link, &session, hearing.id, pattern, group);
         self.parts.link.within("listen", joined).await?;
         Ok(hearing.boxed())

@@ -251,7 +251,8 @@ impl Watching {
             let rows = view.table(self.name);
             let changes = rows.map_or(0, super::view::Rows::changes);
             if self.round == round
-                && let Some(since) = rows.map_or_else(|| Some(Vec::new()), |rows| Some(rows.since(self.seen)?.cloned().collect()))
+                && let Some(since) =
+                    rows.map_or_else(|| Some(Vec::new()), |rows| Some(rows.since(self.seen)?.cloned().collect()))
             {
                 since.into_iter().for_each(|row| self.tell(row));
             } else {
@@ -297,4 +298,3 @@ impl Watching {
 pub(super) fn blob_key(bucket: &str, key: &str) -> String {
     format!("{bucket}.{key}")
 }
-

@@ -12,7 +12,8 @@ use std::{
 };
 
 use flux_broker::{
-    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table, Tables as _,
+    Blobs as _, Broker as _, BrokerError, Change, Message, Queue as _, Signals as _, StatusLog as _, Table,
+    Tables as _,
     conformance::Subject,
     rabbit::{self, RabbitBroker, RabbitOptions},
 };
