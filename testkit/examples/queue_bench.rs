@@ -35,7 +35,8 @@ async fn main() {
     let on_rabbit = measure(&rabbit.url()).await;
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     println!("| | NATS | RabbitMQ | ratio |\n|---|---:|---:|---:|");
-    let row = |what: &str, nats: f64, rabbit: f64| println!("| {what} | {nats:.1} | {rabbit:.1} | {:.2} |", rabbit / nats);
+    let row =
+        |what: &str, nats: f64, rabbit: f64| println!("| {what} | {nats:.1} | {rabbit:.1} | {:.2} |", rabbit / nats);
     row("sync, c=1, p50 ms", ms(on_nats.p50), ms(on_rabbit.p50));
     row("sync, c=1, p99 ms", ms(on_nats.p99), ms(on_rabbit.p99));
     row("async, c=16, accepted/s", on_nats.accepted, on_rabbit.accepted);
@@ -55,7 +56,11 @@ async fn measure(queue: &str) -> Figures {
         .arg(dir.path().join("agent"))
         .spawn();
     eventually(SOON, "the agent", || async {
-        api.get("/agents").await.json.as_array().is_some_and(|agents| agents.iter().any(|one| one["status"] == "online"))
+        api.get("/agents")
+            .await
+            .json
+            .as_array()
+            .is_some_and(|agents| agents.iter().any(|one| one["status"] == "online"))
     })
     .await;
     let yaml = "name: echo\nhandler: run.sh\nmax_concurrency: 16\nresources: { cpu: 10, memory: 16 }\n";
@@ -89,7 +94,8 @@ async fn measure(queue: &str) -> Figures {
         })
         .await;
     let drained = begun.elapsed();
-    let per_second = |duration: Duration| f64::from(u32::try_from(INVOCATIONS).unwrap_or(u32::MAX)) / duration.as_secs_f64();
+    let per_second =
+        |duration: Duration| f64::from(u32::try_from(INVOCATIONS).unwrap_or(u32::MAX)) / duration.as_secs_f64();
     Figures {
         p50: took[CALLS / 2],
         p99: took[CALLS * 99 / 100],

@@ -186,11 +186,13 @@ async fn killed_agent(api: &Api, server: &RabbitServer, first: &mut FluxProcess,
 }
 
 async fn killed_server(api: &Api, server: &mut RabbitServer) {
-    deploy(api, "short", "", "sleep 1; echo done").await;
+    // Longer than the server is waited for, so that some run and some wait when it dies.
+    deploy(api, "short", "", "sleep 3; echo done").await;
     let mut ids = Vec::new();
     for n in 0..20 {
         ids.push(api.execute_async("short", &json!({"n": n})).await);
     }
+    server.until_it_remembers(&["flux.invoke.short"]).await;
     server.kill9();
     // What is not accepted is said so, and nothing hangs.
     let refused = api.request(reqwest::Method::POST, "/execute/short/async").json(&json!({})).send().await;

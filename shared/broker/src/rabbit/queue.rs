@@ -209,12 +209,28 @@ impl Queue for RabbitBroker {
         let queues = keys.into_iter().filter_map(|row| QueueName::from_key(&row.key));
         let queues: Vec<_> = queues.filter(|queue| queue.lane == lane && queue.pool == *pool).collect();
         let counts = futures::stream::iter(queues).map(|queue| async move {
-            let messages = self.parts.count(&queue).await?;
-            Ok::<_, BrokerError>(QueueDepth { queue, messages })
+            let messages = self.parts.count(&queue).await;
+            (queue, messages)
         });
         let counts: Vec<_> = counts.buffer_unordered(COUNTED_AT_ONCE).collect().await;
-        let counted: Result<Vec<_>, _> = counts.into_iter().collect();
-        Ok(counted?.into_iter().filter(|depth| depth.messages > 0).collect())
+        // One queue that does not answer, as where its node is down, says nothing of the others; that none does is another thing.
+        let none = counts.iter().all(|(_, counted)| counted.is_err());
+        let mut depths = Vec::new();
+        for (queue, counted) in counts {
+            let messages = match counted {
+                Ok(messages) => messages,
+                Err(error) if none => return Err(error),
+                // Nothing follows from its being empty.
+                Err(error) => {
+                    tracing::warn!(queue = %queue.key(), error = &error as &dyn std::error::Error, "a queue does not say how much waits in it");
+                    1
+                }
+            };
+            if messages > 0 {
+                depths.push(QueueDepth { queue, messages });
+            }
+        }
+        Ok(depths)
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {

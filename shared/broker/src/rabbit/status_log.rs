@@ -136,6 +136,7 @@ impl StatusBatch for Recorder {
             };
             let mut batch = Vec::new();
             let mut next = reading.messages.next().await;
+            let ended = !matches!(next, Some(Ok(_)));
             while let Some(Ok(incoming)) = next.take() {
                 if let Some(delivery) = status(&self.parts, &reading.source, incoming).await {
                     batch.push(delivery);
@@ -147,8 +148,10 @@ impl StatusBatch for Recorder {
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if !reading.source.channel.status().connected() {
+            if ended {
+                // With its channel, or where somebody removed the queue.
                 self.reading = None;
+                tokio::time::sleep(super::link::WITHIN / 50).await;
             }
         }
     }
