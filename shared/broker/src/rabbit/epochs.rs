@@ -20,10 +20,12 @@ use super::{
 };
 use crate::BrokerError;
 
+type OfLanes = HashMap<(Lane, PoolName), Timestamp>;
+
 #[derive(Default)]
 pub(super) struct Epochs {
     /// Of the connection with that number.
-    known: Mutex<(u64, HashMap<(Lane, PoolName), Timestamp>)>,
+    known: Mutex<(u64, OfLanes)>,
 }
 
 impl Epochs {
