@@ -127,7 +127,7 @@ async fn followed_and_cancelled(api: &Api) {
 async fn published_directly(api: &Api, server: &RabbitServer) {
     let named = |id: &str| BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2);
     let sent = || named("order-1").with_timestamp(1).with_headers(FieldTable::default());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
+    let now = u64::try_from(flux_protocol::time::now().as_millis() / 1000).expect("after 1970");
     // A function that was never invoked has no queue yet.
     deploy(api, "direct", "", "cat").await;
     server.publish("flux.invoke", "direct", sent().with_timestamp(now), b"{\"order\":1}").await;
