@@ -85,6 +85,11 @@ test-microvm: microvm-image ## the driver on a real firecracker (FIRECRACKER= JA
 bench-microvm: microvm-image ## starts of a microVM on a real firecracker: cold, restored, warm
 	$(MICROVM_ENV) cargo run --release --quiet $(LOCKED) -p flux-firecracker --example bench_microvm
 
+.PHONY: bench-queues
+bench-queues: build ## the same load on NATS and on RabbitMQ, side by side
+	@scripts/setup.sh test
+	FLUX_BIN_DIR=$(CURDIR)/target/release cargo run --release --quiet $(LOCKED) -p flux-testkit --example queue_bench
+
 .PHONY: api-check
 api-check: build ## a running API against its own OpenAPI document, by schemathesis (EXAMPLES=20)
 	@scripts/api-check.sh

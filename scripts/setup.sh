@@ -96,6 +96,20 @@ docker() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
+# For the tests of RabbitMQ as the queue: servers that they start themselves. The package's own is not wanted: where it would be
+# started, it is told not to be.
+rabbitmq() {
+    [ -d /usr/lib/rabbitmq/lib ] && have epmd && return
+    local policy=/usr/sbin/policy-rc.d made=
+    if [ "$(id -u)" -eq 0 ] && [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' > "$policy"
+        chmod 0755 "$policy"
+        made=yes
+    fi
+    apt_install rabbitmq-server
+    [ -z "$made" ] || rm -f "$policy"
+}
+
 # For the tests of guests: a machine without KVM, and the host's side of its vsock. The guest's kernel and files are Debian packages
 # that the tests fetch and unpack themselves; nothing of them is installed here.
 guests() {
@@ -237,7 +251,7 @@ api() {
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;
-    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; guests; stores; machines; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
+    test) toolchain; nats_server; users; reachable_by_flux; interpreters; lambda_client; moto; docker; rabbitmq; guests; stores; machines; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     clouds) toolchain; moto; cargo_tool cargo-nextest "$NEXTEST_MINIMUM" "^0.9.100" ;;
     deb) toolchain; deb ;;
     bench) toolchain; nats_server; users; reachable_by_flux; bench ;;

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use flux_broker::{
-    Broker,
-    nats::{NatsAuth, NatsBroker, NatsOptions},
-};
+use flux_broker::{Broker, ConnectOptions};
 use flux_containers::DriverConfig;
 use flux_launcher::{
     LauncherConfig, Runner, UidRange,
@@ -40,14 +37,20 @@ fn work_dir(settings: &AgentSettings) -> PathBuf {
 
 /// Has a launcher keep functions from the servers of a queue, by the addresses that they have now.
 pub fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
-    const NATS_PORT: u16 = 4222;
     for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
-        let authority = url.rsplit("//").next().unwrap_or(url);
-        let host = authority.rsplit('@').next().unwrap_or(authority).trim_end_matches('/');
+        let usual_port = match url.split("://").next() {
+            Some("amqp") => 5672,
+            Some("amqps") => 5671,
+            _ => 4222,
+        };
+        let authority = url.split("://").last().unwrap_or(url);
+        // What follows is a virtual host.
+        let authority = authority.split('/').next().unwrap_or(authority);
+        let host = authority.rsplit('@').next().unwrap_or(authority);
         let with_port = if host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
             host.to_socket_addrs()
         } else {
-            (host.trim_start_matches('[').trim_end_matches(']'), NATS_PORT).to_socket_addrs()
+            (host.trim_start_matches('[').trim_end_matches(']'), usual_port).to_socket_addrs()
         };
         match with_port {
             Ok(addresses) => launcher.servers.extend(addresses),
@@ -217,20 +220,19 @@ pub fn agent_id(settings: &Settings) -> Result<AgentId, StartError> {
 pub async fn run(settings: &Settings) -> Result<(), StartError> {
     let tasks = Tasks::new(Shutdown::new());
     let id = agent_id(settings)?;
-    let mut options = NatsOptions::new("", format!("flux-agent {id}"));
-    options.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+    let mut options = ConnectOptions::new(&settings.queue.url, format!("flux-agent {id}"));
+    options.is_agent = true;
     let credential = credential(settings, &id)?;
     match &credential {
         None => tracing::warn!(
             "`disable_mtls` is set: whoever reaches the queue can do everything, and this agent believes whoever answers"
         ),
         Some(credential) => {
-            options.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
-            options.own_account = true;
+            options.certificate = Some(Arc::new(credential.queue_client()?));
             options.answers = Some(subject::answers_of_agent(&id));
         }
     }
-    let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await?;
+    let broker = flux_broker::connect(options, tasks.clone()).await?;
     let agent = start(settings, Arc::clone(&broker), credential.clone(), tasks.clone()).await?;
     if let Some(credential) = credential {
         let certs = Certs::at(settings.certs_dir());
@@ -253,10 +255,18 @@ mod tests {
     #[test]
     fn every_server_of_a_queue_has_its_address_or_is_named() {
         let mut config = LauncherConfig::new("/nowhere", 1);
-        let urls =
-            "nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222,nats://[::1],nats://queue.invalid";
+        let urls = "nats://127.0.0.1:14222, tls://user:secret@192.0.2.1/,nats://[::1]:6222,nats://[::1],nats://queue.invalid,\
+             amqp://guest:guest@192.0.2.2/%2f,amqps://192.0.2.2:6000/flux,amqps://192.0.2.3";
         guard_queue(&mut config, urls);
-        let known = ["127.0.0.1:14222", "192.0.2.1:4222", "[::1]:6222", "[::1]:4222"];
+        let known = [
+            "127.0.0.1:14222",
+            "192.0.2.1:4222",
+            "[::1]:6222",
+            "[::1]:4222",
+            "192.0.2.2:5672",
+            "192.0.2.2:6000",
+            "192.0.2.3:5671",
+        ];
         assert_eq!(config.servers, known.map(|address| address.parse().expect("an address")));
         let [unknown] = &config.unknown_servers[..] else { panic!("{:?}", config.unknown_servers) };
         assert!(unknown.starts_with("queue.invalid "), "{unknown}");

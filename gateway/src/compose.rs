@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use flux_artifacts::{BlobArtifacts, Filesystem, Origin, S3, S3Options, Tiered};
-use flux_broker::{
-    Broker,
-    nats::{NatsAuth, NatsBroker, NatsOptions},
-};
+use flux_broker::{Broker, ConnectOptions};
 use flux_pki::Certs;
 use flux_protocol::PoolName;
 use flux_runtime::{
@@ -120,13 +117,12 @@ pub fn certs(settings: &Settings) -> anyhow::Result<Option<Certs>> {
 ///
 /// # Errors
 /// Its certificate cannot be used.
-pub fn queue_options(settings: &Settings, certs: Option<&Certs>, name: &str) -> anyhow::Result<NatsOptions> {
-    let mut queue = NatsOptions::new(&settings.queue.url, name);
-    queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+pub fn queue_options(settings: &Settings, certs: Option<&Certs>, name: &str) -> anyhow::Result<ConnectOptions> {
+    let mut queue = ConnectOptions::new(&settings.queue.url, name);
     queue.replicas = settings.queue.replicas.into();
     if let Some(certs) = certs {
         let credential = certs.gateway().context("this gateway cannot say who it is")?;
-        queue.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
+        queue.certificate = Some(Arc::new(credential.queue_client()?));
         // Agents are asked, and may not publish into an inbox.
         queue.answers = Some(format!("flux.reply.{:032x}", rand::random::<u128>()));
     }
@@ -186,8 +182,7 @@ pub async fn run(settings: Settings, shutdown: Arc<Shutdown>) -> anyhow::Result<
     let certs = certs(&settings)?;
     let options = HttpOptions::from_settings(&settings)?;
     let queue = queue_options(&settings, certs.as_ref(), "flux-gateway")?;
-    let broker: Arc<dyn Broker> =
-        NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
+    let broker = flux_broker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
     say_durability(settings.queue.durability, false);
     let (gateway, store) = gateway(&settings, certs, &broker, &tasks).await?;
 

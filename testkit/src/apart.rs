@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use tempfile::TempDir;
 
-use crate::{FluxCommand, FluxProcess, NatsServer};
+use crate::{FluxCommand, FluxProcess};
 
 /// A directory that the user `flux` can enter and write to, where the tests are root.
 pub fn passable_dir(prefix: &str) -> TempDir {
@@ -14,17 +14,17 @@ pub fn passable_dir(prefix: &str) -> TempDir {
 }
 
 /// `flux-gateway` on a queue that asks for no certificates, with its store, archives and configuration in `dir`; not ready yet.
-pub fn start_gateway(nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
-    start_gateway_on(&format!("sqlite://{}", dir.join("flux.db").display()), nats, dir, listen, key)
+pub fn start_gateway(queue_url: &str, dir: &Path, listen: &str, key: &str) -> FluxProcess {
+    start_gateway_on(&format!("sqlite://{}", dir.join("flux.db").display()), queue_url, dir, listen, key)
 }
 
 /// The same with its store elsewhere, which another may share.
-pub fn start_gateway_on(store: &str, nats: &NatsServer, dir: &Path, listen: &str, key: &str) -> FluxProcess {
+pub fn start_gateway_on(store: &str, queue_url: &str, dir: &Path, listen: &str, key: &str) -> FluxProcess {
     let config = dir.join("gateway.yaml");
     let text = format!(
         "disable_mtls: true\nqueue: {{ url: \"{}\" }}\nstore: {{ url: \"{store}\" }}\nartifacts: {{ dir: {:?} }}\n\
          gateway: {{ listen: \"{listen}\", api_key: {key} }}\n",
-        nats.url(),
+        queue_url,
         dir.join("artifacts"),
     );
     std::fs::write(&config, text).expect("a file");

@@ -59,6 +59,22 @@ pub fn path_of_programs() -> OsString {
     std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&others))).unwrap_or(others)
 }
 
+/// A program of RabbitMQ, without the wrapper that Debian runs as another user.
+pub(crate) fn rabbitmq(name: &str) -> PathBuf {
+    let installed = std::fs::read_dir("/usr/lib/rabbitmq/lib").into_iter().flatten().flatten();
+    let candidates = installed.map(|version| version.path().join("sbin").join(name));
+    candidates.into_iter().find(|path| is_executable(path)).unwrap_or_else(|| {
+        panic!("no `{name}` below /usr/lib/rabbitmq/lib: run `scripts/setup.sh test`, or install rabbitmq-server")
+    })
+}
+
+/// Erlang's port mapper.
+pub(crate) fn epmd() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join("epmd")).find(|path| is_executable(path));
+    found.expect("no epmd on PATH: run `scripts/setup.sh test`, or install rabbitmq-server")
+}
+
 fn test_executable() -> PathBuf {
     std::env::current_exe().expect("the path of the running test is unknown")
 }

@@ -122,6 +122,9 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
 
 /// Lets go of an execution whose task ended before its end was settled: by a panic. The ledger drops its handle with
 /// the next marks, and the broker delivers it again.
+/// Between questions about what another agent holds.
+const MIND_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
 struct EndWithoutAWord {
     node: Arc<Node>,
     execution: Arc<Execution>,
@@ -143,16 +146,15 @@ impl Attempt {
     async fn see_through(mut self, mut room: Room) {
         match self.holder().await {
             Holder::Nobody => {}
+            Holder::Another if !self.node.broker.capabilities().acks_by_message => {
+                tracing::info!(redeliveries = self.losses, "another agent holds it; it is kept for that one");
+                return self.mind(room).await;
+            }
             Holder::Another => {
                 tracing::info!(redeliveries = self.losses, "another agent holds it; it is left to that one");
                 return self.abandon().await;
             }
-            Holder::Recorded => {
-                tracing::info!(redeliveries = self.losses, "another agent recorded its outcome");
-                self.node.ledger.ack(&self.execution).await;
-                self.execution.processes_gone(false);
-                return self.node.held.end(self.execution.id);
-            }
+            Holder::Recorded => return self.recorded_elsewhere().await,
         }
         let (outcome, by_cancel) = match self.prepare(&mut room).await {
             Prepared::Over(outcome) => (outcome, false),
@@ -182,6 +184,41 @@ impl Attempt {
         let holder = self.node.doubts.holder(asked).await;
         self.execution.set_in_doubt(false);
         holder
+    }
+
+    async fn recorded_elsewhere(self) {
+        tracing::info!(redeliveries = self.losses, "another agent recorded its outcome");
+        self.node.ledger.ack(&self.execution).await;
+        self.execution.processes_gone(false);
+        self.node.held.end(self.execution.id);
+    }
+
+    /// Where an ack counts for its own delivery alone, the one that the holder was given counts for nothing any more, and this one
+    /// would go round and round. It is kept until the holder recorded its outcome, or is gone. It takes no room.
+    async fn mind(self, room: Room) {
+        drop(room);
+        // A cancel is the holder's to answer.
+        self.execution.processes_gone(false);
+        loop {
+            // Should it come to a third, that one asks the holder.
+            self.execution.set_in_doubt(true);
+            let stopped = tokio::time::timeout(MIND_EVERY, self.execution.until_stopped()).await;
+            if matches!(stopped, Ok(Stop::Abandoned)) {
+                return self.go_away().await;
+            }
+            if stopped.is_ok() {
+                tokio::time::sleep(MIND_EVERY).await;
+            }
+            match self.holder().await {
+                Holder::Another => {}
+                Holder::Recorded => return self.recorded_elsewhere().await,
+                Holder::Nobody => {
+                    self.execution.settle(Settled::GivenUp);
+                    self.node.held.end(self.execution.id);
+                    return self.node.ledger.give_back(self.execution.id).await;
+                }
+            }
+        }
     }
 
     /// All that it printed, at its end.

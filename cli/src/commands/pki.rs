@@ -49,6 +49,12 @@ enum What {
         #[command(subcommand)]
         whom: Named,
     },
+    /// Print users and permissions for RabbitMQ, as it reads them: `rabbitmqctl import_definitions`
+    ExportRabbitmqDefinitions {
+        /// Where Flux is
+        #[arg(long, default_value = "/")]
+        vhost: String,
+    },
     /// Print what the queue's servers of an external cluster have to be told
     ExportNatsConf {
         /// Pools besides `default`
@@ -124,6 +130,10 @@ pub(crate) fn run(args: Args, out: Output) -> Result<(), CliError> {
             };
             revoked.map_err(cannot)?;
             said(out, &json!({ "revoked": what }), || format!("{what} is shut out"));
+        }
+        What::ExportRabbitmqDefinitions { vhost } => {
+            let grants: Vec<_> = certs.grants().map_err(cannot)?.iter().cloned().collect();
+            out.line(flux_broker::rabbit::definitions(&grants, &vhost, flux_broker::rabbit::NAMESPACE).trim_end());
         }
         What::ExportNatsConf { pools, functions } => {
             // A server looks for what is not absolute in the directory that it was started in.

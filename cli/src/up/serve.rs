@@ -4,7 +4,7 @@ use std::{error::Error, net::SocketAddr, path::PathBuf, sync::Arc, time::Duratio
 
 use anyhow::Context as _;
 use flux_agent::Agent;
-use flux_broker::{Broker, nats::NatsBroker};
+use flux_broker::Broker;
 use flux_gateway::{
     Gateway, compose,
     http::{self, HttpOptions},
@@ -98,8 +98,7 @@ impl Worker {
         let (core, http, agent_tasks) = (part(), part(), part());
         let certs = compose::certs(&settings)?;
         let options = compose::queue_options(&settings, certs.as_ref(), "flux up")?;
-        let broker: Arc<dyn Broker> =
-            NatsBroker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
+        let broker = flux_broker::connect(options, core.clone()).await.context("the queue cannot be reached")?;
         compose::say_durability(settings.queue.durability, true);
         let (gateway, store) = compose::gateway(&settings, certs, &broker, &core).await?;
         let agent = flux_agent::start_beside_gateway(&settings, Arc::clone(&broker), agent_tasks.clone())

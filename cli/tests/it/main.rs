@@ -20,6 +20,7 @@ mod lambda;
 mod overload;
 mod packages;
 mod pki;
+mod rabbitmq;
 mod readme;
 mod secrets;
 mod stop;

@@ -38,7 +38,7 @@ async fn a_killed_agent_s_executions_run_again_on_the_other() {
     let nats = NatsServer::start().await;
     let dir = passable_dir("flux-apart-");
     let listen = format!("127.0.0.1:{}", free_port());
-    let _gateway = start_gateway(&nats, dir.path(), &listen, KEY);
+    let _gateway = start_gateway(&nats.url(), dir.path(), &listen, KEY);
     let api = Api::new(format!("http://{listen}"), KEY);
     api.ready(ENDS).await;
     let mut first = agent(&nats, dir.path(), "first");
@@ -81,7 +81,7 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
     let nats = NatsServer::start().await;
     let dir = passable_dir("flux-apart-");
     let listen = format!("127.0.0.1:{}", free_port());
-    let mut first = start_gateway(&nats, dir.path(), &listen, KEY);
+    let mut first = start_gateway(&nats.url(), dir.path(), &listen, KEY);
     let api = Api::new(format!("http://{listen}"), KEY);
     api.ready(ENDS).await;
     let _agent = agent(&nats, dir.path(), "only");
@@ -93,7 +93,7 @@ async fn a_killed_gateway_s_executions_end_and_the_next_gateway_answers_for_them
     }
     let begun = std::time::Instant::now();
     first.kill9();
-    let _next = start_gateway(&nats, dir.path(), &listen, KEY);
+    let _next = start_gateway(&nats.url(), dir.path(), &listen, KEY);
     api.ready(ENDS).await;
     println!("gateway: the next one was ready after {:?}", begun.elapsed());
     eventually(AGAIN_WITHIN, "a call to succeed", || async { api.execute("nap", &Value::Null).await.status == 200 })

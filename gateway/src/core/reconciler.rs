@@ -144,6 +144,8 @@ impl Lead {
 struct Reconciler {
     /// Queues that had messages in the last round, and how many.
     last: HashMap<QueueName, u64>,
+    /// The same of the round before that, where the queue does not count what is worked on.
+    before_last: HashMap<QueueName, u64>,
     /// Where in the open executions the next round goes on.
     cursor: Option<ExecutionId>,
     epochs: HashMap<(Lane, PoolName), Timestamp>,
@@ -263,6 +265,9 @@ impl Reconciler {
                 }
             })
             .await;
+        if !inner.broker.capabilities().counts_held {
+            self.before_last = std::mem::take(&mut self.last);
+        }
         self.last.clone_from(&round.depths);
         self.woken = true;
     }
@@ -278,7 +283,7 @@ impl Reconciler {
             self.cursor = page.last().map(|record| record.execution_id).filter(|_| full);
             // Asked after the page was read: whatever it does not tell yet is in the log.
             let backlog = inner.broker.backlog().await?;
-            if !look_after(inner, round, judged(page, round.now, backlog), lead).await? {
+            if !look_after(inner, round, &self.before_last, judged(page, round.now, backlog), lead).await? {
                 tracing::info!("this gateway stood still, and another one reconciles");
                 self.cursor = None;
                 return Ok(());
@@ -364,6 +369,7 @@ fn before(now: Timestamp, ago: Duration) -> Timestamp {
 async fn look_after(
     inner: &Arc<Inner>,
     round: &Round,
+    before_last: &HashMap<QueueName, u64>,
     page: Vec<ExecutionRecord>,
     lead: &Lead,
 ) -> Result<bool, Refusal> {
@@ -400,7 +406,7 @@ async fn look_after(
         .for_each_concurrent(AT_ONCE, |(record, stored)| {
             let (held, online) = (&held, &online);
             async move {
-                let action = plan_for(inner, round, &record, stored, held, online).await;
+                let action = plan_for(inner, round, before_last, &record, stored, held, online).await;
                 let id = record.execution_id;
                 if !lead.is_sure() {
                     return;
@@ -421,6 +427,7 @@ async fn look_after(
 async fn plan_for(
     inner: &Inner,
     round: &Round,
+    before_last: &HashMap<QueueName, u64>,
     record: &ExecutionRecord,
     stored: Option<bool>,
     held: &Held,
@@ -439,7 +446,8 @@ async fn plan_for(
         stream_lost: round.stream_lost(record),
         stored,
         delivered,
-        queue_empty: !round.depths.contains_key(&queue),
+        // What was taken between the count and the question to agents is in neither: so it must have been empty before too.
+        queue_empty: !round.depths.contains_key(&queue) && !before_last.contains_key(&queue),
         held: is_held,
         all_answered: is_held || held.by_nobody(record.execution_id, online),
         agent_online: record.agent_id.as_ref().is_some_and(|agent| inner.fleet.is_online(agent)),

@@ -33,7 +33,7 @@ impl Cluster {
         let nats = NatsServer::start().await;
         let dir = passable_dir("flux-scale-");
         let listen = format!("127.0.0.1:{}", free_port());
-        let gateway = start_gateway(&nats, dir.path(), &listen, KEY);
+        let gateway = start_gateway(&nats.url(), dir.path(), &listen, KEY);
         let api = Api::new(format!("http://{listen}"), KEY);
         api.ready(STARTED_WITHIN).await;
         let simulated = FluxCommand::of_program(program)

@@ -19,11 +19,14 @@
 use async_trait::async_trait;
 
 pub mod conformance;
+mod connect;
 mod error;
 pub mod memory;
 pub mod nats;
+pub mod rabbit;
 mod seam;
 
+pub use connect::{ConnectOptions, connect};
 pub use error::BrokerError;
 pub use seam::{
     blobs::{BlobListed, Blobs},
@@ -69,4 +72,32 @@ pub struct Capabilities {
     pub positions: bool,
     /// Deliveries say how many more wait ([`Delivery::pending`]).
     pub pending_counts: bool,
+    /// [`Queue::depth`] and [`Queue::depths`] count what is being worked on, and [`Queue::cool`] sees it. Without it they
+    /// know what waits alone: the reconciler believes a queue empty that was so in two rounds, and asks heartbeats before it cools one.
+    pub counts_held: bool,
+    /// A message whose id was stored lately is not stored again. Without it an engine marks what it sends again after a
+    /// publish whose end it does not know ([`Delivery::redeliveries`] of that is 1 at least), and whoever gets it asks who holds it.
+    pub deduplicates: bool,
+    /// An ack counts for the message, whichever delivery it belongs to. Without it an agent that is given what another
+    /// holds keeps the delivery until that one has recorded it.
+    pub acks_by_message: bool,
+    /// [`StatusDelivery::order`] is a place in the log, the same each time. Without it the order is that of delivery, to one gateway
+    /// at a time: the outcome that is recorded first wins.
+    pub ordered_statuses: bool,
+}
+
+impl Capabilities {
+    /// Of an engine that lacks nothing.
+    pub const fn all() -> Self {
+        Self {
+            delayed_publish: true,
+            take_back: true,
+            positions: true,
+            pending_counts: true,
+            counts_held: true,
+            deduplicates: true,
+            acks_by_message: true,
+            ordered_statuses: true,
+        }
+    }
 }

@@ -169,7 +169,7 @@ fn takes_fault(faults: &AtomicU32, attempted: &'static str) -> Result<(), Broker
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { delayed_publish: true, take_back: true, positions: true, pending_counts: true }
+        Capabilities::all()
     }
 
     fn stores_nothing_for(&self) -> Option<std::time::Duration> {

@@ -94,7 +94,7 @@ impl NatsBroker {
 #[async_trait]
 impl Broker for NatsBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { delayed_publish: true, take_back: true, positions: true, pending_counts: true }
+        Capabilities::all()
     }
 
     async fn provision(&self, pools: &[PoolName]) -> Result<(), BrokerError> {

@@ -20,8 +20,9 @@ pub enum LogFormat {
 /// # Errors
 /// The filter cannot be read.
 pub fn init(format: LogFormat, level: &str) -> Result<(), String> {
+    // RabbitMQ's client says as errors what it is asked for, such as that there is no queue; what matters, `flux_broker` says.
     let filter = EnvFilter::builder()
-        .parse(format!("{level},async_nats=warn,hyper=warn,reqwest=warn"))
+        .parse(format!("{level},async_nats=warn,hyper=warn,lapin=off,reqwest=warn"))
         .map_err(|error| format!("`log.level`: `{level}` is not a level or filter: {error}"))?;
     let json = match format {
         LogFormat::Json => true,

@@ -321,7 +321,7 @@ impl Driver {
         // A probe that was not picked up within its grace is what heartbeats said it would be.
         let shortage = self.probed.or_else(|| not_picked_up(spec, &fleet, &mine))?;
         if !inner.broker.capabilities().take_back {
-            return None;
+            return self.withdraw_from_agents(refusal(spec, &fleet, &mine, shortage)).await;
         }
         match inner.broker.was_delivered(queue, &position).await {
             Ok(Some(false)) => {}
@@ -340,6 +340,27 @@ impl Driver {
             }
             Ok(TakenBack::Delivered) | Err(_) => None,
         }
+    }
+
+    /// Where the queue gives nothing back: every agent says whether it has it, and refuses it from then on.
+    async fn withdraw_from_agents(&mut self, refusal: Refusal) -> Option<End> {
+        let inner = Arc::clone(&self.inner);
+        let online = inner.agents_online();
+        let held = match inner.ask_withdrawn(self.id, &refusal.message, online.len()).await {
+            Ok(held) => held,
+            Err(_) => return None,
+        };
+        if held.holds(self.id) {
+            self.was_picked_up();
+            return None;
+        }
+        if !held.by_nobody(self.id, &online) {
+            return None;
+        }
+        if self.probed.is_some() {
+            self.place.found_none();
+        }
+        Some(self.refused(refusal).await)
     }
 
     /// Refused, with nothing of it in the queue. A record that was made already must end too.

@@ -43,7 +43,11 @@ pub async fn a_queue_with_work_stays_hot(on: &Subject) {
     on.broker.publish(&queue, message("x")).await.expect("publish");
     assert!(!on.other.cool(&queue).await.expect("cool"), "one waits");
     let delivery = take(&on.broker, &queue).await;
-    assert!(!on.other.cool(&queue).await.expect("cool"), "one is worked on");
+    // Who cannot see that asks heartbeats before.
+    if on.other.capabilities().counts_held {
+        assert!(!on.other.cool(&queue).await.expect("cool"), "one is worked on");
+    }
+    assert!(!on.broker.cool(&queue).await.expect("cool"), "one is worked on by this very process");
     assert!(on.broker.get(Table::Hot, &queue.key()).await.expect("get").is_some());
     delivery.ack.ack().await.expect("ack");
     within("the queue to be idle", async {

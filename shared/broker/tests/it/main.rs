@@ -1,7 +1,8 @@
-//! Both engines against the same clauses, then what only a real server can do to one.
+//! All engines against the same clauses, then what only a real server can do to one.
 
 mod engines;
 mod nats;
+mod rabbit;
 mod secure;
 mod stolen;
 
