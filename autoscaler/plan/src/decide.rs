@@ -13,12 +13,22 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    Launch { provider: String, node_type: String },
+    Launch {
+        provider: String,
+        node_type: String,
+    },
     /// It takes work again: cheaper than another.
-    Undrain { node: String },
+    Undrain {
+        node: String,
+    },
     /// It takes no more work. A node of that type is launched when it is gone, if one is named.
-    Drain { node: String, replaced_by: Option<String> },
-    Terminate { node: String },
+    Drain {
+        node: String,
+        replaced_by: Option<String>,
+    },
+    Terminate {
+        node: String,
+    },
 }
 
 /// What is to be done, and why.
@@ -51,8 +61,11 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, history: &History) -> Decision
         plan.meet_minimums();
         plan.grow();
     }
-    plan.shrink();
     plan.give_up_drained();
+    if !snapshot.paused {
+        plan.relieve();
+    }
+    plan.shrink();
     Decision { at: snapshot.at, actions: plan.actions, notes: plan.notes, demand: plan.demand }
 }
 
@@ -147,11 +160,15 @@ impl<'a> Plan<'a> {
             let Phase::Draining { replaced_by: Some(larger) } = &node.phase else { continue };
             let Some(reason) = self.drained(node) else { continue };
             self.terminate(node, reason);
-            if self.snapshot.paused {
+            // What it was for may be over.
+            let pressed = self.policy.target_queue.is_zero() || self.capacity < self.demand.wanted;
+            if self.snapshot.paused || !pressed {
                 continue;
             }
             let provider = self.policy.provider(&node.provider);
-            let Some((provider, node_type)) = provider.and_then(|of| Some((of, of.node_type(larger)?))) else { continue };
+            let Some((provider, node_type)) = provider.and_then(|of| Some((of, of.node_type(larger)?))) else {
+                continue;
+            };
             let room = self.fleet.count(&provider.name) < provider.max_nodes;
             if room && self.fleet.affords(node_type.price_per_hour) {
                 let slots = crate::capacity::slots_of_type(&provider.name, node_type, self.snapshot);
@@ -174,6 +191,7 @@ impl<'a> Plan<'a> {
             provider.is_none_or(|provider| node.provider == provider)
                 && !self.gone.contains(&node.name.as_str())
                 && node.phase != Phase::Leaving
+                && !self.drains_now(&node.name)
                 && (!node.is_draining() || self.undrained.contains(&node.name.as_str()))
         };
         let there = self.snapshot.managed().filter(stays).count();
@@ -244,8 +262,7 @@ impl<'a> Plan<'a> {
             NoOffer::AtSpendCap => "max_cost_per_hour would be passed",
             NoOffer::Refused => "no provider has a machine just now",
         };
-        let inputs =
-            [("nodes", f64::from(self.fleet.total())), ("cost_per_hour", self.fleet.cost_per_hour())];
+        let inputs = [("nodes", f64::from(self.fleet.total())), ("cost_per_hour", self.fleet.cost_per_hour())];
         let said = format!("{} asks for more: {said}", reason.rule.as_str());
         self.notes.push(Reason::new(Rule::Held, said, &inputs));
     }
@@ -292,14 +309,15 @@ impl<'a> Plan<'a> {
             let inputs = [("waiting", crate::history::count(self.demand.waiting))];
             self.one_more(&Reason::new(Rule::Queue, "work waits, and there is no node", &inputs));
         }
-        self.relieve();
     }
 
-    /// Ready nodes, where there are any and nothing else is on its way.
+    /// Ready nodes, where there are any and nothing else comes or goes.
     fn settled(&self) -> Option<Vec<&'a Node>> {
-        let nodes: Vec<&Node> = self.snapshot.managed().collect();
+        let stays = |node: &&Node| !self.gone.contains(&node.name.as_str());
+        let nodes: Vec<&Node> = self.snapshot.managed().filter(stays).collect();
         let settled = !nodes.is_empty() && nodes.iter().all(|node| node.phase == Phase::Ready);
-        (settled && self.actions.is_empty()).then_some(nodes)
+        let ends = self.actions.iter().all(|act| matches!(act.action, Action::Terminate { .. }));
+        (settled && ends).then_some(nodes)
     }
 
     /// The predecessor's rule upwards: every node under pressure for the whole window.
@@ -307,13 +325,16 @@ impl<'a> Plan<'a> {
         let (policy, history) = (self.policy, self.history);
         let Some(nodes) = self.settled() else { return };
         let pressed = nodes.iter().all(|node| {
-            let sustained = |holds: &dyn Fn(f64, f64) -> bool| history.sustained(&node.name, policy.evaluation_window, holds);
-            sustained(&|cpu, _| cpu >= policy.cpu_upper_threshold) || sustained(&|_, mem| mem >= policy.mem_upper_threshold)
+            let sustained =
+                |holds: &dyn Fn(f64, f64) -> bool| history.sustained(&node.name, policy.evaluation_window, holds);
+            sustained(&|cpu, _| cpu >= policy.cpu_upper_threshold)
+                || sustained(&|_, mem| mem >= policy.mem_upper_threshold)
         });
         if !pressed {
             return;
         }
-        let reason = Reason::new(Rule::Pressure, "CPU or memory is at its upper threshold on every node", &self.measured());
+        let reason =
+            Reason::new(Rule::Pressure, "CPU or memory is at its upper threshold on every node", &self.measured());
         if history.cools_down(self.snapshot.at, policy.cooldown) {
             self.notes.push(Reason { rule: Rule::Held, said: format!("{}: cooling down", reason.said), ..reason });
             return;
@@ -326,21 +347,34 @@ impl<'a> Plan<'a> {
         let loads: Vec<_> = self.snapshot.managed().filter_map(|node| node.load).collect();
         let nodes = crate::history::count(u64::try_from(loads.len()).unwrap_or(u64::MAX));
         let mean = |of: fn(&crate::Load) -> f64| loads.iter().map(of).sum::<f64>() / nodes.max(1.0);
-        [("nodes", nodes), ("cpu_percent", mean(|load| load.cpu_percent)), ("memory_percent", mean(|load| load.memory_percent))]
+        [
+            ("nodes", nodes),
+            ("cpu_percent", mean(|load| load.cpu_percent)),
+            ("memory_percent", mean(|load| load.memory_percent)),
+        ]
     }
 
     /// At the maximum: an idle node that is not of its provider's largest type goes, and one of that type comes.
     fn make_room(&mut self, reason: &Reason) {
-        let busy_already = self.snapshot.managed().any(Node::is_draining)
-            || self.actions.iter().any(|act| matches!(act.action, Action::Drain { .. }))
+        // One at a time.
+        let moves = |node: &Node| {
+            let back = self.undrained.contains(&node.name.as_str());
+            node.phase == Phase::Booting || (node.is_draining() && !back)
+        };
+        let busy_already = self.snapshot.managed().any(moves)
+            || self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }))
             || self.history.cools_down(self.snapshot.at, self.policy.cooldown);
         if busy_already {
             return;
         }
         for node in self.snapshot.managed() {
-            let idle = node.phase == Phase::Ready && node.load.is_some_and(|load| load.running == 0);
+            // Not one that was just taken back.
+            let idle = node.phase == Phase::Ready
+                && node.since < self.snapshot.at
+                && node.load.is_some_and(|load| load.running == 0);
             let provider = self.policy.provider(&node.provider);
-            let Some(larger) = provider.and_then(|of| of.largest()).filter(|larger| larger.name != node.node_type) else {
+            let Some(larger) = provider.and_then(|of| of.largest()).filter(|larger| larger.name != node.node_type)
+            else {
                 continue;
             };
             let more = larger.price_per_hour - self.policy.price(&node.provider, &node.node_type);
@@ -348,7 +382,8 @@ impl<'a> Plan<'a> {
             if !idle || refused || !self.fleet.affords(more) || self.gone.contains(&node.name.as_str()) {
                 continue;
             }
-            let said = format!("{} asks for more at max_nodes: it makes room for a {}", reason.rule.as_str(), larger.name);
+            let said =
+                format!("{} asks for more at max_nodes: it makes room for a {}", reason.rule.as_str(), larger.name);
             let replaced_by = Some(larger.name.clone());
             let reason = Reason { rule: Rule::Replace, said, ..reason.clone() };
             self.act(Action::Drain { node: node.name.clone(), replaced_by }, reason);
@@ -357,8 +392,12 @@ impl<'a> Plan<'a> {
     }
 
     fn shrink(&mut self) {
-        let removing = self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }));
-        if removing {
+        let growing = self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }))
+            || self
+                .snapshot
+                .managed()
+                .any(|node| node.phase == Phase::Booting && !self.gone.contains(&node.name.as_str()));
+        if growing {
             return;
         }
         if self.demand.panic || self.history.panicked_within(self.policy.load_window) {
@@ -366,7 +405,10 @@ impl<'a> Plan<'a> {
         }
         let queue_says = !self.policy.target_queue.is_zero();
         let Some(long) = self.history.most_wanted(self.policy.scale_down_delay) else { return };
-        let wanted = long.max(self.demand.wanted);
+        let recurring = self.history.recurring(self.snapshot.at, self.policy.recurring_gap);
+        let wanted = long.max(self.demand.wanted).max(recurring);
+        // Nor so much that the burst there is now would be one that panics.
+        let wanted = wanted.max(self.demand.short / self.policy.panic_threshold);
         if queue_says {
             while self.remove_one(wanted, Rule::Unneeded, "what is left was enough for all that was asked lately") {}
         }
@@ -383,6 +425,8 @@ impl<'a> Plan<'a> {
             })
         });
         let Some(wanted) = history.most_wanted(policy.evaluation_window).filter(|_| quiet) else { return };
+        let wanted = wanted.max(history.recurring(self.snapshot.at, policy.recurring_gap));
+        let wanted = wanted.max(self.demand.short / policy.panic_threshold);
         if !history.cools_down(self.snapshot.at, policy.cooldown) {
             let said = "CPU and memory are below their lower thresholds on every node";
             self.remove_one(wanted.max(self.demand.wanted), Rule::Quiet, said);
@@ -391,14 +435,12 @@ impl<'a> Plan<'a> {
 
     /// Drains the node that is missed least, if `wanted` slots stay. Idle ones go first.
     fn remove_one(&mut self, wanted: f64, rule: Rule, said: &str) -> bool {
-        let draining = |name: &str| {
-            self.actions.iter().any(|act| matches!(&act.action, Action::Drain { node, .. } if node == name))
-        };
-        let mut nodes: Vec<&Node> = self.snapshot.managed().filter(|node| node.phase == Phase::Ready && !draining(&node.name)).collect();
-        let total = self.staying(None) - self.draining_now();
+        let ready = self.snapshot.managed().filter(|node| node.phase == Phase::Ready && !self.drains_now(&node.name));
+        let mut nodes: Vec<&Node> = ready.collect();
+        let total = self.staying(None);
         nodes.retain(|node| {
             let min = self.policy.provider(&node.provider).map_or(0, |provider| provider.min_nodes);
-            let of_provider = self.staying(Some(&node.provider)) - self.draining_now_of(&node.provider);
+            let of_provider = self.staying(Some(&node.provider));
             let keeps = self.capacity - slots(node, self.snapshot, self.policy);
             of_provider > min && total > self.scheduled_minimum() && keeps + 1e-9 >= wanted && self.bears_without(node)
         });
@@ -426,15 +468,8 @@ impl<'a> Plan<'a> {
         true
     }
 
-    fn draining_now(&self) -> u32 {
-        let drains = self.actions.iter().filter(|act| matches!(act.action, Action::Drain { .. }));
-        u32::try_from(drains.count()).unwrap_or(u32::MAX)
-    }
-
-    fn draining_now_of(&self, provider: &str) -> u32 {
-        let of = |name: &String| self.snapshot.managed().any(|node| node.name == *name && node.provider == provider);
-        let drains = self.actions.iter().filter(|act| matches!(&act.action, Action::Drain { node, .. } if of(node)));
-        u32::try_from(drains.count()).unwrap_or(u32::MAX)
+    fn drains_now(&self, name: &str) -> bool {
+        self.actions.iter().any(|act| matches!(&act.action, Action::Drain { node, .. } if node == name))
     }
 
     /// Whether the others can take over its CPU and memory and stay below the upper thresholds. An idle one has none to take.
@@ -443,9 +478,9 @@ impl<'a> Plan<'a> {
             return true;
         }
         let others = |of: fn(&crate::Load) -> f64| {
-            let stays = self.snapshot.managed().filter(|one| one.phase == Phase::Ready);
+            let stays = self.snapshot.managed().filter(|one| one.phase == Phase::Ready && !self.drains_now(&one.name));
             let loads: Vec<f64> = stays.filter_map(|one| one.load.as_ref().map(of)).collect();
-            let left = crate::history::count(u64::try_from(loads.len()).unwrap_or(0)) - f64::from(self.draining_now()) - 1.0;
+            let left = crate::history::count(u64::try_from(loads.len()).unwrap_or(0)) - 1.0;
             if left <= 0.0 { f64::INFINITY } else { loads.iter().sum::<f64>() / left }
         };
         let fits = |load: f64, upper: f64| load < upper;

@@ -20,6 +20,10 @@ pub struct Demand {
     pub wanted: f64,
     /// The short window's load counts, and nothing is given back.
     pub panic: bool,
+    /// The wish of the short window.
+    pub short: f64,
+    /// The same, where it is a burst beside the long one; else `wanted`. What comes again is told by it.
+    pub peak: f64,
     /// Seconds that an execution takes.
     pub service_seconds: f64,
     /// Slots that the load of the long and of the short window takes.
@@ -39,53 +43,62 @@ pub(crate) fn demand(snapshot: &Snapshot, policy: &Policy, history: &History, ca
     }
     let service = service_seconds(policy, history);
     let wish = |load: Offered| {
-        let growing = load.growing.min(count(waiting));
-        let offered = load.running + growing;
-        // What waits is there already, or it would not grow.
-        let backlog = (count(waiting) * service / policy.target_queue.as_secs_f64()).min(count(waiting) - growing);
+        // Nobody needs a slot who is not there.
+        let growing = (service * load.growth).min(count(waiting));
+        let offered = (load.running + growing).max(0.0);
+        // What is bought now finds what has come until then.
+        let waiting = count(waiting) + load.growth.max(0.0) * policy.expected_boot.as_secs_f64();
+        let backlog = (waiting * service / policy.target_queue.as_secs_f64()).min(waiting - growing.max(0.0));
         (offered, offered + policy.headroom * offered.sqrt() + backlog)
     };
-    let (load, long) = wish(offered(history, policy.load_window, service));
-    let (burst, short) = wish(offered(history, policy.panic_window, service));
-    let bursts = short >= policy.panic_threshold * ready.max(1.0);
+    let (load, long) = wish(offered(history, policy.load_window));
+    let (burst, short) = wish(offered(history, policy.panic_window));
+    let bursts = short > policy.panic_threshold * ready.max(1.0);
     demand.panic = bursts;
+    // Where nothing is any more, what was is no load.
+    let idle = history.window(policy.panic_window).all(|sample| sample.running + sample.waiting == 0.0);
+    let (load, long, burst, short) = if idle { (0.0, 0.0, 0.0, 0.0) } else { (load, long, burst, short) };
     let in_panic = bursts || history.panicked_within(policy.load_window);
     demand.wanted = if in_panic { long.max(short) } else { long };
+    demand.short = short;
+    demand.peak = if short >= policy.panic_threshold * long { short } else { demand.wanted };
     Demand { service_seconds: service, load, burst, ..demand }
 }
 
-/// The mean of what ran, over what ended; with one execution of the assumed length, so that a first one is no surprise.
-fn service_seconds(policy: &Policy, history: &History) -> f64 {
+/// As many executions of the length that was known before are counted in, so that the first ones are no surprise.
+const KNOWN_BEFORE: f64 = 5.0;
+
+/// The mean of what ran, over what ended.
+pub(crate) fn service_seconds(policy: &Policy, history: &History) -> f64 {
+    let known = history.service_seconds().unwrap_or(policy.assumed_service.as_secs_f64());
     let window: Vec<&Sample> = history.window(policy.load_window).collect();
-    let Some((first, last)) = window.first().zip(window.last()) else { return policy.assumed_service.as_secs_f64() };
+    let Some((first, last)) = window.first().zip(window.last()) else { return known };
     let ended = (last.finished - first.finished).max(0.0);
-    (policy.assumed_service.as_secs_f64() + busy_seconds(&window)) / (1.0 + ended)
+    (KNOWN_BEFORE * known + busy_seconds(&window)) / (KNOWN_BEFORE + ended)
 }
 
 struct Offered {
     /// Slots that ran, on average.
     running: f64,
-    /// Slots that those would take that came and could not.
-    growing: f64,
+    /// How many more wait, a second; negative where a backlog is worked off, which is no load.
+    growth: f64,
 }
 
-fn offered(history: &History, window: Duration, service: f64) -> Offered {
+fn offered(history: &History, window: Duration) -> Offered {
     let window: Vec<&Sample> = history.window(window).collect();
     let Some((first, last)) = window.first().zip(window.last()) else {
-        return Offered { running: 0.0, growing: 0.0 };
+        return Offered { running: 0.0, growth: 0.0 };
     };
     let seconds = last.at.since(first.at).as_secs_f64();
     if seconds == 0.0 {
-        return Offered { running: last.running, growing: 0.0 };
+        return Offered { running: last.running, growth: 0.0 };
     }
-    let growth = (last.waiting - first.waiting).max(0.0) / seconds;
-    Offered { running: busy_seconds(&window) / seconds, growing: service * growth }
+    let growth = (last.waiting - first.waiting) / seconds;
+    Offered { running: busy_seconds(&window) / seconds, growth }
 }
 
-/// Slot-seconds that were used between the samples.
+/// Slot-seconds that were used between the samples. What runs at the end of one may have begun just now: it counts from the
+/// next one on.
 fn busy_seconds(window: &[&Sample]) -> f64 {
-    window
-        .windows(2)
-        .map(|pair| (pair[0].running + pair[1].running) / 2.0 * pair[1].at.since(pair[0].at).as_secs_f64())
-        .sum()
+    window.windows(2).map(|pair| pair[0].running * pair[1].at.since(pair[0].at).as_secs_f64()).sum()
 }

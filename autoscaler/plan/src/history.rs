@@ -7,7 +7,7 @@ use std::{
 
 use flux_protocol::Timestamp;
 
-use crate::{Decision, Phase, Policy, Rule, Snapshot};
+use crate::{Decision, Phase, Policy, Rule, Snapshot, demand::service_seconds};
 
 /// Seen at one moment, all machines together.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +36,20 @@ pub struct History {
     nodes: BTreeMap<String, VecDeque<Measured>>,
     /// When thresholds last moved something.
     by_thresholds: Option<Timestamp>,
+    /// Seconds that an execution took when any ended lately.
+    service_seconds: Option<f64>,
+    /// The largest wish of each minute of the last hour, with the minute's number.
+    minutes: VecDeque<(i64, f64)>,
 }
+
+const MINUTE_MICROS: i64 = 60_000_000;
+const MINUTES: usize = 60;
+/// How often the slots that ran have to have been filled anew before a mean length is believed for later.
+const TURNOVERS: f64 = 10.0;
+/// The smallest of some bursts is not the next one.
+const RECURS_LARGER: f64 = 1.2;
+/// Gaps that have to be seen before another is expected.
+const GAPS_SEEN: usize = 2;
 
 impl History {
     /// Adds what is there now. The same moment twice is one.
@@ -66,6 +79,12 @@ impl History {
                 seen.pop_front();
             }
         }
+        // So many have ended that those which run on at either end of the window do not matter.
+        let first = self.window(policy.load_window).next().map_or(0.0, |first| first.finished);
+        let most = self.window(policy.load_window).map(|sample| sample.running).fold(1.0, f64::max);
+        if self.samples.back().is_some_and(|last| last.finished - first >= TURNOVERS * most) {
+            self.service_seconds = Some(service_seconds(policy, self));
+        }
         // Who was away has to sustain anew.
         let at = snapshot.at;
         self.nodes.retain(|_, seen| seen.back().is_some_and(|last| last.at == at));
@@ -76,6 +95,14 @@ impl History {
         if let Some(sample) = self.samples.iter_mut().rev().find(|sample| sample.at == decision.at) {
             sample.wanted = Some(decision.demand.wanted);
             sample.panicked = decision.demand.panic;
+        }
+        let minute = decision.at.as_micros().div_euclid(MINUTE_MICROS);
+        match self.minutes.back_mut().filter(|(last, _)| *last == minute) {
+            Some((_, most)) => *most = most.max(decision.demand.peak),
+            None => self.minutes.push_back((minute, decision.demand.peak)),
+        }
+        while self.minutes.len() > MINUTES {
+            self.minutes.pop_front();
         }
         let by_thresholds = |rule: Rule| matches!(rule, Rule::Pressure | Rule::Quiet | Rule::Replace);
         if decision.actions.iter().any(|act| by_thresholds(act.reason.rule)) {
@@ -98,6 +125,31 @@ impl History {
             return None;
         }
         Some(self.window(window).filter_map(|sample| sample.wanted).fold(0.0, f64::max))
+    }
+
+    /// The largest wish that comes again and again: the last gaps between its comings were no longer than `gap`, and the one now
+    /// is not either. Keeping what it needs is cheaper than buying it each time.
+    pub(crate) fn recurring(&self, at: Timestamp, gap: Duration) -> f64 {
+        let gap = i64::try_from(gap.as_micros()).unwrap_or(i64::MAX) / MINUTE_MICROS;
+        let now = at.as_micros().div_euclid(MINUTE_MICROS);
+        let recurs = |level: f64| {
+            // Minutes in a row are one coming.
+            let mut comings: Vec<(i64, i64)> = Vec::new();
+            for (minute, _) in self.minutes.iter().filter(|(_, most)| *most >= level) {
+                match comings.last_mut().filter(|(_, to)| minute - *to <= 1) {
+                    Some((_, to)) => *to = *minute,
+                    None => comings.push((*minute, *minute)),
+                }
+            }
+            let gaps = comings.windows(2).map(|pair| pair[1].0 - pair[0].1);
+            let last = comings.last().is_some_and(|(_, to)| now - to <= gap);
+            last && comings.len() > GAPS_SEEN && gaps.rev().take(GAPS_SEEN).all(|between| between <= gap)
+        };
+        RECURS_LARGER * self.minutes.iter().map(|(_, most)| *most).filter(|level| recurs(*level)).fold(0.0, f64::max)
+    }
+
+    pub(crate) fn service_seconds(&self) -> Option<f64> {
+        self.service_seconds
     }
 
     pub(crate) fn panicked_within(&self, window: Duration) -> bool {

@@ -26,8 +26,12 @@ pub struct Policy {
     pub headroom: f64,
     /// How long an execution takes before any was seen to end.
     pub assumed_service: Duration,
+    /// From a launch to the first execution.
+    pub expected_boot: Duration,
     /// A node goes when none of the wishes of this time needed it.
     pub scale_down_delay: Duration,
+    /// What comes again and again, with gaps no longer than this, keeps its nodes between. Zero: nothing does.
+    pub recurring_gap: Duration,
     /// A node that drains is terminated after this, whatever it still runs: that goes back to the queue.
     pub drain_timeout: Duration,
     /// A node that was not heard of this long after it was bought is terminated.
@@ -70,13 +74,15 @@ impl Policy {
             mem_lower_threshold: 40.0,
             evaluation_window: Duration::from_secs(60),
             cooldown: Duration::from_secs(60),
-            target_queue: Duration::from_secs(60),
+            target_queue: Duration::from_secs(75),
             load_window: Duration::from_secs(60),
             panic_window: Duration::from_secs(10),
             panic_threshold: 1.5,
             headroom: 1.0,
             assumed_service: Duration::from_secs(1),
-            scale_down_delay: Duration::from_secs(60),
+            expected_boot: Duration::from_secs(60),
+            scale_down_delay: Duration::from_secs(30),
+            recurring_gap: Duration::from_secs(360),
             drain_timeout: Duration::from_secs(300),
             boot_timeout: Duration::from_secs(600),
             silent_timeout: Duration::from_secs(60),

@@ -81,5 +81,6 @@ impl fmt::Display for Reason {
 
 /// To be read: two places are enough.
 fn rounded(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
+    // Without a sign on zero.
+    (value * 100.0).round() / 100.0 + 0.0
 }

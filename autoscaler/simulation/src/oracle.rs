@@ -6,7 +6,11 @@
 
 use flux_plan::{Action, Phase, Snapshot};
 
-use crate::{Scaler, Setting, Traffic, policies::{drained, launch}, world::at};
+use crate::{
+    Scaler, Setting, Traffic,
+    policies::{drained, launch},
+    world::at,
+};
 
 pub(crate) struct Oracle {
     /// Nodes to have ordered at each poll, ready or booting.
@@ -105,12 +109,14 @@ impl Scaler for Oracle {
         let mut actions: Vec<Action> =
             back[..again].iter().map(|node| Action::Undrain { node: node.name.clone() }).collect();
         actions.extend((there + again..wanted).map(|_| launch()));
-        let mut ready: Vec<&flux_plan::Node> = snapshot.nodes.iter().filter(|node| node.phase == Phase::Ready).collect();
+        let mut ready: Vec<&flux_plan::Node> =
+            snapshot.nodes.iter().filter(|node| node.phase == Phase::Ready).collect();
         ready.sort_by_key(|node| node.load.map_or(0, |load| load.running));
         let excess = ready.iter().take(there.saturating_sub(wanted));
         actions.extend(excess.map(|node| Action::Drain { node: node.name.clone(), replaced_by: None }));
         let again: Vec<&String> = back[..again].iter().map(|node| &node.name).collect();
-        let gone = drained(snapshot).filter(|action| !matches!(action, Action::Terminate { node } if again.contains(&node)));
+        let gone =
+            drained(snapshot).filter(|action| !matches!(action, Action::Terminate { node } if again.contains(&node)));
         actions.extend(gone);
         actions
     }

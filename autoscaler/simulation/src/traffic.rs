@@ -120,11 +120,13 @@ impl Traffic {
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            let mut fields = text.split(',').map(|field| field.trim().parse::<f64>().ok().filter(|value| *value >= 0.0));
+            let mut fields =
+                text.split(',').map(|field| field.trim().parse::<f64>().ok().filter(|value| *value >= 0.0));
             let second = fields.next().flatten().filter(|second| *second < LONGEST);
             let second = second.ok_or(TrafficError::Line { line, what: "the first field is no second" })?;
             let count = fields.next().flatten();
-            let count = count.ok_or(TrafficError::Line { line, what: "the second field is no number of invocations" })?;
+            let count =
+                count.ok_or(TrafficError::Line { line, what: "the second field is no number of invocations" })?;
             let takes = match fields.next() {
                 None => 1.0,
                 Some(takes) => takes.ok_or(TrafficError::Line { line, what: "the third field is no length" })?,
@@ -138,7 +140,11 @@ impl Traffic {
             }
             let mut offsets: Vec<f64> = (0..whole).map(|_| random.random()).collect();
             offsets.sort_by(f64::total_cmp);
-            arrivals.extend(offsets.into_iter().map(|offset| Arrival { at: second + offset, takes: exponential(&mut random) * takes }));
+            arrivals.extend(
+                offsets
+                    .into_iter()
+                    .map(|offset| Arrival { at: second + offset, takes: exponential(&mut random) * takes }),
+            );
             lasts = second + 1.0;
         }
         if arrivals.is_empty() {

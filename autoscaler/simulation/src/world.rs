@@ -142,7 +142,9 @@ impl World<'_> {
             let end = self.ends.peek().map(|Reverse((at, _))| at.0).filter(|at| *at <= until);
             // A node that becomes ready matters while something waits.
             let ready = self.there.iter().map(|index| self.machines[*index].ready);
-            let ready = ready.filter(|at| *at <= until && !self.waiting.is_empty() && self.is_unseen(*at)).fold(f64::INFINITY, f64::min);
+            let ready = ready
+                .filter(|at| *at <= until && !self.waiting.is_empty() && self.is_unseen(*at))
+                .fold(f64::INFINITY, f64::min);
             match end {
                 Some(at) if at <= ready => {
                     if let Some(Reverse((_, index))) = self.ends.pop() {
