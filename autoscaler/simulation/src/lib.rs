@@ -4,6 +4,7 @@
 //! Executions are simulated one by one ([`world`]): they wait in one queue, in order, for a slot of any node. A policy sees
 //! what the autoscaler sees, as often as it polls, and nothing else; the oracle alone is told the traffic.
 
+mod chart;
 mod knative;
 mod oracle;
 mod policies;
@@ -13,6 +14,7 @@ mod setting;
 mod traffic;
 mod world;
 
+pub use chart::chart;
 pub use policies::{Scaler, compared};
 pub use report::{Outcome, compare, markdown};
 pub use setting::Setting;

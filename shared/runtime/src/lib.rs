@@ -3,6 +3,7 @@
 //!
 //! **Architecture Invariant:** nothing here knows what a function is.
 
+pub mod autoscaler_settings;
 pub mod config;
 pub mod settings;
 pub mod shutdown;
