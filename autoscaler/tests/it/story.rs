@@ -30,8 +30,8 @@ const STEP: Duration = Duration::from_secs(5);
 /// A node's agent says something this long after its launch.
 const BOOTS_IN: Duration = Duration::from_secs(20);
 /// Work comes for the first of them; the rest is more than every timeout.
-const BUSY_STEPS: usize = 12;
-const STEPS: usize = 60;
+const BUSY_STEPS: usize = 9;
+const STEPS: usize = 44;
 
 /// Where the keeper dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
