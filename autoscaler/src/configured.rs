@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn what_contradicts_itself_is_named() {
-        let changes: [(&str, fn(&mut AutoscalerSettings)); 6] = [
+        type Change = (&'static str, fn(&mut AutoscalerSettings));
+        let changes: [Change; 6] = [
             ("providers", |s| s.providers.clear()),
             ("cpu_lower", |s| s.cpu_lower_threshold = 90.0),
             ("max_cost_per_hour", |s| s.max_cost_per_hour = Some(0.01)),
