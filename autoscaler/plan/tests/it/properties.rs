@@ -76,7 +76,7 @@ fn making_room(world: &World) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     /// Between minimum and maximum with what boots counted, never above the cap, with a reason for each action, and with
     /// nothing left to do right after.
