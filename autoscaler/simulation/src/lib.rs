@@ -1,7 +1,7 @@
 //! [`flux_plan::plan`] on traffic that was generated or recorded, with boot times and prices, beside an oracle that knows the
 //! future, fixed fleets, and the rules of others. The same seed is the same run.
 //!
-//! Executions are simulated one by one ([`world`]): they wait in one queue, in order, for a slot of any node. A policy sees
+//! Executions are simulated one by one: they wait in one queue, in order, for a slot of any node. A policy sees
 //! what the autoscaler sees, as often as it polls, and nothing else; the oracle alone is told the traffic.
 
 mod chart;
