@@ -23,8 +23,8 @@ setup-bench: ## install what only the benchmarks need (k6, musl)
 	@scripts/setup.sh bench
 
 .PHONY: build
-build: ## release binaries flux, flux-gateway, flux-agent
-	cargo build --release $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent --bins
+build: ## release binaries flux, flux-gateway, flux-agent, flux-autoscaler
+	cargo build --release $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent -p flux-autoscaler --bins
 
 .PHONY: check
 check: ## format, clippy, doc and dependency rules; no warnings

@@ -116,6 +116,7 @@ impl Heart {
                 .unwrap_or_default(),
             cached_digests: self.node.code.cached(),
             secrets_key: Some(Base64(self.node.secrets_key.public_key().to_vec())),
+            finished: self.node.held.finished(),
         }
     }
 

@@ -156,6 +156,8 @@ pub(crate) enum Cancel {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// That left, since the start.
+    finished: u64,
     executions: HashMap<ExecutionId, Arc<Execution>>,
     cancels: HashMap<ExecutionId, (Instant, String)>,
     cancel_order: VecDeque<(Instant, ExecutionId)>,
@@ -228,6 +230,7 @@ impl Held {
         let mut inner = self.inner.lock();
         if let Some(execution) = inner.executions.remove(&id) {
             inner.remember_left(&execution);
+            inner.finished += 1;
         }
         drop(inner);
         self.left.notify_waiters();
@@ -292,6 +295,11 @@ impl Held {
             }
         }
         reply
+    }
+
+    /// How many ended here, or were given up, since the start.
+    pub(crate) fn finished(&self) -> u64 {
+        self.inner.lock().finished
     }
 
     pub(crate) fn is_empty(&self) -> bool {

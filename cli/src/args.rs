@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     bench,
     commands::{
-        agent, agents, audit, cancel, delete, deploy, dlq, functions, gc, init, invoke, keys, logs, pki, ps, rollback,
-        secrets, top,
+        agent, agents, audit, autoscaler, cancel, delete, deploy, dlq, functions, gc, init, invoke, keys, logs, pki,
+        ps, rollback, secrets, top,
     },
     microvm, up,
 };
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Agents(agents::Args),
     /// Let machines in and look after them
     Agent(agent::Args),
+    /// Nodes that are bought and returned, and why
+    Autoscaler(autoscaler::Args),
     /// Give, list, renew and revoke identities
     Pki(pki::Args),
     /// Watch agents and functions

@@ -36,6 +36,7 @@ use crate::refusal::Refusal;
 mod admission;
 mod agents;
 mod audit;
+mod autoscaler;
 mod call;
 mod cancel;
 mod collect;

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 fn serve(args: &Args) -> anyhow::Result<()> {
     let settings = settings(args)?;
     if args.check {
-        HttpOptions::from_settings(&settings.gateway)?;
+        HttpOptions::from_settings(&settings)?;
         return Ok(());
     }
     telemetry::init(settings.log.format, &settings.log.level).map_err(anyhow::Error::msg)?;

@@ -51,6 +51,11 @@ impl Reply {
 }
 
 impl Api {
+    /// The key that it shows.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// `base` is like `http://127.0.0.1:7227`; an empty key sends none.
     pub fn new(base: impl Into<String>, key: impl Into<String>) -> Self {
         let http = reqwest::Client::builder()

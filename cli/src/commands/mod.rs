@@ -5,6 +5,7 @@ use crate::{args::Command, client::Client, error::CliError, output::Output};
 pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod audit;
+pub(crate) mod autoscaler;
 pub(crate) mod cancel;
 pub(crate) mod delete;
 pub(crate) mod deploy;
@@ -49,6 +50,7 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         Command::Secrets(args) => secrets::run(args, cx).await,
         Command::Audit(args) => audit::run(args, cx).await,
         Command::Gc(args) => gc::run(&args, cx).await,
+        Command::Autoscaler(args) => autoscaler::run(args, cx).await,
         Command::Bench(args) => crate::bench::run(args, cx).await,
         // These need no gateway: `main` has taken them.
         Command::Up(_)

@@ -232,6 +232,7 @@ fn list(out: Output, all: &[Listed]) {
             }
             Identity::Gateway => "everything".to_owned(),
             Identity::Queue => "serve".to_owned(),
+            Identity::Autoscaler => "scale".to_owned(),
         };
         let key = if one.key_is_here { "here" } else { NOTHING };
         table.row([one.identity.to_string(), state.to_owned(), expires, key.to_owned(), may]);

@@ -34,7 +34,7 @@ impl Two {
         for _ in 0..2 {
             let dir = passable_dir("flux-two-");
             let listen = format!("127.0.0.1:{}", free_port());
-            processes.push(start_gateway_on(store, nats.url(), dir.path(), &listen, KEY));
+            processes.push(start_gateway_on(store, &nats.url(), dir.path(), &listen, KEY));
             apis.push(Api::new(format!("http://{listen}"), KEY));
             dirs.push(dir);
         }

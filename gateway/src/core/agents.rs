@@ -11,6 +11,7 @@ use flux_pki::{Certs, JoinToken, PkiError};
 use flux_protocol::{
     AgentId, ErrorCode, PoolName,
     agent::{ControlReply, ControlRequest, ProbeAnswer, Registered},
+    autoscaler::ManagedNode,
     identity::Identity,
     limits, subject,
     time::now,
@@ -152,6 +153,13 @@ impl Gateway {
                 known.entry(id).or_default().registered = serde_json::from_slice(&entry.value).ok();
             }
         }
+        if let Ok(Some(status)) = self.autoscaler_status().await {
+            for node in status.nodes {
+                if let Ok(id) = AgentId::parse(&node.id) {
+                    known.entry(id).or_default().managed = Some(node);
+                }
+            }
+        }
         known
     }
 }
@@ -187,6 +195,8 @@ pub(crate) struct Known {
     pub(crate) identity: Option<String>,
     pub(crate) not_after: Option<flux_protocol::Timestamp>,
     pub(crate) registered: Option<Registered>,
+    /// The autoscaler's machine that it runs on.
+    pub(crate) managed: Option<ManagedNode>,
 }
 
 impl Inner {

@@ -8,6 +8,7 @@ pub(super) use answer::EXECUTION_ID;
 
 mod agents;
 mod answer;
+mod autoscaler;
 mod collect;
 mod dead_letters;
 mod deploy;
@@ -41,6 +42,9 @@ pub(super) fn all() -> OpenApiRouter<Api> {
         .routes(routes!(machines::cordon))
         .routes(routes!(machines::uncordon))
         .routes(routes!(machines::remove))
+        .routes(routes!(autoscaler::autoscaler))
+        .routes(routes!(autoscaler::initialize))
+        .routes(routes!(autoscaler::remove))
         .routes(routes!(functions::list, functions::register))
         .routes(routes!(functions::show, functions::remove))
         .routes(routes!(deploy::deploy))

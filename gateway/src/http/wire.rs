@@ -1,6 +1,7 @@
 //! The bodies of the API, as they are written to the wire and described in the OpenAPI document.
 
 pub(super) mod agent;
+pub(super) mod autoscaler;
 pub(super) mod dead_letter;
 pub(super) mod error;
 pub(super) mod execution;

@@ -271,6 +271,7 @@ impl FakeAgent {
                 capabilities: Capabilities { tiers: vec!["process".to_owned()], ..Capabilities::default() },
                 cached_digests: 0,
                 secrets_key: None,
+                finished: 0,
             }
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());

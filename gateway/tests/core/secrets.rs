@@ -56,6 +56,7 @@ impl Asker {
             capabilities: Capabilities::default(),
             cached_digests: 0,
             secrets_key: Some(Base64(key.public_key().to_vec())),
+            finished: 0,
         };
         let body = Bytes::from(serde_json::to_vec(&heartbeat).unwrap());
         world.broker.signal(subject::heartbeat(&heartbeat.pool, &self.id), body).await.unwrap();

@@ -43,7 +43,7 @@ mod storing;
 mod tables;
 
 pub use options::{NatsAuth, NatsOptions};
-pub use permissions::{Allowed, accounts, allowed, server_tls};
+pub use permissions::{AUTOSCALER_ANSWERS, AUTOSCALER_INBOX, Allowed, accounts, allowed, server_tls};
 
 /// A connection to a NATS server or cluster with JetStream (2.12 or newer).
 pub struct NatsBroker {

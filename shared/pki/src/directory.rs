@@ -42,6 +42,7 @@ pub struct Listed {
 pub(crate) enum Holder<'a> {
     Gateway,
     Queue,
+    Autoscaler,
     Agent(&'a AgentId),
     Producer(&'a ProducerName),
 }
@@ -63,6 +64,7 @@ impl Certs {
         let (dir, name) = match holder {
             Holder::Gateway => (self.path("flux"), "flux"),
             Holder::Queue => (self.path("queue"), "queue"),
+            Holder::Autoscaler => (self.path("autoscaler"), "autoscaler"),
             Holder::Agent(id) => (self.path("agents").join(id.as_str()), "agent"),
             Holder::Producer(name) => (self.path("producers").join(name.as_str()), "producer"),
         };
@@ -116,7 +118,12 @@ impl Certs {
         let authority = self.authority()?;
         let mut all: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
         all.extend(names.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
-        for (holder, identity) in [(Holder::Gateway, Identity::Gateway), (Holder::Queue, Identity::Queue)] {
+        let own = [
+            (Holder::Gateway, Identity::Gateway),
+            (Holder::Queue, Identity::Queue),
+            (Holder::Autoscaler, Identity::Autoscaler),
+        ];
+        for (holder, identity) in own {
             self.ensure(&authority, holder, &identity, &all)?;
         }
         let [private, public] = self.ssh_files();
@@ -230,6 +237,14 @@ impl Certs {
     /// It is missing or damaged.
     pub fn gateway(&self) -> Result<Arc<Credential>, PkiError> {
         self.credential(Holder::Gateway)
+    }
+
+    /// What the autoscaler shows.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub fn autoscaler(&self) -> Result<Arc<Credential>, PkiError> {
+        self.credential(Holder::Autoscaler)
     }
 
     /// What an agent shows.
@@ -367,6 +382,10 @@ impl Certs {
     /// Everyone who has a directory here, with the number that holds for them.
     fn identities(&self) -> Result<Vec<Identity>, PkiError> {
         let mut all = vec![Identity::Gateway, Identity::Queue];
+        // A directory from before there were autoscalers has none.
+        if self.pair(Holder::Autoscaler).0.exists() {
+            all.push(Identity::Autoscaler);
+        }
         for name in files::dirs(&self.path("agents"))? {
             let Ok(id) = AgentId::parse(&name) else { continue };
             let granted = self.granted(Holder::Agent(&id))?;
@@ -393,7 +412,7 @@ impl Certs {
                 Identity::Producer { name, grant } => {
                     grants.insert(Grant::Producer { name, grant, invoke: granted.invoke });
                 }
-                Identity::Gateway | Identity::Queue => {}
+                Identity::Gateway | Identity::Queue | Identity::Autoscaler => {}
             }
         }
         Ok(grants)
@@ -425,6 +444,7 @@ fn holder(identity: &Identity) -> Holder<'_> {
     match identity {
         Identity::Gateway => Holder::Gateway,
         Identity::Queue => Holder::Queue,
+        Identity::Autoscaler => Holder::Autoscaler,
         Identity::Agent { id, .. } => Holder::Agent(id),
         Identity::Producer { name, .. } => Holder::Producer(name),
     }
@@ -434,6 +454,7 @@ pub(crate) fn identity(holder: Holder<'_>, grant: u32) -> Identity {
     match holder {
         Holder::Gateway => Identity::Gateway,
         Holder::Queue => Identity::Queue,
+        Holder::Autoscaler => Identity::Autoscaler,
         Holder::Agent(id) => Identity::Agent { id: id.clone(), grant },
         Holder::Producer(name) => Identity::Producer { name: name.clone(), grant },
     }

@@ -44,7 +44,7 @@ impl Grants {
     /// Whether a name that a certificate carries is still let in.
     pub fn admits(&self, identity: &Identity) -> bool {
         match identity {
-            Identity::Gateway | Identity::Queue => true,
+            Identity::Gateway | Identity::Queue | Identity::Autoscaler => true,
             Identity::Agent { id, .. } => self.agents.get(id).is_some_and(|grant| grant.identity() == *identity),
             Identity::Producer { name, .. } => {
                 self.producers.get(name).is_some_and(|grant| grant.identity() == *identity)

@@ -135,6 +135,14 @@ pub struct Heartbeat {
     /// What secrets are sealed to for this process of the agent (X25519); absent where it takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets_key: Option<Base64>,
+    /// Executions that ended here since it started; none, too, where a release says nothing of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub finished: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Whether an agent that runs `tasks` executions at once waits at each of so many hot queues: three quarters of its

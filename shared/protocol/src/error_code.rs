@@ -58,6 +58,8 @@ codes! {
     JoinRefused = "join_refused", 403;
     /// This gateway gives no identities: it has no CA, or its queue asks for none.
     NoAuthority = "no_authority", 501;
+    /// Nobody buys machines here.
+    NoAutoscaler = "no_autoscaler", 503;
     MessageNotFound = "message_not_found", 404;
     KeyNotFound = "key_not_found", 404;
     SecretNotFound = "secret_not_found", 404;

@@ -21,6 +21,8 @@ pub enum Identity {
     Gateway,
     /// The broker's own servers.
     Queue,
+    /// Who buys machines.
+    Autoscaler,
     Agent {
         id: AgentId,
         grant: u32,
@@ -37,6 +39,7 @@ impl Identity {
         match self {
             Self::Gateway => format!("{TRUST_DOMAIN}gateway"),
             Self::Queue => format!("{TRUST_DOMAIN}queue"),
+            Self::Autoscaler => format!("{TRUST_DOMAIN}autoscaler"),
             Self::Agent { id, grant } => format!("{TRUST_DOMAIN}agent/{id}/{grant}"),
             Self::Producer { name, grant } => format!("{TRUST_DOMAIN}producer/{name}/{grant}"),
         }
@@ -49,6 +52,7 @@ impl Identity {
         let identity = match kind {
             "gateway" => Self::Gateway,
             "queue" => Self::Queue,
+            "autoscaler" => Self::Autoscaler,
             "agent" => named().map(|(id, grant)| Self::Agent { id, grant })?,
             "producer" => named().map(|(name, grant)| Self::Producer { name, grant })?,
             _ => return None,
@@ -64,10 +68,10 @@ impl Identity {
         }
     }
 
-    /// The account that it has on the broker. Gateways share one.
+    /// The account that it has on the broker. Gateways share one; the autoscaler is in it too, with less leave.
     pub fn account(&self) -> String {
         match self {
-            Self::Gateway | Self::Queue => GATEWAYS_ACCOUNT.to_owned(),
+            Self::Gateway | Self::Queue | Self::Autoscaler => GATEWAYS_ACCOUNT.to_owned(),
             Self::Agent { id, .. } => format!("agent-{id}"),
             Self::Producer { name, .. } => format!("producer-{name}"),
         }
@@ -82,6 +86,7 @@ impl fmt::Display for Identity {
         match self {
             Self::Gateway => f.write_str("gateway"),
             Self::Queue => f.write_str("queue"),
+            Self::Autoscaler => f.write_str("autoscaler"),
             Self::Agent { id, .. } => write!(f, "agent {id}"),
             Self::Producer { name, .. } => write!(f, "producer {name}"),
         }
@@ -112,7 +117,7 @@ mod tests {
     fn a_name_has_one_spelling() {
         let agent = Identity::Agent { id: AgentId::parse("a-1").expect("an id"), grant: 3 };
         assert_eq!(agent.uri(), "spiffe://flux/agent/a-1/3");
-        for identity in [Identity::Gateway, Identity::Queue, agent] {
+        for identity in [Identity::Gateway, Identity::Queue, Identity::Autoscaler, agent] {
             assert_eq!(Identity::from_uri(&identity.uri()), Some(identity));
         }
         for other in [

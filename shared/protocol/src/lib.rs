@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod agent;
+pub mod autoscaler;
 pub mod error_code;
 pub mod event;
 pub mod execution;

@@ -281,6 +281,12 @@ pub const STAMPS_ASKED: usize = 100;
 pub const IMAGE_PULL: Duration = Duration::from_secs(1800);
 pub const JWKS_BYTES: usize = 256 * KIB;
 pub const JWKS_KEYS: usize = 64;
+/// Decisions of the autoscaler that are kept: the last ones that did something.
+pub const AUTOSCALER_DECISIONS: usize = 50;
+/// Who acts, of several autoscalers, has said so within this.
+pub const AUTOSCALER_LEASE: Duration = Duration::from_secs(15);
+/// Machines that one autoscaler may have at most, of all providers.
+pub const AUTOSCALER_NODES: u32 = 1000;
 /// A secret's value, and how many of them there are: of a Flux, and of one function.
 pub const SECRET: usize = 64 * KIB;
 pub const SECRETS: usize = 10_000;

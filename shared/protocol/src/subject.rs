@@ -280,6 +280,9 @@ pub fn questions(what: &str) -> String {
     format!("flux.ask.*.{what}")
 }
 
+/// Gateways ask the autoscaler.
+pub const AUTOSCALER: &str = "flux.autoscaler";
+
 /// An agent asks for a new certificate.
 pub const RENEWAL: &str = "renewal";
 

@@ -3,6 +3,7 @@
 //!
 //! **Architecture Invariant:** nothing here knows what a function is.
 
+pub mod autoscaler_settings;
 pub mod config;
 mod former;
 pub mod settings;

@@ -24,6 +24,7 @@ pub struct Settings {
     pub artifacts: ArtifactSettings,
     pub gateway: GatewaySettings,
     pub agent: AgentSettings,
+    pub autoscaler: crate::autoscaler_settings::AutoscalerSettings,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -33,6 +33,9 @@ pub(super) async fn agents(State(api): State<Api>, caller: Option<Extension<Call
 /// What Flux and its agents use of their machines
 #[utoipa::path(get, path = "/resources", tag = "agents", responses((status = 200, description = "The nodes", body = ResourcesBody)))]
 pub(super) async fn resources(State(api): State<Api>) -> impl IntoResponse {
-    let agents = api.gateway.agents().into_iter().map(AgentResourcesBody::from).collect();
+    let known = api.gateway.identities().await;
+    let of = |agent: &AgentView| known.get(&agent.heartbeat.agent_id).cloned().unwrap_or_default();
+    let agents =
+        api.gateway.agents().into_iter().map(|agent| AgentResourcesBody::new(agent.clone(), of(&agent))).collect();
     ok(ResourcesBody { flux: FluxNodeBody { node: api.gateway.node().into() }, agents })
 }

@@ -37,9 +37,14 @@ pub(in crate::http) struct AgentBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = DateTime)]
     identity_expires: Option<String>,
-    /// `manual`: somebody registered it.
+    /// Who it was bought from; `manual`: somebody registered it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    provider: Option<&'static str>,
+    provider: Option<String>,
+    /// What the provider calls its machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_type: Option<String>,
 }
 
 #[derive(ToSchema)]
@@ -119,6 +124,8 @@ pub(in crate::http) struct AgentResourcesBody {
     id: String,
     #[schema(value_type = AgentStatusName)]
     status: AgentStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_type: Option<String>,
     node: NodeBody,
 }
 
@@ -126,7 +133,13 @@ impl AgentBody {
     pub(in crate::http) fn new(AgentView { heartbeat, status, last_heartbeat }: AgentView, known: Known) -> Self {
         Self {
             id: heartbeat.agent_id.to_string(),
-            provider: known.registered.as_ref().map(|_| "manual"),
+            provider: known
+                .registered
+                .as_ref()
+                .map(|_| "manual".to_owned())
+                .or_else(|| known.managed.as_ref().map(|node| node.provider.clone())),
+            provider_id: known.managed.as_ref().and_then(|node| node.provider_id.clone()),
+            instance_type: known.managed.map(|node| node.instance_type),
             address: known.registered.map_or(heartbeat.address, |registered| registered.address),
             identity: known.identity,
             identity_expires: known.not_after.map(time),
@@ -149,9 +162,14 @@ impl AgentBody {
     }
 }
 
-impl From<AgentView> for AgentResourcesBody {
-    fn from(agent: AgentView) -> Self {
-        Self { id: agent.heartbeat.agent_id.to_string(), status: agent.status, node: agent.heartbeat.node.into() }
+impl AgentResourcesBody {
+    pub(in crate::http) fn new(agent: AgentView, known: Known) -> Self {
+        Self {
+            id: agent.heartbeat.agent_id.to_string(),
+            status: agent.status,
+            instance_type: known.managed.map(|node| node.instance_type),
+            node: agent.heartbeat.node.into(),
+        }
     }
 }
 

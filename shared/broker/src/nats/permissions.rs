@@ -13,7 +13,7 @@ use flux_protocol::{
     subject::{self, BLOB_BUCKET, CODE_BUCKET, OUTPUT_BUCKET, QueueName},
 };
 
-use super::{core::AGENTS_API, tables::bucket};
+use super::{core::AGENTS_API, reader::Bucket, tables::bucket};
 use crate::Table;
 
 /// How long the server remembers where answers to a pull go: longer than any is open.
@@ -135,8 +135,9 @@ pub fn accounts(
     // Writing to a string cannot fail.
     let _ = writeln!(
         text,
-        "  {GATEWAYS_ACCOUNT}: {{\n    jetstream: enabled\n    {}\n    exports: [",
-        user(&Identity::Gateway)
+        "  {GATEWAYS_ACCOUNT}: {{\n    jetstream: enabled\n    users: [\n      {{ user: {:?} }}\n{}    ]\n    exports: [",
+        Identity::Gateway.uri(),
+        autoscaler_user()
     );
     let _ = writeln!(text, "{}    ]\n  }}", exports(pools));
     let grants: Vec<Grant> = grants.into_iter().collect();
@@ -175,6 +176,40 @@ pub fn accounts(
     }
     text.push_str("}\n");
     text
+}
+
+/// The prefixes of the autoscaler's inbox, and of what agents answer it.
+pub const AUTOSCALER_INBOX: &str = "_INBOX.autoscaler";
+pub const AUTOSCALER_ANSWERS: &str = "flux.reply.autoscaler";
+
+/// Reads what waits and what agents say, keeps its own table, drains agents, and answers gateways.
+fn autoscaler() -> Allowed {
+    let Bucket { stream, prefix, .. } = bucket(Table::Autoscaler);
+    let publish = vec![
+        // Counts of messages, which carry nothing of them.
+        "$JS.API.STREAM.INFO.*".to_owned(),
+        format!("$JS.API.STREAM.MSG.GET.{stream}"),
+        format!("$JS.API.DIRECT.GET.{stream}"),
+        format!("$JS.API.DIRECT.GET.{stream}.>"),
+        format!("{prefix}>"),
+        "flux.control.*".to_owned(),
+        "flux.reply.>".to_owned(),
+        format!("{AUTOSCALER_INBOX}.>"),
+    ];
+    let subscribe = vec![
+        subject::heartbeats().to_owned(),
+        subject::AUTOSCALER.to_owned(),
+        format!("{AUTOSCALER_INBOX}.>"),
+        format!("{AUTOSCALER_ANSWERS}.>"),
+    ];
+    Allowed { publish, subscribe }
+}
+
+/// Its line in the gateways' account, where the streams are: it needs no more than some of them.
+fn autoscaler_user() -> String {
+    let Allowed { publish, subscribe } = autoscaler();
+    let uri = Identity::Autoscaler.uri();
+    format!("      {{ user: {uri:?}, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?} }} }}\n")
 }
 
 fn import(text: &mut String, kind: &str, account: &str, subject: &str, to: &str) {

@@ -35,8 +35,16 @@ pub(super) async fn provision(core: &Core, pools: &[PoolName]) -> Result<(), Bro
     let lanes = pools.iter().flat_map(|pool| Lane::ALL.map(|lane| (lane, pool.clone())));
     let mut wanted: Vec<(Option<(Lane, PoolName)>, Config)> =
         lanes.map(|(lane, pool)| (Some((lane, pool.clone())), queues(lane, &pool))).collect();
-    let tables =
-        [Table::Functions, Table::Versions, Table::Agents, Table::Hot, Table::Cancelled, Table::Registered].map(table);
+    let tables = [
+        Table::Functions,
+        Table::Versions,
+        Table::Agents,
+        Table::Hot,
+        Table::Cancelled,
+        Table::Registered,
+        Table::Autoscaler,
+    ]
+    .map(table);
     let objects = [CODE_BUCKET, BLOB_BUCKET, OUTPUT_BUCKET].map(object_store);
     wanted.extend(pools.iter().map(|pool| (None, delayed::config(pool))));
     wanted.extend([statuses(), dead_letters()].into_iter().chain(tables).chain(objects).map(|config| (None, config)));
@@ -148,7 +156,7 @@ fn table(table: Table) -> Config {
     config.deny_delete = true;
     config.max_messages_per_subject = match table {
         Table::Functions => i64::from(limits::VERSION_HISTORY),
-        Table::Versions | Table::Agents | Table::Hot | Table::Cancelled | Table::Registered => 1,
+        Table::Versions | Table::Agents | Table::Hot | Table::Cancelled | Table::Registered | Table::Autoscaler => 1,
     };
     if is_passing(table) {
         config.storage = StorageType::Memory;

@@ -31,6 +31,7 @@ pub(super) const fn bucket(table: Table) -> Bucket {
         Table::Hot => ("KV_flux_hot", "$KV.flux_hot."),
         Table::Cancelled => ("KV_flux_cancelled", "$KV.flux_cancelled."),
         Table::Registered => ("KV_flux_registered", "$KV.flux_registered."),
+        Table::Autoscaler => ("KV_flux_autoscaler", "$KV.flux_autoscaler."),
     };
     // Of the functions' table each key has several entries, and only agents want all of them.
     Bucket {

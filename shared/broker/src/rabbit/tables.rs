@@ -62,6 +62,7 @@ impl Logs {
             Table::Functions => (&self.kept, FUNCTIONS),
             Table::Versions => (&self.kept, "versions"),
             Table::Registered => (&self.kept, "registered"),
+            Table::Autoscaler => (&self.kept, "autoscaler"),
             Table::Hot => (&self.passing, HOT),
             Table::Cancelled => (&self.passing, CANCELLED),
             Table::Agents => (&self.agents, AGENTS),

@@ -24,6 +24,8 @@ pub enum Table {
     Cancelled,
     /// Key: agent. Value: its `Registered`: machines that somebody registered, which no autoscaler touches.
     Registered,
+    /// What the autoscaler has bought and means to do, who of several acts, and what was decided last.
+    Autoscaler,
 }
 
 impl Table {
@@ -32,7 +34,7 @@ impl Table {
         match self {
             Self::Agents => Some(limits::AGENT_FORGOTTEN_AFTER),
             Self::Cancelled => Some(limits::EVENT_AGE),
-            Self::Functions | Self::Versions | Self::Hot | Self::Registered => None,
+            Self::Functions | Self::Versions | Self::Hot | Self::Registered | Self::Autoscaler => None,
         }
     }
 }

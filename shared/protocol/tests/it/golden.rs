@@ -237,6 +237,7 @@ fn heartbeats() {
         },
         cached_digests: 4,
         secrets_key: None,
+        finished: 0,
     };
     holds(
         &heartbeat,

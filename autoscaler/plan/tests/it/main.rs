@@ -1,0 +1,5 @@
+//! The plan from outside: some decisions as they are said, and what holds for any.
+
+mod decisions;
+mod properties;
+mod world;

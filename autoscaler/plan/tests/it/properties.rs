@@ -1,0 +1,158 @@
+//! What holds for every decision, whatever is seen.
+
+use flux_plan::{Action, Decision, Load, Policy, Snapshot};
+use proptest::prelude::*;
+
+use crate::world::{World, load, node, on_mondays, provider};
+
+/// What one step brings: seconds, waiting, running, ended.
+type Step = (u64, u64, u32, u64);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let waiting = prop_oneof![3 => Just(0u64), 3 => 0..40u64, 1 => 0..5_000u64];
+    proptest::collection::vec((1..40u64, waiting, 0..120u32, 0..200u64), 1..60)
+}
+
+prop_compose! {
+    fn policy()(
+        mins in (0..3u32, 0..3u32), more in (0..6u32, 0..6u32), share in 0.2..5.0f64, cap in proptest::option::of(1.8..3.0f64),
+        target in prop_oneof![Just(0u64), 5..200u64], delay in 0..120u64, cooldown in 0..120u64, scheduled in 0..6u32,
+    ) -> Policy {
+        let mut first = provider("first", mins.0, mins.0 + more.0);
+        first.share = share;
+        let mut policy = Policy::new(vec![first, provider("second", mins.1, mins.1 + more.1)]);
+        policy.target_queue = std::time::Duration::from_secs(target);
+        policy.scale_down_delay = std::time::Duration::from_secs(delay);
+        policy.cooldown = std::time::Duration::from_secs(cooldown);
+        policy.max_cost_per_hour = cap;
+        policy.schedules.push(on_mondays(scheduled));
+        policy
+    }
+}
+
+fn manual(running: u32) -> flux_plan::Node {
+    let load = Load { cpu_percent: 100.0, memory_percent: 100.0, ..load(running) };
+    flux_plan::Node { managed: false, ..node("by-hand", "first", Some(load)) }
+}
+
+/// Whom an action is about.
+fn named(action: &Action) -> Option<&str> {
+    match action {
+        Action::Launch { .. } => None,
+        Action::Undrain { node } | Action::Drain { node, .. } | Action::Terminate { node } => Some(node),
+    }
+}
+
+/// Nodes that do not drain.
+fn staying(snapshot: &Snapshot, provider: &str) -> u32 {
+    let stays = |node: &&flux_plan::Node| {
+        node.managed && node.provider == provider && !matches!(node.phase, flux_plan::Phase::Draining { .. })
+    };
+    u32::try_from(snapshot.nodes.iter().filter(stays).count()).expect("a few")
+}
+
+fn check(world: &World, decision: &Decision) -> Result<(), TestCaseError> {
+    for provider in &world.policy.providers {
+        prop_assert!(world.count(&provider.name) <= provider.max_nodes, "above the maximum after {decision:?}");
+        prop_assert!(
+            staying(&world.snapshot, &provider.name) >= provider.min_nodes.min(provider.max_nodes)
+                || making_room(world),
+            "below the minimum after {decision:?}"
+        );
+    }
+    if let Some(cap) = world.policy.max_cost_per_hour {
+        prop_assert!(world.cost_per_hour() <= cap + 1e-6, "{} an hour after {decision:?}", world.cost_per_hour());
+    }
+    for act in &decision.actions {
+        prop_assert!(!act.reason.said.is_empty(), "{act:?}");
+        prop_assert_ne!(named(&act.action), Some("by-hand"));
+    }
+    Ok(())
+}
+
+/// While one drains for a larger one there is one less.
+fn making_room(world: &World) -> bool {
+    world.snapshot.nodes.iter().any(|node| matches!(&node.phase, flux_plan::Phase::Draining { replaced_by: Some(_) }))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// Between minimum and maximum with what boots counted, never above the cap, with a reason for each action, and with
+    /// nothing left to do right after.
+    #[test]
+    fn every_decision_keeps_to_what_is_configured(policy in policy(), steps in steps()) {
+        let mut world = World::new(policy);
+        world.snapshot.nodes.push(manual(3));
+        for (seconds, waiting, running, ended) in steps {
+            let decision = world.decide();
+            world.apply(&decision);
+            check(&world, &decision)?;
+            let again = world.decide();
+            prop_assert!(again.actions.is_empty(), "{again:?}\nright after {decision:?}");
+            world.pass(seconds, waiting, running, ended);
+        }
+    }
+
+    /// Who was registered by hand changes nothing.
+    #[test]
+    fn manual_agents_are_not_seen(policy in policy(), steps in steps(), running in 0..4u32) {
+        let (mut with, mut without) = (World::new(policy.clone()), World::new(policy));
+        with.snapshot.nodes.push(manual(running));
+        for (seconds, waiting, running, ended) in steps {
+            let (decision, expected) = (with.decide(), without.decide());
+            prop_assert_eq!(&decision, &expected);
+            with.apply(&decision);
+            without.apply(&expected);
+            with.pass(seconds, waiting, running, ended);
+            without.pass(seconds, waiting, running, ended);
+        }
+    }
+
+    /// More that waits never asks for less, and never gives more back.
+    #[test]
+    fn more_work_never_asks_for_fewer_nodes(policy in policy(), steps in steps(), more in 1..1000u64) {
+        let mut world = World::new(policy);
+        for (seconds, waiting, running, ended) in steps {
+            let decision = world.decide();
+            world.apply(&decision);
+            world.pass(seconds, waiting, running, ended);
+        }
+        let net = |decision: &Decision| decision.actions.iter().map(|act| match act.action {
+            Action::Launch { .. } | Action::Undrain { .. } => 1i64,
+            Action::Drain { .. } => -1,
+            Action::Terminate { .. } => 0,
+        }).sum::<i64>();
+        let mut busier = World::new(world.policy.clone());
+        (busier.history, busier.snapshot) = (world.history.clone(), world.snapshot.clone());
+        busier.snapshot.waiting += more;
+        let (decision, with_more) = (world.decide(), busier.decide());
+        // At the maximum it may drain one to make room.
+        let makes_room = with_more.actions.iter().any(|act| matches!(&act.action, Action::Drain { replaced_by: Some(_), .. }));
+        prop_assert!(with_more.demand.wanted + 1e-9 >= decision.demand.wanted);
+        prop_assert!(net(&with_more) + i64::from(makes_room) >= net(&decision), "{decision:?}\nwith more {with_more:?}");
+    }
+
+    /// A load that does not change moves nothing, once what it needs is there.
+    #[test]
+    fn a_steady_load_does_not_flap(rate in 0..60u32, delay in 0..120u64, target in 10..200u64) {
+        let mut policy = Policy::new(vec![provider("cloud", 0, 40)]);
+        policy.scale_down_delay = std::time::Duration::from_secs(delay);
+        policy.target_queue = std::time::Duration::from_secs(target);
+        let mut world = World::new(policy);
+        let (mut late, mut backlog) = (Vec::new(), 0u32);
+        for poll in 0..300 {
+            let decision = world.decide();
+            world.apply(&decision);
+            if poll >= 200 {
+                late.extend(decision.actions);
+            }
+            // Each takes a second; what finds no slot waits.
+            let slots: u32 = world.snapshot.nodes.iter().filter_map(|node| node.load).map(|load| load.slots).sum();
+            let running = slots.min(rate + backlog / 10);
+            backlog = backlog + 10 * rate - 10 * running;
+            world.pass(10, u64::from(backlog), running, 10 * u64::from(running));
+        }
+        prop_assert!(late.is_empty(), "{late:?}");
+    }
+}

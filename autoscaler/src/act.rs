@@ -1,0 +1,160 @@
+//! Doing what is written: every call follows from a member's state, and may be repeated.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use flux_plan::Load;
+use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::ManagedState};
+use flux_provider::{Advice, ClientToken, ErrorKind, LaunchRequest, NodeId, NodeType, ProviderError, SharedProvider};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+
+use crate::fleet::{Fleet, Member};
+
+/// Calls of one kind at once.
+const AT_ONCE: usize = 8;
+/// A type that was not to be had is not asked for again for so long; the same of a provider that needs somebody's hand.
+const TYPE_REFUSED_FOR: Duration = Duration::from_secs(120);
+const PROVIDER_REFUSED_FOR: Duration = Duration::from_secs(300);
+
+/// What is asked of agents, and of those who know them.
+#[async_trait]
+pub trait Agents: Send + Sync {
+    /// It takes no more work, or takes work again.
+    async fn cordon(&self, agent: &AgentId, cordoned: bool);
+    /// Its machine is gone: it is not let in any more.
+    async fn forget(&self, agent: &AgentId);
+}
+
+/// Types that are not asked for, until when. An empty type is all of a provider's.
+pub(crate) type Refused = BTreeMap<(String, String), Timestamp>;
+
+pub(crate) struct Hands {
+    pub(crate) providers: BTreeMap<String, SharedProvider>,
+    pub(crate) agents: Arc<dyn Agents>,
+    pub(crate) pool: PoolName,
+}
+
+/// How launches went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Launches {
+    pub launched: u32,
+    pub failed: u32,
+}
+
+impl Hands {
+    /// Launches what is wanted, and notes what came of it.
+    pub(crate) async fn launch(&self, fleet: &mut Fleet, refused: &mut Refused, at: Timestamp) -> Launches {
+        let wanted: Vec<(String, Member)> = of_state(fleet, ManagedState::Wanted);
+        let calls: Vec<BoxFuture<'_, _>> = wanted
+            .iter()
+            .map(|(name, member)| async move { (name, member, self.launch_one(name, member).await) }.boxed())
+            .collect();
+        let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
+        let mut launches = Launches::default();
+        for (name, member, outcome) in outcomes {
+            let error = match outcome {
+                Ok(id) => {
+                    launches.launched += 1;
+                    tracing::info!(node = %name, provider_id = %id, node_type = %member.node_type, "a node was launched");
+                    if let Some(member) = fleet.members.get_mut(name) {
+                        member.provider_id = Some(id);
+                        member.enter(ManagedState::Booting, at);
+                    }
+                    continue;
+                }
+                Err(error) => error,
+            };
+            launches.failed += 1;
+            tracing::warn!(node = %name, error = &error as &dyn std::error::Error, "a node was not launched");
+            let (node_type, patience) = match error.advice() {
+                // It may be there: asked for again, under the same token.
+                Advice::Again => continue,
+                Advice::NextTypeOrZone => (member.node_type.clone(), TYPE_REFUSED_FOR),
+                Advice::Change => (String::new(), PROVIDER_REFUSED_FOR),
+            };
+            refused.insert((member.provider.clone(), node_type), at.plus(patience));
+            fleet.members.remove(name);
+        }
+        launches
+    }
+
+    async fn launch_one(&self, name: &str, member: &Member) -> Result<NodeId, ProviderError> {
+        let attempted = || format!("launch {name} at {}", member.provider);
+        let provider = self.providers.get(&member.provider);
+        let provider =
+            provider.ok_or_else(|| ProviderError::invalid("providers", attempted(), "it is not configured"))?;
+        let invalid = |field| move |error| ProviderError::invalid(field, attempted(), error);
+        let token = ClientToken::parse(name).map_err(invalid("token"))?;
+        let node_type = NodeType::parse(&member.node_type).map_err(invalid("node_types"))?;
+        let mut last = None;
+        for zone in provider.zones() {
+            let mut request = LaunchRequest::new(token.clone(), node_type.clone(), self.pool.clone());
+            request.zone = Some(zone.clone());
+            match provider.launch(&request).await {
+                Ok(node) => return Ok(node.id),
+                // Nothing is left behind by it, so that another zone is no second machine.
+                Err(error) if error.kind() == ErrorKind::Capacity => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| ProviderError::invalid("zones", attempted(), "it has none")))
+    }
+
+    /// Terminates what leaves, and what nobody meant to be.
+    pub(crate) async fn terminate(&self, fleet: &mut Fleet, orphans: &[(String, NodeId)]) {
+        let leaving = of_state(fleet, ManagedState::Leaving);
+        let leaving =
+            leaving.into_iter().filter_map(|(name, member)| Some((Some(name), member.provider, member.provider_id?)));
+        let all: Vec<(Option<String>, String, NodeId)> =
+            leaving.chain(orphans.iter().map(|(provider, id)| (None, provider.clone(), id.clone()))).collect();
+        let call = |(name, provider, id): (Option<String>, String, NodeId)| {
+            async move {
+                let ended = match self.providers.get(&provider) {
+                    Some(provider) => provider.terminate(&id).await,
+                    None => Err(ProviderError::NotFound { what: format!("provider {provider}") }),
+                };
+                (name, id, ended)
+            }
+            .boxed()
+        };
+        let calls: Vec<BoxFuture<'_, _>> = all.into_iter().map(call).collect();
+        let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
+        for (name, id, ended) in outcomes {
+            match (ended, name) {
+                (Ok(()), Some(name)) => {
+                    tracing::info!(node = %name, provider_id = %id, "a node was terminated");
+                    fleet.members.remove(&name);
+                    if let Ok(agent) = AgentId::parse(&name) {
+                        self.agents.forget(&agent).await;
+                    }
+                }
+                (Ok(()), None) => tracing::warn!(provider_id = %id, "a machine that nobody meant to be was terminated"),
+                (Err(error), _) => {
+                    tracing::warn!(provider_id = %id, error = &error as &dyn std::error::Error, "a node was not terminated; trying again");
+                }
+            }
+        }
+    }
+
+    /// Tells agents to take no more work, or work again, where they say otherwise.
+    pub(crate) async fn cordon(&self, fleet: &Fleet, loads: &BTreeMap<String, Load>) {
+        for (name, member) in &fleet.members {
+            let Some(load) = loads.get(name) else { continue };
+            let wanted = match member.state {
+                ManagedState::Draining | ManagedState::Leaving => true,
+                ManagedState::Ready => false,
+                ManagedState::Wanted | ManagedState::Booting => continue,
+            };
+            if let Ok(agent) = AgentId::parse(name)
+                && load.draining != wanted
+            {
+                self.agents.cordon(&agent, wanted).await;
+            }
+        }
+    }
+}
+
+fn of_state(fleet: &Fleet, state: ManagedState) -> Vec<(String, Member)> {
+    let members = fleet.members.iter().filter(|(_, member)| member.state == state);
+    members.map(|(name, member)| (name.clone(), member.clone())).collect()
+}

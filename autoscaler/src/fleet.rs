@@ -1,0 +1,176 @@
+//! What was bought and what is meant to be: one value, whose every change is written before anything is done for it.
+//!
+//! ```text
+//!   (plan: launch) ──► Wanted ──► Booting ──► Ready ◄──► Draining ──► Leaving ──► (gone)
+//!                         │          │          │                        ▲
+//!                         └──────────┴──────────┴── given up, removed ───┘
+//! ```
+
+use std::collections::BTreeMap;
+
+use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy};
+use flux_protocol::{
+    Timestamp,
+    autoscaler::{ManagedNode, ManagedState},
+};
+use flux_provider::{ClientToken, ClusterName, LIST_LAGS_AT_MOST, Node, NodeId, NodeState};
+use serde::{Deserialize, Serialize};
+
+/// Members are found under their name: the client token of their launch, and the id of their agent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Fleet {
+    /// Grows each time that another acts. Who finds a greater one than its own has lost the lease.
+    pub epoch: u64,
+    pub paused: bool,
+    pub members: BTreeMap<String, Member>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    pub provider: String,
+    pub node_type: String,
+    pub state: ManagedState,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    pub wanted_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<NodeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<String>,
+}
+
+impl Member {
+    pub fn enter(&mut self, state: ManagedState, at: Timestamp) {
+        if self.state != state {
+            (self.state, self.since) = (state, at);
+        }
+    }
+}
+
+impl Fleet {
+    /// Brings it in line with what a provider has. Returns what nobody meant to be: with our tag, and in no intent.
+    pub fn reconcile(&mut self, provider: &str, listed: &[Node], at: Timestamp) -> Vec<NodeId> {
+        let mut orphans = Vec::new();
+        for node in listed.iter().filter(|node| node.state.is_alive()) {
+            let member = node.client_token.as_ref().and_then(|token| self.members.get_mut(token.as_str()));
+            match member.filter(|member| member.provider == provider) {
+                Some(member) => {
+                    // It was launched, and whoever did so did not come to write it down.
+                    member.provider_id = Some(node.id.clone());
+                    if member.state == ManagedState::Wanted {
+                        member.enter(ManagedState::Booting, at);
+                    }
+                }
+                None => orphans.push(node.id.clone()),
+            }
+        }
+        self.members.retain(|name, member| {
+            if member.provider != provider {
+                return true;
+            }
+            let of = listed.iter().find(|node| {
+                node.client_token.as_ref().is_some_and(|token| token.as_str() == name)
+                    || member.provider_id.as_ref() == Some(&node.id)
+            });
+            match of.map(|node| node.state) {
+                Some(NodeState::Pending | NodeState::Running) => true,
+                Some(NodeState::Stopping | NodeState::Gone) => false,
+                // A list may lag behind a launch, and what is still to be launched is in none.
+                None => {
+                    let asked = if member.state == ManagedState::Leaving { member.since } else { member.wanted_at };
+                    member.state == ManagedState::Wanted || at.since(asked) <= LIST_LAGS_AT_MOST
+                }
+            }
+        });
+        orphans
+    }
+
+    /// Agents that were heard of are ready.
+    pub fn hear(&mut self, loads: &BTreeMap<String, Load>, at: Timestamp) {
+        for (name, member) in &mut self.members {
+            if loads.contains_key(name) && member.state == ManagedState::Booting {
+                member.enter(ManagedState::Ready, at);
+            }
+        }
+    }
+
+    /// Writes down what is to be done.
+    pub fn intend(&mut self, actions: &[&Action], cluster: &ClusterName, at: Timestamp) {
+        for action in actions {
+            match action {
+                Action::Launch { provider, node_type } => {
+                    let member = Member {
+                        provider: provider.clone(),
+                        node_type: node_type.clone(),
+                        state: ManagedState::Wanted,
+                        since: at,
+                        wanted_at: at,
+                        provider_id: None,
+                        replaced_by: None,
+                    };
+                    self.members.insert(ClientToken::fresh(cluster).to_string(), member);
+                }
+                Action::Undrain { node } => self.enter(node, ManagedState::Ready, None, at),
+                Action::Drain { node, replaced_by } => {
+                    self.enter(node, ManagedState::Draining, replaced_by.clone(), at);
+                }
+                Action::Terminate { node } => self.enter(node, ManagedState::Leaving, None, at),
+            }
+        }
+    }
+
+    fn enter(&mut self, name: &str, state: ManagedState, replaced_by: Option<String>, at: Timestamp) {
+        if let Some(member) = self.members.get_mut(name) {
+            member.enter(state, at);
+            member.replaced_by = replaced_by;
+        }
+    }
+
+    /// All go, and none comes until somebody asks for them.
+    pub fn remove_all(&mut self, at: Timestamp) -> u32 {
+        self.paused = true;
+        let mut removed = 0;
+        for member in self.members.values_mut().filter(|member| member.state != ManagedState::Leaving) {
+            member.enter(ManagedState::Leaving, at);
+            removed += 1;
+        }
+        removed
+    }
+
+    /// The machines as the plan sees them. `heard` says since when an agent is silent.
+    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Timestamp>) -> Vec<PlanNode> {
+        let node = |(name, member): (&String, &Member)| {
+            let load = loads.get(name).copied();
+            let silent_since = || heard.get(name).copied().unwrap_or(member.since).max(member.since);
+            let (phase, since) = match member.state {
+                // From when it was ordered: a launch that does not succeed does not begin anew.
+                ManagedState::Wanted | ManagedState::Booting => (Phase::Booting, member.wanted_at),
+                ManagedState::Ready if load.is_none() => (Phase::Silent, silent_since()),
+                ManagedState::Ready => (Phase::Ready, member.since),
+                ManagedState::Draining => (Phase::Draining { replaced_by: member.replaced_by.clone() }, member.since),
+                ManagedState::Leaving => (Phase::Leaving, member.since),
+            };
+            let (provider, node_type) = (member.provider.clone(), member.node_type.clone());
+            PlanNode { name: name.clone(), provider, node_type, managed: true, phase, since, load }
+        };
+        self.members.iter().map(node).collect()
+    }
+
+    pub fn shown(&self, policy: &Policy) -> Vec<ManagedNode> {
+        let price = |member: &Member| {
+            let provider = policy.providers.iter().find(|provider| provider.name == member.provider);
+            let of = provider.and_then(|provider| provider.node_types.iter().find(|of| of.name == member.node_type));
+            of.map_or(0.0, |of| of.price_per_hour)
+        };
+        let node = |(name, member): (&String, &Member)| ManagedNode {
+            id: name.clone(),
+            provider: member.provider.clone(),
+            provider_id: member.provider_id.as_ref().map(ToString::to_string),
+            instance_type: member.node_type.clone(),
+            state: member.state,
+            since: member.since,
+            price_per_hour: price(member),
+        };
+        self.members.iter().map(node).collect()
+    }
+}

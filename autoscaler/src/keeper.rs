@@ -1,0 +1,301 @@
+//! One look, one decision, and what follows from it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use flux_plan::{Action, Decision, History, Load, Policy, Reason, Snapshot, plan};
+use flux_protocol::{
+    PoolName, Timestamp,
+    autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, SaidReason},
+    limits,
+};
+use flux_provider::{ClusterName, SharedProvider};
+
+use crate::{
+    act::{Agents, Hands, Launches, Refused},
+    book::{Book, BookError},
+    fleet::Fleet,
+};
+
+/// What was seen of queue and agents at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Seen {
+    pub at: Timestamp,
+    /// Invocations that no agent has.
+    pub waiting: u64,
+    /// Of every agent that was heard of lately, ours or not.
+    pub loads: BTreeMap<String, Load>,
+    /// Executions that ended on each since it started.
+    pub finished: BTreeMap<String, u64>,
+}
+
+/// Acts, while it has the lease.
+pub struct Keeper {
+    holder: String,
+    cluster: ClusterName,
+    policy: Policy,
+    book: Arc<dyn Book>,
+    hands: Hands,
+    /// The fleet as it is written, and its revision; `None` while another acts.
+    written: Option<(Fleet, u64)>,
+    history: History,
+    refused: Refused,
+    heard: BTreeMap<String, Timestamp>,
+    finished: Finished,
+    decisions: VecDeque<DecisionRecord>,
+    shown: Option<AutoscalerStatus>,
+}
+
+/// Everything that a [`Keeper`] is made of.
+pub struct KeeperParts {
+    pub holder: String,
+    pub cluster: ClusterName,
+    pub pool: PoolName,
+    pub policy: Policy,
+    pub book: Arc<dyn Book>,
+    pub providers: BTreeMap<String, SharedProvider>,
+    pub agents: Arc<dyn Agents>,
+}
+
+/// Executions that ended on our nodes: a count that only grows, though agents come, go and begin anew.
+#[derive(Debug, Default)]
+struct Finished {
+    of: BTreeMap<String, u64>,
+    total: u64,
+}
+
+impl Finished {
+    fn count(&mut self, fleet: &Fleet, said: &BTreeMap<String, u64>) -> u64 {
+        for (name, now) in said.iter().filter(|(name, _)| fleet.members.contains_key(*name)) {
+            let before = self.of.insert(name.clone(), *now).unwrap_or(0);
+            self.total += if *now >= before { now - before } else { *now };
+        }
+        self.of.retain(|name, _| fleet.members.contains_key(name));
+        self.total
+    }
+}
+
+impl Keeper {
+    pub fn new(parts: KeeperParts) -> Self {
+        let KeeperParts { holder, cluster, pool, policy, book, providers, agents } = parts;
+        Self {
+            holder,
+            cluster,
+            policy,
+            book,
+            hands: Hands { providers, agents, pool },
+            written: None,
+            history: History::default(),
+            refused: Refused::new(),
+            heard: BTreeMap::new(),
+            finished: Finished::default(),
+            decisions: VecDeque::new(),
+            shown: None,
+        }
+    }
+
+    /// Looks, decides and acts once; false: another autoscaler does.
+    ///
+    /// # Errors
+    /// The queue is out of reach. Whatever was begun is gone on with at the next look.
+    pub async fn step(&mut self, seen: &Seen) -> Result<bool, BookError> {
+        let stepped = self.try_step(seen, None).await;
+        Ok(self.unless_overtaken(stepped)?.is_some())
+    }
+
+    /// Does what a gateway asks for.
+    ///
+    /// # Errors
+    /// As [`Keeper::step`].
+    pub async fn answer(&mut self, request: AutoscalerRequest, seen: &Seen) -> Result<AutoscalerReply, BookError> {
+        let stepped = self.try_step(seen, Some(request)).await;
+        Ok(match self.unless_overtaken(stepped)? {
+            None => AutoscalerReply::Failed { message: "another autoscaler acts".to_owned() },
+            Some(reply) => reply,
+        })
+    }
+
+    fn unless_overtaken<T>(&mut self, stepped: Result<Option<T>, BookError>) -> Result<Option<T>, BookError> {
+        match stepped {
+            Err(BookError::Overtaken) => {
+                tracing::warn!("another autoscaler acts now");
+                self.written = None;
+                Ok(None)
+            }
+            // What is written is not known: it is read again.
+            Err(error) => {
+                self.written = None;
+                Err(error)
+            }
+            Ok(done) => Ok(done),
+        }
+    }
+
+    async fn try_step(
+        &mut self,
+        seen: &Seen,
+        request: Option<AutoscalerRequest>,
+    ) -> Result<Option<AutoscalerReply>, BookError> {
+        if !self.book.lease(&self.holder, seen.at).await? {
+            self.written = None;
+            return Ok(None);
+        }
+        let mut fleet = self.fleet(seen.at).await?;
+        let orphans = self.reconcile(&mut fleet, seen.at).await;
+        fleet.hear(&seen.loads, seen.at);
+        let removed = match request {
+            Some(AutoscalerRequest::RemoveNodes) => fleet.remove_all(seen.at),
+            Some(AutoscalerRequest::Initialize) => {
+                fleet.paused = false;
+                0
+            }
+            None => 0,
+        };
+        let decision = self.decide(&fleet, seen);
+        let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
+        fleet.intend(&actions, &self.cluster, seen.at);
+        self.write(&fleet).await?;
+        self.history.decided(&decision);
+
+        self.hands.cordon(&fleet, &seen.loads).await;
+        self.hands.terminate(&mut fleet, &orphans).await;
+        let Launches { launched, failed } = self.hands.launch(&mut fleet, &mut self.refused, seen.at).await;
+        self.write(&fleet).await?;
+        self.show(&fleet, seen, &decision).await;
+        Ok(Some(match request {
+            Some(AutoscalerRequest::RemoveNodes) => AutoscalerReply::Removed { removed },
+            _ => AutoscalerReply::Initialized { spawned: launched, failed },
+        }))
+    }
+
+    /// The fleet as it is written. Whoever takes over says so before it does anything: who acted before cannot write any more.
+    async fn fleet(&mut self, at: Timestamp) -> Result<Fleet, BookError> {
+        if let Some((fleet, _)) = &self.written {
+            return Ok(fleet.clone());
+        }
+        let (mut fleet, revision) = self.book.read().await?;
+        fleet.epoch += 1;
+        let revision = self.book.write(&fleet, revision).await?;
+        tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
+        self.heard = fleet.members.keys().map(|name| (name.clone(), at)).collect();
+        self.decisions = self.book.shown().await?.map(|status| status.decisions.into()).unwrap_or_default();
+        self.written = Some((fleet.clone(), revision));
+        Ok(fleet)
+    }
+
+    async fn write(&mut self, fleet: &Fleet) -> Result<(), BookError> {
+        match &mut self.written {
+            Some((written, _)) if written == fleet => {}
+            Some((written, revision)) => {
+                *revision = self.book.write(fleet, *revision).await?;
+                *written = fleet.clone();
+            }
+            None => return Err(BookError::Overtaken),
+        }
+        Ok(())
+    }
+
+    async fn reconcile(&self, fleet: &mut Fleet, at: Timestamp) -> Vec<(String, flux_provider::NodeId)> {
+        let mut orphans = Vec::new();
+        for (name, provider) in &self.hands.providers {
+            match provider.list().await {
+                Ok(listed) => {
+                    let found = fleet.reconcile(name, &listed, at);
+                    orphans.extend(found.into_iter().map(|id| (name.clone(), id)));
+                }
+                Err(error) => {
+                    tracing::warn!(provider = %name, error = &error as &dyn std::error::Error, "the nodes cannot be listed");
+                }
+            }
+        }
+        orphans
+    }
+
+    fn decide(&mut self, fleet: &Fleet, seen: &Seen) -> Decision {
+        self.heard.retain(|name, _| fleet.members.contains_key(name));
+        for name in seen.loads.keys().filter(|name| fleet.members.contains_key(*name)) {
+            self.heard.insert(name.clone(), seen.at);
+        }
+        self.refused.retain(|_, until| *until > seen.at);
+        let snapshot = Snapshot {
+            at: seen.at,
+            nodes: fleet.seen(&seen.loads, &self.heard),
+            waiting: seen.waiting,
+            finished: self.finished.count(fleet, &seen.finished),
+            refused: self.refused.keys().cloned().collect(),
+            paused: fleet.paused,
+        };
+        self.history.observe(&snapshot, &self.policy);
+        let decision = plan(&snapshot, &self.policy, &self.history);
+        for act in &decision.actions {
+            tracing::info!(action = ?act.action, reason = %act.reason, "decided");
+        }
+        decision
+    }
+
+    async fn show(&mut self, fleet: &Fleet, seen: &Seen, decision: &Decision) {
+        if !decision.actions.is_empty() {
+            self.decisions.push_front(recorded(decision));
+            self.decisions.truncate(limits::AUTOSCALER_DECISIONS);
+        }
+        let demand = &decision.demand;
+        let numbers = [
+            ("wanted_slots", demand.wanted),
+            ("capacity_slots", demand.capacity),
+            ("load_slots", demand.load),
+            ("burst_slots", demand.burst),
+            ("service_sec", demand.service_seconds),
+            ("waiting", count(demand.waiting)),
+            ("running", f64::from(demand.running)),
+        ];
+        let status = AutoscalerStatus {
+            holder: self.holder.clone(),
+            at: seen.at,
+            paused: fleet.paused,
+            nodes: fleet.shown(&self.policy),
+            seen: numbers
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), (value * 100.0).round() / 100.0 + 0.0))
+                .collect(),
+            decisions: self.decisions.iter().cloned().collect(),
+            notes: decision.notes.iter().map(said).collect(),
+        };
+        // While nothing happens the time alone is no news, until it is old.
+        let is_news = self.shown.as_ref().is_none_or(|shown| {
+            *shown != AutoscalerStatus { at: shown.at, ..status.clone() }
+                || seen.at.since(shown.at) >= limits::AUTOSCALER_LEASE
+        });
+        if is_news {
+            match self.book.show(&status).await {
+                Ok(()) => self.shown = Some(status),
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the status was not published"),
+            }
+        }
+    }
+}
+
+fn recorded(decision: &Decision) -> DecisionRecord {
+    let action = |act: &flux_plan::Act| {
+        let (action, what) = match &act.action {
+            Action::Launch { provider, node_type } => ("launch", format!("{node_type} at {provider}")),
+            Action::Undrain { node } => ("undrain", node.clone()),
+            Action::Drain { node, replaced_by: None } => ("drain", node.clone()),
+            Action::Drain { node, replaced_by: Some(larger) } => ("drain", format!("{node}, for a {larger}")),
+            Action::Terminate { node } => ("terminate", node.clone()),
+        };
+        ActionRecord { action: action.to_owned(), what, reason: said(&act.reason) }
+    };
+    DecisionRecord { at: decision.at, actions: decision.actions.iter().map(action).collect() }
+}
+
+fn said(reason: &Reason) -> SaidReason {
+    let Reason { rule, said, inputs } = reason.clone();
+    SaidReason { rule: rule.as_str().to_owned(), said, inputs }
+}
+
+#[allow(clippy::cast_precision_loss)] // a count of invocations
+fn count(value: u64) -> f64 {
+    value as f64
+}

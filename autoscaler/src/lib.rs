@@ -1,0 +1,22 @@
+//! Machines when the queue needs them, none when it does not: observe → plan → act.
+//!
+//! ```text
+//!   heartbeats, depths ──► signals ─┐                       ┌─► providers: launch, list, terminate
+//!   Provider::list ─────────────────┼─► keeper: flux_plan ──┤
+//!   the fleet, as it was written ───┘     intents, written ─┴─► agents: drain
+//! ```
+//!
+//! What is meant to be done is written before it is done ([`fleet`]), by whom has the lease ([`book`]); everything that is done
+//! repeats safely. So a crash between any two steps costs a repetition, and neither a machine twice nor one that nobody knows.
+//!
+//! **Architecture Invariant:** it opens no store. No provider is called for what is not written in the fleet. The decision
+//! itself is `flux_plan`'s alone.
+
+pub mod act;
+pub mod book;
+pub mod configured;
+pub mod fleet;
+pub mod keeper;
+pub mod local;
+pub mod run;
+pub mod signals;

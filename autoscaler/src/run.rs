@@ -1,0 +1,208 @@
+//! The process: a look every poll interval, gateways' questions between them, and an end in order.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use flux_broker::{
+    Broker, Signal,
+    nats::{AUTOSCALER_ANSWERS, AUTOSCALER_INBOX, NatsAuth, NatsBroker, NatsOptions},
+};
+use flux_pki::Certs;
+use flux_protocol::{
+    AgentId, PoolName,
+    agent::ControlRequest,
+    autoscaler::{AutoscalerReply, AutoscalerRequest},
+    subject,
+    time::now,
+};
+use flux_provider::{ClusterName, SharedProvider};
+use flux_runtime::{Settings, Shutdown, Tasks};
+use futures::StreamExt as _;
+use tokio::time::MissedTickBehavior;
+
+use crate::{
+    act::Agents,
+    book::{self, QueueBook},
+    configured,
+    keeper::{Keeper, KeeperParts},
+    local::{Gateway, LocalOptions, LocalProvider, LocalType},
+    signals::Signals,
+};
+
+/// What was begun may be finished.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Runs until a signal. Machines stay as they are.
+///
+/// # Errors
+/// It cannot start, or a part of it ended that it cannot do without.
+pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutdown>) -> anyhow::Result<()> {
+    let policy = configured::policy(&settings.autoscaler)?;
+    let cluster = ClusterName::parse(&settings.autoscaler.cluster).context("`autoscaler.cluster`")?;
+    let pool = PoolName::parse(&settings.autoscaler.pool).context("`autoscaler.pool`")?;
+    let gateway = Gateway::new(&settings.autoscaler.gateway_url, settings.autoscaler.api_key.clone());
+    let providers = providers(&settings, &cluster, &gateway, agent_program)?;
+    let tasks = Tasks::new(Arc::clone(&shutdown));
+    let queue = queue_options(&settings)?;
+    let broker: Arc<dyn Broker> =
+        NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
+    let holder = format!("autoscaler-{:016x}", rand::random::<u64>());
+    let parts = KeeperParts {
+        holder: holder.clone(),
+        cluster,
+        pool: pool.clone(),
+        policy,
+        book: Arc::new(QueueBook::new(Arc::clone(&broker))),
+        providers,
+        agents: Arc::new(QueueAgents { broker: Arc::clone(&broker), gateway }),
+    };
+    let signals = Signals::start(Arc::clone(&broker), pool, &tasks);
+    let poll = Duration::from_secs_f64(settings.autoscaler.poll_interval_sec);
+    let (ended, ending) = tokio::sync::oneshot::channel::<()>();
+    tasks.spawn_essential("loop", {
+        let (broker, shutdown) = (Arc::clone(&broker), Arc::clone(&shutdown));
+        async move {
+            look_and_act(Keeper::new(parts), &signals, &broker, poll, &shutdown).await;
+            book::release(&*broker, &holder).await;
+            drop(ended);
+        }
+    });
+    tracing::info!(poll_seconds = poll.as_secs_f64(), "the autoscaler is ready");
+    let drained = async {
+        let _ = ending.await;
+    };
+    shutdown.on_signals(ENDS_WITHIN, drained).await.context("signals cannot be listened to")?;
+    broker.close().await;
+    match shutdown.failed() {
+        Some(task) => anyhow::bail!("`{task}` ended, and the autoscaler cannot go on without it"),
+        None => Ok(()),
+    }
+}
+
+async fn look_and_act(
+    mut keeper: Keeper,
+    signals: &Signals,
+    broker: &Arc<dyn Broker>,
+    poll: Duration,
+    shutdown: &Shutdown,
+) {
+    let mut ticks = tokio::time::interval(poll);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut questions = futures::stream::pending().boxed();
+    let mut listens = false;
+    loop {
+        if !listens {
+            match broker.listen(subject::AUTOSCALER).await {
+                Ok(subscription) => (questions, listens) = (subscription, true),
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "gateways cannot be heard"),
+            }
+        }
+        let question = tokio::select! {
+            () = shutdown.draining() => return,
+            _ = ticks.tick() => None,
+            question = questions.next() => {
+                listens = question.is_some();
+                if question.is_none() {
+                    questions = futures::stream::pending().boxed();
+                    continue;
+                }
+                question
+            }
+        };
+        let seen = match signals.look(now()).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the queue cannot be looked at");
+                continue;
+            }
+        };
+        match question {
+            Some(question) => answer(&mut keeper, &seen, &**broker, &question).await,
+            None => {
+                if let Err(error) = keeper.step(&seen).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "this look led to nothing; trying again");
+                }
+            }
+        }
+    }
+}
+
+async fn answer(keeper: &mut Keeper, seen: &crate::keeper::Seen, broker: &dyn Broker, question: &Signal) {
+    let Ok(request) = serde_json::from_slice::<AutoscalerRequest>(&question.body) else { return };
+    let reply = match keeper.answer(request, seen).await {
+        // Who acts answers.
+        Ok(AutoscalerReply::Failed { .. }) => return,
+        Ok(reply) => reply,
+        Err(error) => AutoscalerReply::Failed { message: error.to_string() },
+    };
+    if let (Some(reply_to), Ok(body)) = (question.reply_to.clone(), serde_json::to_vec(&reply)) {
+        let _ = broker.signal(reply_to, body.into()).await;
+    }
+}
+
+fn providers(
+    settings: &Settings,
+    cluster: &ClusterName,
+    gateway: &Gateway,
+    agent: PathBuf,
+) -> anyhow::Result<BTreeMap<String, SharedProvider>> {
+    let mut all: BTreeMap<String, SharedProvider> = BTreeMap::new();
+    for provider in &settings.autoscaler.providers {
+        let types = provider
+            .node_types
+            .iter()
+            .map(|of| (of.name.clone(), LocalType { tasks: of.tasks, price_per_hour: of.price_per_hour }));
+        let dir =
+            settings.autoscaler.dir.clone().or_else(|| settings.data_dir.clone().map(|dir| dir.join("autoscaler")));
+        let options = LocalOptions {
+            cluster: cluster.clone(),
+            dir: dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler")),
+            agent: agent.clone(),
+            types: types.collect(),
+            gateway: gateway.clone(),
+            queue_without_certificates: settings.disable_mtls.then(|| settings.queue.url.clone()),
+        };
+        let local = LocalProvider::try_new(options).context("the directory of local nodes cannot be made")?;
+        all.insert(provider.kind.clone(), Arc::new(local));
+    }
+    Ok(all)
+}
+
+fn queue_options(settings: &Settings) -> anyhow::Result<NatsOptions> {
+    let mut queue = NatsOptions::new(&settings.queue.url, "flux-autoscaler");
+    queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
+    if settings.disable_mtls {
+        tracing::warn!("`disable_mtls` is set: whoever reaches the queue can launch and end machines");
+        return Ok(queue);
+    }
+    let credential = Certs::at(settings.certs_dir()).autoscaler().context("this autoscaler cannot say who it is")?;
+    queue.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
+    queue.inbox_prefix = Some(format!("{AUTOSCALER_INBOX}.{:016x}", rand::random::<u64>()));
+    queue.answers = Some(format!("{AUTOSCALER_ANSWERS}.{:032x}", rand::random::<u128>()));
+    Ok(queue)
+}
+
+struct QueueAgents {
+    broker: Arc<dyn Broker>,
+    gateway: Gateway,
+}
+
+#[async_trait]
+impl Agents for QueueAgents {
+    async fn cordon(&self, agent: &AgentId, cordoned: bool) {
+        let request = if cordoned { ControlRequest::Drain } else { ControlRequest::Undrain };
+        let Ok(body) = serde_json::to_vec(&request) else { return };
+        // One that does not hear it is told again at the next look.
+        if let Err(error) = self.broker.ask(subject::control(agent), body.into(), ANSWERED_WITHIN).await {
+            tracing::warn!(agent_id = %agent, error = &error as &dyn std::error::Error, "an agent was not told to drain");
+        }
+    }
+
+    async fn forget(&self, agent: &AgentId) {
+        if let Err(error) = self.gateway.forget(agent).await {
+            tracing::warn!(agent_id = %agent, %error, "the identity of a node that is gone was not revoked");
+        }
+    }
+}

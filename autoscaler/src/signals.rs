@@ -1,0 +1,110 @@
+//! What is seen of queue and agents. Heartbeats are pushed; the queue is asked for the functions that have messages, in one
+//! request a lane: nothing costs more for functions that have none.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use flux_broker::{Broker, BrokerError};
+use flux_plan::Load;
+use flux_protocol::{
+    AgentId, FunctionName, Lane, PoolName, Timestamp,
+    agent::{AgentStatus, Budget, Heartbeat},
+    limits, subject,
+};
+use flux_runtime::Tasks;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::keeper::Seen;
+
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Agents as they were heard of last.
+type Heard = Arc<Mutex<HashMap<AgentId, (Heartbeat, Instant)>>>;
+
+pub struct Signals {
+    broker: Arc<dyn Broker>,
+    pool: PoolName,
+    heard: Heard,
+}
+
+impl Signals {
+    pub fn start(broker: Arc<dyn Broker>, pool: PoolName, tasks: &Tasks) -> Self {
+        let heard = Heard::default();
+        let (listening, beats, killed) = (Arc::clone(&broker), Arc::clone(&heard), tasks.shutdown().kill_token());
+        tasks.spawn_essential("heartbeats", async move {
+            tokio::select! {
+                () = listen(listening, beats) => {}
+                () = killed.cancelled() => {}
+            }
+        });
+        Self { broker, pool, heard }
+    }
+
+    /// # Errors
+    /// The queue is out of reach.
+    pub async fn look(&self, at: Timestamp) -> Result<Seen, BrokerError> {
+        let mut seen = Seen { at, ..Seen::default() };
+        // By lane and function.
+        let mut running: HashMap<(Lane, FunctionName), u64> = HashMap::new();
+        {
+            let mut heard = self.heard.lock();
+            heard.retain(|_, (_, when)| when.elapsed() < limits::AGENT_OFFLINE_AFTER);
+            for (id, (beat, _)) in heard.iter().filter(|(_, (beat, _))| beat.pool == self.pool) {
+                seen.loads.insert(id.to_string(), load(beat));
+                seen.finished.insert(id.to_string(), beat.finished);
+                for count in &beat.running {
+                    *running.entry((Lane::Call, count.function.clone())).or_default() += u64::from(count.calls);
+                    *running.entry((Lane::Invoke, count.function.clone())).or_default() += u64::from(count.invokes);
+                }
+            }
+        }
+        for lane in Lane::ALL {
+            for depth in self.broker.depths(lane, &self.pool).await? {
+                let running = running.get(&(lane, depth.queue.function.clone())).copied().unwrap_or(0);
+                seen.waiting += depth.messages.saturating_sub(running);
+            }
+        }
+        Ok(seen)
+    }
+}
+
+fn load(beat: &Heartbeat) -> Load {
+    let running = beat.running.iter().map(|count| count.calls + count.invokes).sum();
+    Load {
+        cpu_percent: beat.node.cpu_percent,
+        memory_percent: beat.node.memory_percent,
+        running,
+        slots: beat.total.tasks,
+        used: used(beat.total, beat.free),
+        draining: beat.status == AgentStatus::Draining,
+    }
+}
+
+/// How much of the fullest budget is taken.
+fn used(total: Budget, free: Budget) -> f64 {
+    let taken = |total: u32, free: u32| f64::from(total.saturating_sub(free)) / f64::from(total.max(1));
+    taken(total.tasks, free.tasks)
+        .max(taken(total.cpu_millicores, free.cpu_millicores))
+        .max(taken(total.memory_mb, free.memory_mb))
+}
+
+async fn listen(broker: Arc<dyn Broker>, heard: Heard) {
+    loop {
+        match broker.listen(subject::heartbeats()).await {
+            Ok(mut beats) => {
+                while let Some(signal) = beats.next().await {
+                    let Ok(beat) = serde_json::from_slice::<Heartbeat>(&signal.body) else { continue };
+                    // The broker holds an agent to its own subject, not to what it writes.
+                    if signal.subject == subject::heartbeat(&beat.pool, &beat.agent_id) {
+                        heard.lock().insert(beat.agent_id.clone(), (beat, Instant::now()));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "heartbeats cannot be heard; trying again");
+            }
+        }
+        tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
+    }
+}

@@ -1,0 +1,5 @@
+//! The autoscaler from outside: through crashes between any two steps, and a whole Flux that grows and shrinks.
+
+mod cluster;
+mod crashes;
+mod story;

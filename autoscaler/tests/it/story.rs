@@ -1,0 +1,239 @@
+//! A keeper on a provider in memory, in a time of its own, that may die at any of its steps.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use flux_autoscaler::{
+    act::Agents,
+    book::{Book, BookError, QueueBook},
+    fleet::Fleet,
+    keeper::{Keeper, KeeperParts, Seen},
+};
+use flux_broker::{Broker, memory::MemoryBroker};
+use flux_plan::{Load, NodeType, Policy, ProviderPolicy};
+use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::AutoscalerStatus};
+use flux_provider::{
+    ClusterName, MemoryProvider,
+    memory::{Fault, MemoryOptions, bought_twice},
+};
+use tokio::sync::watch;
+
+pub(crate) const MOST: u32 = 4;
+const STEP: Duration = Duration::from_secs(5);
+/// A node's agent says something this long after its launch.
+const BOOTS_IN: Duration = Duration::from_secs(20);
+/// Work comes for the first of them; the rest is more than every timeout.
+const BUSY_STEPS: usize = 9;
+const STEPS: usize = 44;
+
+/// Where the keeper dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// At that call of the provider, before or after its effect.
+    Provider(u64, Fault),
+    /// At that call of the book, before or after its effect.
+    Book(u64, Fault),
+}
+
+/// The book in the queue's table, whose caller may die at a call.
+struct MortalBook {
+    book: QueueBook,
+    calls: Arc<AtomicU64>,
+    dies: Option<(u64, Fault)>,
+    dead: watch::Sender<bool>,
+}
+
+impl MortalBook {
+    async fn call<T>(&self, effect: impl Future<Output = T>) -> T {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let fault = self.dies.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        if fault == Some(Fault::HaltBefore) {
+            self.dead.send_replace(true);
+            return std::future::pending().await;
+        }
+        let done = effect.await;
+        if fault == Some(Fault::HaltAfter) {
+            self.dead.send_replace(true);
+            return std::future::pending().await;
+        }
+        done
+    }
+}
+
+#[async_trait]
+impl Book for MortalBook {
+    async fn lease(&self, holder: &str, at: Timestamp) -> Result<bool, BookError> {
+        self.call(self.book.lease(holder, at)).await
+    }
+
+    async fn read(&self) -> Result<(Fleet, u64), BookError> {
+        self.call(self.book.read()).await
+    }
+
+    async fn write(&self, fleet: &Fleet, revision: u64) -> Result<u64, BookError> {
+        self.call(self.book.write(fleet, revision)).await
+    }
+
+    async fn show(&self, status: &AutoscalerStatus) -> Result<(), BookError> {
+        self.call(self.book.show(status)).await
+    }
+
+    async fn shown(&self) -> Result<Option<AutoscalerStatus>, BookError> {
+        self.call(self.book.shown()).await
+    }
+}
+
+struct Nobody;
+
+#[async_trait]
+impl Agents for Nobody {
+    async fn cordon(&self, _: &AgentId, _: bool) {}
+    async fn forget(&self, _: &AgentId) {}
+}
+
+/// How a story ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) provider_calls: u64,
+    pub(crate) book_calls: u64,
+    pub(crate) launched: usize,
+    pub(crate) alive: usize,
+    pub(crate) members: usize,
+    pub(crate) most_alive: usize,
+    pub(crate) died: bool,
+}
+
+pub(crate) fn policy() -> Policy {
+    let node_types = vec![NodeType { name: "small".to_owned(), price_per_hour: 0.05, slots: 4 }];
+    let provider = ProviderPolicy { name: "memory".to_owned(), min_nodes: 0, max_nodes: MOST, node_types, share: 1.0 };
+    Policy { drain_timeout: Duration::from_secs(60), ..Policy::new(vec![provider]) }
+}
+
+pub(crate) struct World {
+    clock: Arc<AtomicI64>,
+    pub(crate) provider: MemoryProvider,
+    broker: Arc<dyn Broker>,
+    book_calls: Arc<AtomicU64>,
+    keepers: u32,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let clock = Arc::new(AtomicI64::new(1_000_000_000_000_000));
+        let cluster = ClusterName::parse("story").expect("a name");
+        let told = Arc::clone(&clock);
+        let clock_of = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
+        let options = MemoryOptions { clock: clock_of, ..MemoryOptions::new(cluster) };
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(flux_broker::memory::MemoryLimits::default()));
+        Self { clock, provider: MemoryProvider::new(options), broker, book_calls: Arc::default(), keepers: 0 }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.clock.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn pass(&self) {
+        let micros = i64::try_from(STEP.as_micros()).expect("a few seconds");
+        self.clock.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// A keeper, and a watch that says when it is dead.
+    pub(crate) fn keeper(&mut self, dies: Option<(u64, Fault)>) -> (Keeper, watch::Receiver<bool>) {
+        self.keepers += 1;
+        let (dead, died) = watch::channel(false);
+        let book = MortalBook {
+            book: QueueBook::new(Arc::clone(&self.broker)),
+            calls: Arc::clone(&self.book_calls),
+            dies,
+            dead,
+        };
+        let parts = KeeperParts {
+            holder: format!("keeper-{}", self.keepers),
+            cluster: ClusterName::parse("story").expect("a name"),
+            pool: PoolName::default(),
+            policy: policy(),
+            book: Arc::new(book),
+            providers: BTreeMap::from([("memory".to_owned(), Arc::new(self.provider.clone()) as _)]),
+            agents: Arc::new(Nobody),
+        };
+        (Keeper::new(parts), died)
+    }
+
+    /// What agents and queue say: nodes run as much as they can while there is work.
+    pub(crate) fn seen(&self, busy: bool) -> Seen {
+        let at = self.now();
+        let booted = |bought: &&flux_provider::memory::Bought| at.since(bought.launched_at) >= BOOTS_IN;
+        let running = if busy { 4 } else { 0 };
+        let load = Load {
+            cpu_percent: 20.0 * f64::from(running),
+            memory_percent: 20.0,
+            running,
+            slots: 4,
+            used: f64::from(running) / 4.0,
+            draining: !busy,
+        };
+        let alive = self.provider.alive();
+        let loads = alive.iter().filter(booted).map(|bought| (bought.client_token.to_string(), load));
+        Seen { at, waiting: if busy { 60 } else { 0 }, loads: loads.collect(), finished: BTreeMap::new() }
+    }
+
+    pub(crate) async fn members(&self) -> usize {
+        let (fleet, _) = QueueBook::new(Arc::clone(&self.broker)).read().await.expect("the fleet");
+        fleet.members.len()
+    }
+}
+
+/// Work comes and goes; the keeper dies once, and another takes its place.
+pub(crate) async fn told(crash: Option<Crash>) -> Ended {
+    let mut world = World::new();
+    let mut book_dies = None;
+    match crash {
+        Some(Crash::Provider(number, fault)) => world.provider.fault_at(number, fault),
+        Some(Crash::Book(number, fault)) => book_dies = Some((number, fault)),
+        None => {}
+    }
+    let (mut keeper, mut dead) = world.keeper(book_dies);
+    let (mut most_alive, mut died) = (0, false);
+    for step in 0..STEPS {
+        let seen = world.seen(step < BUSY_STEPS);
+        let dies = async {
+            tokio::select! {
+                () = world.provider.halted() => {}
+                _ = dead.wait_for(|dead| *dead) => {}
+            }
+        };
+        let stepped = tokio::select! {
+            stepped = keeper.step(&seen) => Some(stepped),
+            () = dies => None,
+        };
+        match stepped {
+            Some(stepped) => {
+                stepped.expect("a queue that answers");
+            }
+            None => {
+                died = true;
+                world.provider.revive();
+                (keeper, dead) = world.keeper(None);
+            }
+        }
+        assert_eq!(bought_twice(&world.provider.bought()), [], "{crash:?}: a machine was bought twice");
+        most_alive = most_alive.max(world.provider.alive().len());
+        world.pass();
+    }
+    Ended {
+        provider_calls: world.provider.calls(),
+        book_calls: world.book_calls.load(Ordering::Relaxed),
+        launched: world.provider.bought().len(),
+        alive: world.provider.alive().len(),
+        members: world.members().await,
+        most_alive,
+        died,
+    }
+}
