@@ -80,7 +80,7 @@ struct Worker {
 async fn run(settings: Settings, args: &ServeArgs, out: Output) -> anyhow::Result<()> {
     // Bound before anything else is ready: who calls early waits instead of being refused.
     let listener = http::listen(args.listen).await.with_context(|| format!("{} cannot be listened on", args.listen))?;
-    let worker = Worker::start(settings).await?;
+    let worker = Box::pin(Worker::start(settings)).await?;
     let options = HttpOptions::from_settings(&worker.settings)?;
     let (gateway, shutdown, tasks) = (worker.gateway.clone(), Arc::clone(worker.http.shutdown()), worker.http.clone());
     worker.http.spawn_essential("http", async move {
