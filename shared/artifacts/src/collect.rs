@@ -9,7 +9,7 @@
 //!
 //! Had an archive that is named to go, `d` must not see the name, and `3` must see the archive: then `d` is before `2`, and `3` is
 //! before `c`; but `c` is before `d`, and `2` before `3`: a circle. Whoever is second puts right what the first could not know.
-//! What a dead collector left aside is put back or dropped by the next, and is found there meanwhile ([`Origin::set_aside`]).
+//! What a dead collector left aside is put back or dropped by the next, and is found there meanwhile ([`Origin::set_aside`](crate::Origin::set_aside)).
 //! Copies where agents fetch them are deleted at `c` and put again at `e`. The grace is for deployments that die between
 //! 1 and 2 and are made again, and saves the work.
 //!
