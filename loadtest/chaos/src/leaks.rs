@@ -97,15 +97,21 @@ pub(crate) fn launchers<T: Topology>(topology: &T) -> Vec<i32> {
     victims.filter_map(|victim| topology.process(victim)).map(|process| process.pid).collect()
 }
 
-/// After it was stopped: `launchers` are those that it had.
-pub(crate) async fn of_stopped<T: Topology>(topology: &T, launchers: &BTreeSet<i32>) -> Vec<String> {
+/// After it was stopped: `launchers` are those that it had, and `others` the cgroups that were left by others before it began.
+pub(crate) async fn of_stopped<T: Topology>(
+    topology: &T,
+    launchers: &BTreeSet<i32>,
+    others: &BTreeSet<PathBuf>,
+) -> Vec<String> {
     let until = Instant::now() + GONE_WITHIN;
     let mut left = Vec::new();
     while Instant::now() < until {
         let markers = topology.markers();
         let processes = markers.iter().flat_map(|marker| processes_matching(marker));
         left = processes.map(|process| format!("a process is left: {process}")).collect();
-        let ours = launchers_cgroups().into_iter().filter(|path| launchers.contains(&launcher_of(path)));
+        let ours = launchers_cgroups()
+            .into_iter()
+            .filter(|path| launchers.contains(&launcher_of(path)) && !others.contains(path));
         left.extend(ours.map(|path| format!("{} is left", path.display())));
         for dir in markers {
             let found = temporary_below(Path::new(&dir));
@@ -119,22 +125,39 @@ pub(crate) async fn of_stopped<T: Topology>(topology: &T, launchers: &BTreeSet<i
     left
 }
 
-/// Every directory that a launcher makes for itself, in each hierarchy.
-fn launchers_cgroups() -> BTreeSet<PathBuf> {
+/// Every directory that a launcher makes for itself, in each hierarchy. Only below this process's own: what other runs beside it
+/// make, or left, is named by the same numbers.
+pub(crate) fn launchers_cgroups() -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
+    let own = own_cgroups();
     let mut next = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
     while let Some((dir, depth)) = next.pop() {
         let Ok(entries) = std::fs::read_dir(&dir) else { continue };
         for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             let path = entry.path();
             if launcher_of(&path) > 0 {
-                found.insert(path);
+                if own.iter().any(|own| path.starts_with(own)) {
+                    found.insert(path);
+                }
             } else if depth < 6 {
                 next.push((path, depth + 1));
             }
         }
     }
     found
+}
+
+/// Where this process is in each hierarchy: `<number>:<controllers>:<path>`, where version 2 has no controllers.
+fn own_cgroups() -> Vec<PathBuf> {
+    let lines = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut own = Vec::new();
+    for line in lines.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let mounts = [controllers].into_iter().chain(controllers.split(',')).chain(["unified"]);
+        own.extend(mounts.map(|mount| Path::new("/sys/fs/cgroup").join(mount).join(path.trim_start_matches('/'))));
+    }
+    own
 }
 
 /// The pid in `flux-<pid>`; 0 for any other directory.

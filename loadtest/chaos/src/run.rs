@@ -63,13 +63,14 @@ pub struct Options {
 /// # Errors
 /// The harness itself cannot work. What Flux does wrong is in the report, or a panic where nothing can go on.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
+    let others = leaks::launchers_cgroups();
     match options.shape {
-        Shape::Embedded => run_on(Embedded::start().await, options).await,
-        Shape::Cluster => run_on(Cluster::start().await?, options).await,
+        Shape::Embedded => run_on(Embedded::start().await, options, others).await,
+        Shape::Cluster => run_on(Cluster::start().await?, options, others).await,
     }
 }
 
-async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Result<Report> {
+async fn run_on<T: Topology>(mut topology: T, options: &Options, others: BTreeSet<PathBuf>) -> anyhow::Result<Report> {
     let mut seed = Seed::new(options.seed);
     let history = Arc::new(History::create(&options.history).context("the history cannot be written")?);
     history.note(Event::Opened {
@@ -113,7 +114,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options) -> anyhow::Resu
     let mut report = checker::check(&history.entries());
     report.leaks = leaks::of_running(&topology, &queue, &before).await;
     topology.stop().await;
-    report.leaks.extend(leaks::of_stopped(&topology, &launchers).await);
+    report.leaks.extend(leaks::of_stopped(&topology, &launchers, &others).await);
     Ok(report)
 }
 
