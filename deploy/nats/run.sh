@@ -13,6 +13,9 @@ configure() {
     if [ -s "$accounts" ]; then cat "$accounts"; else sed -n '/^accounts/,$p' "$exported"; fi > "$run/accounts.conf"
 }
 
+# Of what a server reads anew when it is told to: accounts, and its certificate, which is renewed long before it ends.
+checksum() { cat "$run/accounts.conf" "$run/tls.conf" "$certs/queue/queue.pem" 2>/dev/null | cksum; }
+
 cluster=""
 if [ -n "${CLUSTER:-}" ]; then
     routes=""
@@ -33,14 +36,15 @@ configure
 nats-server --config "$run/nats.conf" &
 server=$!
 trap 'kill -TERM $server' TERM INT
-seen="$(cksum < "$run/accounts.conf")"
+seen="$(checksum)"
 while kill -0 $server 2>/dev/null; do
     sleep 1 & wait $! || true
     configure
-    now="$(cksum < "$run/accounts.conf")"
+    now="$(checksum)"
     if [ "$now" != "$seen" ]; then
         seen="$now"
-        # What a new account imports works from the second reading on (nats-server 2.15).
+        # What a new account imports works from the second reading on (nats-server 2.15), and by then a new certificate's key
+        # is there too.
         kill -HUP $server && sleep 1 && kill -HUP $server || true
     fi
 done

@@ -120,11 +120,11 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
     attempt.see_through(room).instrument(span).await;
 }
 
-/// Lets go of an execution whose task ended before its end was settled: by a panic. The ledger drops its handle with
-/// the next marks, and the broker delivers it again.
 /// Between questions about what another agent holds.
 const MIND_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// Lets go of an execution whose task ended before its end was settled: by a panic. The ledger drops its handle with
+/// the next marks, and the broker delivers it again.
 struct EndWithoutAWord {
     node: Arc<Node>,
     execution: Arc<Execution>,

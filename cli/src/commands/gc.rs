@@ -13,11 +13,17 @@ pub(crate) struct Args {
     /// Say what would go, and remove nothing
     #[arg(long)]
     dry_run: bool,
+    /// Also where no version names any archive, or most would go: be sure that this is the store of these archives
+    #[arg(long, conflicts_with = "dry_run")]
+    force: bool,
 }
 
 pub(crate) async fn run(args: &Args, cx: &Context) -> Result<(), CliError> {
-    let dry_run = if args.dry_run { "true" } else { "false" };
-    let answer = cx.client.post(&["admin", "gc"], &[("dry_run", dry_run)], &serde_json::json!({})).await?;
+    let flag = |set: bool| if set { "true" } else { "false" };
+    let mut query = vec![("dry_run", flag(args.dry_run))];
+    // A gateway of an earlier release does not know it.
+    query.extend(args.force.then_some(("force", flag(true))));
+    let answer = cx.client.post(&["admin", "gc"], &query, &serde_json::json!({})).await?;
     if cx.out.json {
         cx.out.json(&answer);
         return Ok(());

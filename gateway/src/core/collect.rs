@@ -1,14 +1,14 @@
 //! Archives that no version names any more: removed when somebody asks, and once a day by the gateway that reconciles.
 //! Why that is safe beside deployments is in [`flux_artifacts::collect`].
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
 use async_trait::async_trait;
 use flux_artifacts::{
     ArtifactError,
     collect::{Collected, Names, Rule, collect},
 };
-use flux_protocol::{Digest, limits, time::now};
+use flux_protocol::{Digest, ErrorCode, limits, time::now};
 use flux_store::StoreError;
 
 use super::{Gateway, Inner, functions::artifact_refusal};
@@ -16,6 +16,8 @@ use crate::refusal::Refusal;
 
 /// Whoever takes this lease collects; nobody gives it back while the day lasts.
 const DAY: &str = "archives-collected";
+/// The token of a lease that nobody had before.
+const FIRST: u64 = 1;
 
 /// Either store is in the way.
 pub(super) enum Failed {
@@ -52,16 +54,17 @@ impl Gateway {
     /// `dry_run` says which.
     ///
     /// # Errors
-    /// The store or a place of archives is out of reach.
-    pub async fn collect_archives(&self, dry_run: bool) -> Result<Collected, Refusal> {
+    /// The store or a place of archives is out of reach; or most archives would go, or none is named, and it is not forced.
+    pub async fn collect_archives(&self, dry_run: bool, force: bool) -> Result<Collected, Refusal> {
         self.inner.require_open()?;
-        self.inner.collect_archives(limits::ARCHIVE_GRACE, dry_run).await
+        self.inner.collect_archives(dry_run, force).await
     }
 }
 
 impl Inner {
-    async fn collect_archives(&self, grace: Duration, dry_run: bool) -> Result<Collected, Refusal> {
-        let collected = Box::pin(collect(&self.artifacts, self, Rule { now: now(), grace, dry_run })).await?;
+    async fn collect_archives(&self, dry_run: bool, force: bool) -> Result<Collected, Refusal> {
+        let rule = Rule { now: now(), grace: limits::ARCHIVE_GRACE, dry_run, force };
+        let collected = Box::pin(collect(&self.artifacts, self, rule)).await?;
         for digest in &collected.lost {
             tracing::error!(%digest, "a code archive is in no place any more; deploy the function again");
         }
@@ -79,11 +82,15 @@ impl Inner {
         Ok(collected)
     }
 
-    /// Collects if nobody did for a day.
+    /// Collects if nobody did for a day. In a store where nobody ever did, a day later: it may be one that was meant to be another.
     pub(super) async fn collect_daily(&self) {
         // Each try is a holder of its own: a lease that is held is not renewed but refused.
         let holder = format!("{}-{:016x}", self.id, rand::random::<u64>());
         match self.store.lease(DAY, &holder, now(), limits::ARCHIVES_COLLECTED_EVERY).await {
+            Ok(Some(lease)) if lease.token == FIRST => {
+                tracing::info!("code archives that no version of this store names are collected from tomorrow on");
+                return;
+            }
             Ok(Some(_)) => {}
             Ok(None) => return,
             Err(error) => {
@@ -91,7 +98,15 @@ impl Inner {
                 return;
             }
         }
-        if let Err(refusal) = self.collect_archives(limits::ARCHIVE_GRACE, false).await {
+        if let Err(refusal) = self.collect_archives(false, false).await {
+            if refusal.code == ErrorCode::NeedsForce {
+                // Tomorrow again.
+                tracing::error!(
+                    error = &refusal as &dyn std::error::Error,
+                    "code archives were not collected; `flux gc --dry-run` says what would go"
+                );
+                return;
+            }
             tracing::warn!(
                 error = &refusal as &dyn std::error::Error,
                 "code archives cannot be collected now; trying again"

@@ -221,6 +221,14 @@ fn archive_refusal(error: archive::ArchiveError) -> Refusal {
 }
 
 pub(super) fn artifact_refusal(error: ArtifactError) -> Refusal {
+    if let ArtifactError::NeedsForce { going, of, named } = error {
+        let message = format!(
+            "{error}: if this is the store of these archives, and the archives are not shared with another installation, use \
+             `force` (`flux gc --force`)"
+        );
+        let details = serde_json::json!({ "would_remove": going, "of": of, "named": named });
+        return Refusal::new(ErrorCode::NeedsForce, message).with_details(details);
+    }
     let code = if error.is_retryable() { ErrorCode::StoreUnavailable } else { ErrorCode::Internal };
     Refusal::new(code, "the code archive cannot be kept now; try again").caused_by(error)
 }

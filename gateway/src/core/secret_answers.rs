@@ -244,8 +244,14 @@ impl Inner {
     async fn require_proof(&self, agent: &AgentId, request: &SecretsRequest) -> Result<(), No> {
         let Some(certs) = self.certs.clone() else { return Ok(()) };
         let Some(KeyProof { certificate, signature }) = request.proof.clone() else {
-            let reason = "the agent did not sign its key, as this release does: upgrade agents before gateways";
-            return Err(No::Refused(reason.to_owned()));
+            // An agent of the release before, most likely: its executions wait for it, or another, to be brought up to date.
+            tracing::warn!(
+                agent_id = %agent,
+                execution_id = %request.execution_id,
+                "an agent that did not sign its key is given no secrets: bring it up to date"
+            );
+            let reason = "the agent did not sign its key, as this release does: bring it up to date";
+            return Err(No::NotNow(reason.to_owned()));
         };
         let (agent, statement) = (agent.clone(), key_statement(agent, &request.public_key.0));
         let verified = tokio::task::spawn_blocking(move || {

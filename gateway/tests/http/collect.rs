@@ -59,6 +59,29 @@ async fn archives_that_no_version_names_go() {
     assert!(of_gc[1].as_str().is_some_and(|what| what.starts_with("1 code archives removed")), "{audit}");
 }
 
+/// A store that names nothing is more likely not the one whose archives these are.
+#[tokio::test]
+async fn what_would_empty_the_place_has_to_be_forced() {
+    let flux = Flux::start().await;
+    let content = archive(&[Entry::executable("run", "#!/bin/sh\necho of another store\n")]);
+    let digest = Digest::of(&content);
+    register(&flux).await;
+    deploy(&flux, &content).await;
+    make_old(&flux, digest);
+    let functions = flux.api.get("/functions").await.expect(200).json;
+    for function in functions["functions"].as_array().expect("a list") {
+        flux.api.delete(&format!("/functions/{}", function["name"].as_str().expect("text"))).await.expect(200);
+    }
+    let refused = flux.api.post("/admin/gc", &json!({})).await.expect(409).json;
+    assert_eq!(refused["error"]["code"], "needs_force", "{refused}");
+    assert_eq!(refused["error"]["details"], json!({"would_remove": 1, "of": 2, "named": 0}));
+    assert!(refused["error"]["message"].as_str().is_some_and(|text| text.contains("1 of 2")), "{refused}");
+    assert!(flux.scripted.archive_file(digest).exists());
+    assert_eq!(flux.api.post("/admin/gc?dry_run=true", &json!({})).await.expect(200).json["removed"], 1);
+    assert_eq!(flux.api.post("/admin/gc?force=true", &json!({})).await.expect(200).json["removed"], 1);
+    assert!(!flux.scripted.archive_file(digest).exists());
+}
+
 #[tokio::test]
 async fn only_an_admin_collects() {
     let flux = Flux::start().await;

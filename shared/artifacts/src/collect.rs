@@ -13,6 +13,9 @@
 //! Copies where agents fetch them are deleted at `c` and put again at `e`. The grace is for deployments that die between
 //! 1 and 2 and are made again, and saves the work.
 //!
+//! A store that is new, mistyped or another installation's names none of the archives, or few. So what would empty the place is
+//! refused unless it is forced ([`ArtifactError::NeedsForce`]), before anything is touched.
+//!
 //! **Architecture Invariant:** the order of these steps is the proof. What is dropped was aside before names were read.
 
 use std::collections::HashSet;
@@ -30,6 +33,8 @@ pub struct Rule {
     pub grace: std::time::Duration,
     /// Say what would go, and touch nothing.
     pub dry_run: bool,
+    /// Also where nothing is named, or most would go.
+    pub force: bool,
 }
 
 impl Rule {
@@ -62,7 +67,8 @@ pub trait Names: Send + Sync {
 /// Removes what nobody names.
 ///
 /// # Errors
-/// A store is out of reach, or the names cannot be read. What was set aside until then is looked after by the next.
+/// A store is out of reach, or the names cannot be read: what was set aside until then is looked after by the next. Or so much
+/// would go that it has to be forced.
 pub async fn collect<N: Names + ?Sized>(archives: &Tiered, who: &N, rule: Rule) -> Result<Collected, N::Error> {
     let (origin, distribution) = (&archives.origin, &archives.distribution);
     let left = origin.asides().await?;
@@ -78,6 +84,9 @@ pub async fn collect<N: Names + ?Sized>(archives: &Tiered, who: &N, rule: Rule) 
     // A copy whose origin is gone.
     let copies = handed_out.as_deref().unwrap_or_default();
     going.extend(copies.iter().copied().filter(|copy| !here.contains(&copy.digest) && goes(copy)));
+    if !rule.dry_run && !rule.force {
+        require_few(&[&kept_there, copies], &going, &left, &names)?;
+    }
     if rule.dry_run {
         going.extend(left.iter().map(|aside| aside.stored).filter(|stored| !names.contains(&stored.digest)));
         collected.removed = in_order(going);
@@ -115,6 +124,25 @@ pub async fn collect<N: Names + ?Sized>(archives: &Tiered, who: &N, rule: Rule) 
     collected.removed = in_order(std::mem::take(&mut collected.removed));
     mend(archives, &who.named().await?, &mut collected).await?;
     Ok(collected)
+}
+
+/// Refuses what looks like the names of another store.
+fn require_few(
+    places: &[&[Stored]],
+    going: &[Stored],
+    left: &[Aside],
+    names: &HashSet<Digest>,
+) -> Result<(), ArtifactError> {
+    let aside = || left.iter().map(|aside| aside.stored.digest);
+    let all: HashSet<Digest> = places.iter().copied().flatten().map(|stored| stored.digest).chain(aside()).collect();
+    let goes: HashSet<Digest> =
+        going.iter().map(|stored| stored.digest).chain(aside().filter(|digest| !names.contains(digest))).collect();
+    let (going, of, named) = (goes.len(), all.len(), names.len());
+    let too_many = going > limits::ARCHIVES_COLLECTED_UNASKED && going > of / 2;
+    if going > 0 && (named == 0 || too_many) {
+        return Err(ArtifactError::NeedsForce { going, of, named });
+    }
+    Ok(())
 }
 
 /// Puts back what is named, in both places, and drops the rest: all of it was aside before the names were read.

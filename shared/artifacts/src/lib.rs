@@ -125,6 +125,9 @@ pub enum ArtifactError {
     /// What lies under the digest is something else.
     #[error("the code archive {digest} is damaged in {place}; deploy it again to mend it")]
     Damaged { digest: Digest, place: String },
+    /// A collection that would remove more than is likely meant; nothing was touched.
+    #[error("{going} of {of} code archives would be removed, and the versions in the store name {named} archives")]
+    NeedsForce { going: usize, of: usize, named: usize },
 }
 
 impl ArtifactError {

@@ -67,6 +67,8 @@ codes! {
     SecretsUnavailable = "secrets_unavailable", 503;
     /// There are as many of a kind as are kept.
     LimitReached = "limit_reached", 409;
+    /// The request would remove more than is likely meant.
+    NeedsForce = "needs_force", 409;
     /// The execution has its outcome already.
     AlreadyTerminal = "already_terminal", 409;
     /// The same `Idempotency-Key` came with another body.

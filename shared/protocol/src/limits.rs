@@ -41,6 +41,8 @@ pub const ARCHIVE_RATIO: u64 = 200;
 pub const ARCHIVE_GRACE: Duration = Duration::from_secs(3600);
 pub const ARCHIVES_COLLECTED_EVERY: Duration = Duration::from_secs(24 * 3600);
 pub const ARCHIVES_COLLECTED_AT_ONCE: usize = 100;
+/// Up to so many archives go unasked even where they are more than half.
+pub const ARCHIVES_COLLECTED_UNASKED: usize = 10;
 /// Archives in S3: what one request carries, requests of one archive at once, how long connecting and one request may take,
 /// and how often and for how long a request is tried again.
 pub const S3_PART: usize = 8 * MIB;

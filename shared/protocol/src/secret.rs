@@ -41,7 +41,7 @@ pub struct SecretsRequest {
     /// The key that the answer is to be sealed to. A gateway seals to it only if the agent's heartbeat says the same.
     pub public_key: Base64,
     /// That the key is the agent's. Absent where agents have no certificates; a gateway that knows them by theirs gives
-    /// nothing without.
+    /// nothing without, and says so as something that may change: agents of the release before send none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<KeyProof>,
 }

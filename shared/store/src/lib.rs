@@ -211,7 +211,7 @@ pub trait Store: Send + Sync + 'static {
     async fn release_idempotency(&self, function: &FunctionName, key: &str, id: ExecutionId) -> Result<(), StoreError>;
 
     /// Takes or renews a lease. `None`: another holds it. Renewed in time it keeps its token; taken anew, also by
-    /// the same holder after it ran out or was released, it has a greater one than ever before.
+    /// the same holder after it ran out or was released, it has a greater one than ever before; the first is 1.
     async fn lease(&self, name: &str, holder: &str, now: Timestamp, ttl: Duration)
     -> Result<Option<Lease>, StoreError>;
 

@@ -54,15 +54,22 @@ impl CollectedBody {
 /// Remove code archives that no version names
 ///
 /// Gateways do so by themselves once a day. What was put within the last hour stays: a deployment may be under way.
+/// Where no version names any archive, or more than half of them (and more than 10) would go, `force` has to be said:
+/// more likely this is not the store of these archives.
 #[utoipa::path(post, path = "/admin/gc", tag = "operations",
-    params(("dry_run" = Option<bool>, Query, description = "Say what would go, and remove nothing")),
+    params(
+        ("dry_run" = Option<bool>, Query, description = "Say what would go, and remove nothing"),
+        ("force" = Option<bool>, Query, description = "Also where nothing is named, or most would go"),
+    ),
     responses(
         (status = 200, description = "What went, or would go", body = CollectedBody),
+        (status = 409, description = "needs_force"),
         (status = 503, description = "store_unavailable"),
     ))]
 pub(super) async fn collect(State(api): State<Api>, query: RawQuery) -> Result<Response, Refusal> {
-    let dry_run = query.of(&["dry_run"])?.flag("dry_run")?;
-    let collected = api.gateway.collect_archives(dry_run).await?;
+    let query = query.of(&["dry_run", "force"])?;
+    let (dry_run, force) = (query.flag("dry_run")?, query.flag("force")?);
+    let collected = api.gateway.collect_archives(dry_run, force).await?;
     let body = CollectedBody::new(dry_run, &collected);
     let would = if dry_run { "would be " } else { "" };
     let what = format!("{} code archives {would}removed, {} bytes", body.removed, body.bytes);

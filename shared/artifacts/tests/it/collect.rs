@@ -54,7 +54,7 @@ impl World {
     }
 
     async fn collect(&self, now: Timestamp, grace: Duration, dry_run: bool) -> Collected {
-        collect(&self.archives, self, Rule { now, grace, dry_run }).await.expect("collect")
+        collect(&self.archives, self, Rule { now, grace, dry_run, force: true }).await.expect("collect")
     }
 
     async fn is_whole(&self, digest: Digest) -> bool {
@@ -107,6 +107,46 @@ async fn what_nobody_names_goes_once_its_grace_is_over() {
     assert_eq!(world.archives.get(orphan, 100).await.expect("get"), None);
     assert!(world.is_whole(named).await);
     assert_eq!(world.collect(late, limits::ARCHIVE_GRACE, false).await.removed, []);
+}
+
+#[tokio::test]
+async fn the_names_of_another_store_take_nothing_unless_forced() {
+    let world = World::new();
+    for number in 0..40 {
+        world.deploy(number, content(number), 0).await;
+    }
+    let late = now().plus(limits::ARCHIVE_GRACE * 2);
+    let unforced = async || {
+        let rule = Rule { now: late, grace: limits::ARCHIVE_GRACE, dry_run: false, force: false };
+        collect(&world.archives, &*world, rule).await
+    };
+    let listed = async || world.archives.origin.list().await.expect("list").expect("it lists").len();
+    // One that a collector that died left aside is not dropped either.
+    world.archives.origin.set_aside(Digest::of(&content(39))).await.expect("set aside");
+    let names = std::mem::take(&mut *world.names.lock().expect("no panic"));
+    let refused = unforced().await.expect_err("a new store names nothing");
+    assert!(matches!(refused, ArtifactError::NeedsForce { going: 40, of: 40, named: 0 }), "{refused:?}");
+    assert_eq!((listed().await, world.archives.origin.asides().await.expect("asides").len()), (39, 1));
+    assert_eq!(
+        world.collect(late, limits::ARCHIVE_GRACE, true).await.removed.len(),
+        40,
+        "a dry run says what would go"
+    );
+
+    let only = |count| names.clone().into_iter().filter(move |(number, _)| *number < count);
+    *world.names.lock().expect("no panic") = only(19).collect();
+    let refused = unforced().await.expect_err("most would go");
+    assert!(matches!(refused, ArtifactError::NeedsForce { going: 21, of: 40, named: 19 }), "{refused:?}");
+    assert_eq!((listed().await, world.archives.origin.asides().await.expect("asides").len()), (39, 1));
+    *world.names.lock().expect("no panic") = only(20).collect();
+    assert_eq!(unforced().await.expect("half may go").removed.len(), 20);
+    *world.names.lock().expect("no panic") = only(10).collect();
+    assert_eq!(unforced().await.expect("half may go").removed.len(), 10);
+    *world.names.lock().expect("no panic") = only(1).collect();
+    assert_eq!(unforced().await.expect("so few may go even where they are most").removed.len(), 9);
+    world.names.lock().expect("no panic").clear();
+    unforced().await.expect_err("nothing is named");
+    assert_eq!(world.collect(late, limits::ARCHIVE_GRACE, false).await.removed.len(), 1, "forced");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ pub async fn one_holder_at_a_time(store: &dyn Store) {
     let taken = at_once(holders.iter().map(|holder| take(store, holder, 0))).await;
     let taken: Vec<Lease> = taken.into_iter().flatten().collect();
     let [lease] = &taken[..] else { panic!("{} have it", taken.len()) };
-    assert_eq!(lease.until, at(10));
+    assert_eq!((lease.token, lease.until), (1, at(10)), "nobody had it before");
     for holder in holders.iter().filter(|holder| **holder != lease.holder) {
         assert_eq!(take(store, holder, 9).await, None);
     }

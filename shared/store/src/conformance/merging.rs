@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use flux_protocol::{
-    Chunk, ExecutionRecord, Invocation, OutcomeStatus, OutputLog, Phase, Stream, execution::QueuePosition, limits,
+    Chunk, ExecutionId, ExecutionRecord, Invocation, OutcomeStatus, OutputLog, Phase, Stream, execution::QueuePosition,
+    limits,
 };
 
 use super::{at, at_once, ended, failed_for_now, id, load, position, queued, status, update};
@@ -26,34 +27,43 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
         .collect()
 }
 
-pub async fn statuses_converge_in_every_order(store: &dyn Store) {
-    let mut first: Option<ExecutionRecord> = None;
-    for (number, order) in orders(6).into_iter().enumerate() {
-        let id = id(1, number as u64);
-        let mut late = ended(id, "f", 2, OutcomeStatus::Success, 9);
-        late.notes = vec!["b".to_owned(), "a".to_owned()];
-        let news = [
-            update(status(id, "f", 1, Phase::Running, 2), 1),
-            update(failed_for_now(id, "f", 1, 3), 2),
-            update(status(id, "f", 2, Phase::Running, 5), 3),
-            update(late, 5),
-            update(ended(id, "f", 2, OutcomeStatus::Cancelled, 7), 4),
-        ];
-        for at in order {
-            match news.get(at) {
-                Some(update) => drop(store.record(vec![update.clone()]).await.expect("record")),
-                None => store.insert_queued(queued(id, "f", 0)).await.expect("insert"),
-            }
+/// The news of an execution in this order, where 5 is that it was accepted. Returns its record, without its id.
+async fn told_in(store: &dyn Store, id: ExecutionId, order: &[usize]) -> ExecutionRecord {
+    let mut late = ended(id, "f", 2, OutcomeStatus::Success, 9);
+    late.notes = vec!["b".to_owned(), "a".to_owned()];
+    let news = [
+        update(status(id, "f", 1, Phase::Running, 2), 1),
+        update(failed_for_now(id, "f", 1, 3), 2),
+        update(status(id, "f", 2, Phase::Running, 5), 3),
+        update(late, 5),
+        update(ended(id, "f", 2, OutcomeStatus::Cancelled, 7), 4),
+    ];
+    for at in order {
+        match news.get(*at) {
+            Some(update) => drop(store.record(vec![update.clone()]).await.expect("record")),
+            None => store.insert_queued(queued(id, "f", 0)).await.expect("insert"),
         }
-        let mut record = load(store, id).await;
-        assert_eq!(record.status_text(), "cancelled");
-        assert_eq!((record.terminal_seq, record.attempt), (Some(4), 2));
-        assert_eq!(record.position, Some(position(7)));
-        assert_eq!(record.notes, ["a", "b"]);
-        record.execution_id = super::id(0, 0);
-        match &first {
-            None => first = Some(record),
-            Some(first) => assert_eq!(&record, first, "order {number}"),
+    }
+    let mut record = load(store, id).await;
+    record.execution_id = super::id(0, 0);
+    record
+}
+
+pub async fn statuses_converge_in_every_order(store: &dyn Store) {
+    let orders = orders(6);
+    let mut first: Option<ExecutionRecord> = None;
+    // Several executions beside each other, since servers take far longer for one call after the other: six for each order.
+    for (chunk, some) in orders.chunks(16).enumerate() {
+        let told = some.iter().enumerate().map(|(at, order)| told_in(store, id(1, (chunk * 16 + at) as u64), order));
+        for (record, order) in at_once(told).await.into_iter().zip(some) {
+            assert_eq!(record.status_text(), "cancelled", "{order:?}");
+            assert_eq!((record.terminal_seq, record.attempt), (Some(4), 2), "{order:?}");
+            assert_eq!(record.position, Some(position(7)), "{order:?}");
+            assert_eq!(record.notes, ["a", "b"], "{order:?}");
+            match &first {
+                None => first = Some(record),
+                Some(first) => assert_eq!(&record, first, "{order:?}"),
+            }
         }
     }
 }

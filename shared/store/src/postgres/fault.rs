@@ -29,6 +29,8 @@ pub(super) enum Fault {
     Refused { problem: String },
 }
 
+const DAMAGED: [&str; 2] = ["XX001", "XX002"];
+
 impl From<Unreadable> for Fault {
     fn from(Unreadable { what, problem }: Unreadable) -> Self {
         Self::Row { what, problem }
@@ -78,7 +80,9 @@ impl Fault {
         let words = format!("{} ({})", said.message(), said.code().code());
         match said.code().code() {
             "53100" | "53400" | "54000" => StoreError::Full { attempted, source: words.into() },
-            code if code.starts_with("XX") || code.starts_with("22") => {
+            // Damaged data or a damaged index, and data that cannot be. What else begins with XX is the server's own bug or
+            // mishap (XX000: a cache lookup that failed, a file it could not open), of which the next call may see nothing.
+            code if DAMAGED.contains(&code) || code.starts_with("22") => {
                 StoreError::Corrupt { problem: format!("{place}: {words}") }
             }
             _ => StoreError::Unavailable { attempted, source: words.into() },

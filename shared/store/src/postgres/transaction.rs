@@ -123,7 +123,12 @@ pub(super) async fn undo(session: &Session) -> Result<(), Fault> {
 
 /// How a transaction ended whose commit was not heard of. `None`: it has not ended.
 pub(super) async fn ended_well(session: &Session, begun: &Begun) -> Result<Option<bool>, Fault> {
-    let row = session.client.query_one("SELECT pg_xact_status(($1::text)::xid8)", &[&begun.xid]).await?;
+    let row = match session.client.query_one("SELECT pg_xact_status(($1::text)::xid8)", &[&begun.xid]).await {
+        Ok(row) => row,
+        // Class 22, "in the future": a server that never began it, such as a standby that took over before it heard of it.
+        Err(error) if error.code().is_some_and(|code| code.code().starts_with("22")) => return Ok(Some(false)),
+        Err(error) => return Err(error.into()),
+    };
     Ok(match row.try_get::<_, Option<&str>>(0)? {
         Some("committed") => Some(true),
         Some("in progress") => None,

@@ -91,13 +91,16 @@ pub(super) async fn claim_secrets(
     Ok(script.invoke_async(&mut wire).await?)
 }
 
-/// Forgets at most `limit` claims of each shard that are older than `before`. (Idempotency keys Redis forgets itself.)
-pub(super) async fn expire(mut wire: Wire, keys: &Keys, before: Timestamp, limit: usize) -> Result<(), Fault> {
+/// Forgets at most `limit` claims of each shard that are older than `before`. Returns whether there may be more of them.
+/// (Idempotency keys Redis forgets itself.)
+pub(super) async fn expire(mut wire: Wire, keys: &Keys, before: Timestamp, limit: usize) -> Result<bool, Fault> {
+    let mut more = false;
     for shard in keys.shards() {
         let list = keys.secret_claims(shard);
         let mut command = redis::cmd("ZRANGEBYSCORE");
         command.arg(&list).arg("-inf").arg(format!("({}", before.as_micros())).arg("LIMIT").arg(0).arg(limit);
         let old: Vec<String> = command.query_async(&mut wire).await?;
+        more |= old.len() >= limit;
         let mut transaction = Transaction::default();
         for claim in &old {
             transaction.add("DEL", claim, &[]);
@@ -107,5 +110,5 @@ pub(super) async fn expire(mut wire: Wire, keys: &Keys, before: Timestamp, limit
             transaction.run(&mut wire).await?;
         }
     }
-    Ok(())
+    Ok(more)
 }

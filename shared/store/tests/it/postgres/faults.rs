@@ -29,6 +29,31 @@ async fn a_server_that_is_killed_and_one_that_hangs() {
     comes_back(&store).await;
 }
 
+/// A mishap of the server's own passes; damaged data does not, and is said to be that.
+#[tokio::test]
+async fn an_internal_error_is_not_taken_for_damage() {
+    let server = PostgresServer::start().await;
+    let store = open(&server, "internal").await;
+    let refused = async |code: &str| {
+        server.sql(&format!(
+            "SET search_path = t_internal;
+             CREATE OR REPLACE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS
+                 $f$ BEGIN RAISE EXCEPTION 'cache lookup failed' USING ERRCODE = '{code}'; END $f$;
+             CREATE OR REPLACE TRIGGER fails BEFORE INSERT ON executions FOR EACH ROW EXECUTE FUNCTION fails()"
+        ));
+        let update = StatusUpdate { status: ended(ExecutionId::new()), sequence: 1 };
+        store.record(vec![update]).await.expect_err("it is refused")
+    };
+    let error = refused("XX000").await;
+    assert!(matches!(error, StoreError::Unavailable { .. }) && error.is_retryable(), "{error:?}");
+    for code in ["XX001", "XX002"] {
+        let error = refused(code).await;
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    }
+    server.sql("DROP TRIGGER fails ON t_internal.executions");
+    comes_back(&store).await;
+}
+
 /// Two gateways record the same executions, each in another order, at once: neither waits for the other for ever, and every
 /// execution becomes terminal once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! Redis: the conformance suite on one server and on a cluster, and what is its own.
 
+use flux_protocol::{AgentId, ExecutionId, Timestamp};
 use flux_store::SharedStore;
 use flux_testkit::RedisServer;
 
@@ -33,4 +34,25 @@ async fn conformance_of_a_cluster() {
     let servers = RedisServer::start_cluster(3).await;
     let url = cluster_url(&servers);
     flux_store::conformance_in_one!(async |clause: &str| open(&url, clause).await);
+}
+
+/// However many there are: what is left each time would pile up for ever.
+#[tokio::test]
+async fn every_old_claim_of_secrets_is_forgotten() {
+    let server = RedisServer::start().await;
+    let store = open(&server.url(), "claims").await;
+    let (execution, agent) = (ExecutionId::new(), AgentId::parse("a").expect("a name"));
+    let at = Timestamp::from_micros;
+    let claim = async |attempt: u32, when: i64| {
+        store.claim_secrets(execution, attempt, &agent, [u8::try_from(when).expect("small"); 16], at(when)).await
+    };
+    for attempt in 1..=1000 {
+        assert!(claim(attempt, 1).await.expect("claim"));
+    }
+    assert!(claim(1001, 9).await.expect("claim"));
+    assert!(store.expire(at(5), 100).await.expect("expire").is_empty());
+    let left = server.cli(&["--scan", "--pattern", "*:c:*"]);
+    assert_eq!(left.lines().count(), 1, "the one that is not old: {left}");
+    assert!(!claim(1001, 5).await.expect("claim"), "it is another's");
+    assert!(claim(1, 5).await.expect("claim"));
 }
