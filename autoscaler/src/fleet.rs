@@ -39,6 +39,14 @@ pub struct Member {
     pub replaced_by: Option<String>,
 }
 
+/// When an agent was heard of last, and what it said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heard {
+    pub at: Timestamp,
+    /// Unknown where it said it to a keeper before.
+    pub load: Option<Load>,
+}
+
 impl Member {
     pub fn enter(&mut self, state: ManagedState, at: Timestamp) {
         if self.state != state {
@@ -137,11 +145,12 @@ impl Fleet {
         removed
     }
 
-    /// The machines as the plan sees them. `heard` says since when an agent is silent.
-    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Timestamp>) -> Vec<PlanNode> {
+    /// The machines as the plan sees them. `heard` says since when an agent is silent, and what it said last.
+    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Heard>) -> Vec<PlanNode> {
         let node = |(name, member): (&String, &Member)| {
             let load = loads.get(name).copied();
-            let silent_since = || heard.get(name).copied().unwrap_or(member.since).max(member.since);
+            let last = heard.get(name);
+            let silent_since = || last.map_or(member.since, |last| last.at.max(member.since));
             let (phase, since) = match member.state {
                 // From when it was ordered: a launch that does not succeed does not begin anew.
                 ManagedState::Wanted | ManagedState::Booting => (Phase::Booting, member.wanted_at),
@@ -151,6 +160,7 @@ impl Fleet {
                 ManagedState::Leaving => (Phase::Leaving, member.since),
             };
             let (provider, node_type) = (member.provider.clone(), member.node_type.clone());
+            let load = if phase == Phase::Silent { last.and_then(|last| last.load) } else { load };
             PlanNode { name: name.clone(), provider, node_type, managed: true, phase, since, load }
         };
         self.members.iter().map(node).collect()

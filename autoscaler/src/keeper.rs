@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
-use flux_plan::{Action, Decision, History, Load, Policy, Reason, Snapshot, plan};
+use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, plan};
 use flux_protocol::{
     PoolName, Timestamp,
-    autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, SaidReason},
+    autoscaler::{
+        ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState, SaidReason,
+    },
     limits,
 };
 use flux_provider::{ClusterName, SharedProvider};
@@ -16,8 +19,11 @@ use flux_provider::{ClusterName, SharedProvider};
 use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
-    fleet::Fleet,
+    fleet::{Fleet, Heard},
 };
+
+/// A look so many polls after the one before it comes after a time in which nothing could be heard.
+const LOOKS_MISSED: u32 = 3;
 
 /// What was seen of queue and agents at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,7 +48,11 @@ pub struct Keeper {
     written: Option<(Fleet, u64)>,
     history: History,
     refused: Refused,
-    heard: BTreeMap<String, Timestamp>,
+    poll: Duration,
+    heard: BTreeMap<String, Heard>,
+    looked: Option<Timestamp>,
+    /// Until then agents get to say something: what is not heard is not missing yet.
+    listens_until: Option<Timestamp>,
     finished: Finished,
     decisions: VecDeque<DecisionRecord>,
     shown: Option<AutoscalerStatus>,
@@ -54,6 +64,8 @@ pub struct KeeperParts {
     pub cluster: ClusterName,
     pub pool: PoolName,
     pub policy: Policy,
+    /// Between looks.
+    pub poll: Duration,
     pub book: Arc<dyn Book>,
     pub providers: BTreeMap<String, SharedProvider>,
     pub agents: Arc<dyn Agents>,
@@ -79,7 +91,7 @@ impl Finished {
 
 impl Keeper {
     pub fn new(parts: KeeperParts) -> Self {
-        let KeeperParts { holder, cluster, pool, policy, book, providers, agents } = parts;
+        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, agents } = parts;
         Self {
             holder,
             cluster,
@@ -89,7 +101,10 @@ impl Keeper {
             written: None,
             history: History::default(),
             refused: Refused::new(),
+            poll,
             heard: BTreeMap::new(),
+            looked: None,
+            listens_until: None,
             finished: Finished::default(),
             decisions: VecDeque::new(),
             shown: None,
@@ -179,7 +194,10 @@ impl Keeper {
         fleet.epoch += 1;
         let revision = self.book.write(&fleet, revision).await?;
         tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
-        self.heard = fleet.members.keys().map(|name| (name.clone(), at)).collect();
+        let load = |name: &String| self.heard.get(name).and_then(|heard| heard.load);
+        self.heard = fleet.members.keys().map(|name| (name.clone(), Heard { at, load: load(name) })).collect();
+        self.looked = Some(at);
+        self.listens_until = Some(at.plus(limits::AGENT_OFFLINE_AFTER));
         self.decisions = self.book.shown().await?.map(|status| status.decisions.into()).unwrap_or_default();
         self.written = Some((fleet.clone(), revision));
         Ok(fleet)
@@ -215,10 +233,16 @@ impl Keeper {
 
     fn decide(&mut self, fleet: &Fleet, seen: &Seen) -> Decision {
         self.heard.retain(|name, _| fleet.members.contains_key(name));
-        for name in seen.loads.keys().filter(|name| fleet.members.contains_key(*name)) {
-            self.heard.insert(name.clone(), seen.at);
+        self.forgive_missed_looks(seen.at);
+        for (name, load) in seen.loads.iter().filter(|(name, _)| fleet.members.contains_key(*name)) {
+            self.heard.insert(name.clone(), Heard { at: seen.at, load: Some(*load) });
         }
         self.refused.retain(|_, until| *until > seen.at);
+        if let Some(why) = self.deaf(fleet, seen) {
+            tracing::warn!("{why}: nothing is decided");
+            let note = Reason { rule: Rule::Held, said: format!("{why}: nothing is decided"), inputs: BTreeMap::new() };
+            return Decision { at: seen.at, notes: vec![note], ..Decision::default() };
+        }
         let snapshot = Snapshot {
             at: seen.at,
             nodes: fleet.seen(&seen.loads, &self.heard),
@@ -233,6 +257,46 @@ impl Keeper {
             tracing::info!(action = ?act.action, reason = %act.reason, "decided");
         }
         decision
+    }
+
+    /// Nobody was heard of while nobody listened: that is no silence of theirs.
+    fn forgive_missed_looks(&mut self, at: Timestamp) {
+        let longest = self.poll * LOOKS_MISSED;
+        let gap = self.looked.replace(at).map_or(Duration::ZERO, |before| at.since(before));
+        if gap <= longest {
+            return;
+        }
+        for heard in self.heard.values_mut() {
+            heard.at = heard.at.plus(gap - longest).min(at);
+        }
+        // Not twice in a row: looks that take long are to decide something too.
+        self.listens_until = match self.listens_until {
+            Some(_) => None,
+            None => Some(at.plus(limits::AGENT_OFFLINE_AFTER)),
+        };
+    }
+
+    /// Why what is heard says nothing about the nodes.
+    fn deaf(&mut self, fleet: &Fleet, seen: &Seen) -> Option<&'static str> {
+        if self.listens_until.is_some_and(|until| seen.at < until) && !fleet.members.is_empty() {
+            return Some("agents were not listened to until now");
+        }
+        self.listens_until = None;
+        let ready: Vec<&String> =
+            fleet.members.iter().filter(|(_, one)| one.state == ManagedState::Ready).map(|(name, _)| name).collect();
+        if !seen.loads.is_empty() || ready.is_empty() {
+            return None;
+        }
+        if let [only] = ready[..] {
+            // It alone may well be dead: its time runs.
+            let silent = self.heard.get(only).map_or(Duration::ZERO, |heard| seen.at.since(heard.at));
+            return (silent < self.policy.silent_timeout).then_some("its only agent is not heard of");
+        }
+        // All at once die less often than the way to them.
+        for heard in self.heard.values_mut() {
+            heard.at = seen.at;
+        }
+        Some("no agent is heard of")
     }
 
     async fn show(&mut self, fleet: &Fleet, seen: &Seen, decision: &Decision) {

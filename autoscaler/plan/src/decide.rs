@@ -94,12 +94,14 @@ impl<'a> Plan<'a> {
             let nodes = snapshot.managed().filter(|node| phases.contains(&node.phase));
             nodes.map(|node| slots(node, snapshot, policy)).sum()
         };
-        let capacity = of(&[Phase::Ready, Phase::Booting]);
+        // Who is silent for a moment is there, with what it ran: it is given up first, and bought for then.
+        let there = [Phase::Ready, Phase::Silent];
+        let capacity = of(&there) + of(&[Phase::Booting]);
         Self {
             snapshot,
             policy,
             history,
-            demand: demand(snapshot, policy, history, capacity, of(&[Phase::Ready])),
+            demand: demand(snapshot, policy, history, capacity, of(&there)),
             fleet: Fleet::new(policy, snapshot),
             capacity,
             gone: Vec::new(),

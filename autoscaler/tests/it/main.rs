@@ -2,4 +2,5 @@
 
 mod cluster;
 mod crashes;
+mod silence;
 mod story;

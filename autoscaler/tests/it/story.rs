@@ -26,7 +26,7 @@ use flux_provider::{
 use tokio::sync::watch;
 
 pub(crate) const MOST: u32 = 4;
-const STEP: Duration = Duration::from_secs(5);
+pub(crate) const STEP: Duration = Duration::from_secs(5);
 /// A node's agent says something this long after its launch.
 const BOOTS_IN: Duration = Duration::from_secs(20);
 /// Work comes for the first of them; the rest is more than every timeout.
@@ -122,6 +122,7 @@ pub(crate) struct World {
     broker: Arc<dyn Broker>,
     book_calls: Arc<AtomicU64>,
     keepers: u32,
+    pub(crate) policy: Policy,
 }
 
 impl World {
@@ -132,7 +133,14 @@ impl World {
         let clock_of = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
         let options = MemoryOptions { clock: clock_of, ..MemoryOptions::new(cluster) };
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(flux_broker::memory::MemoryLimits::default()));
-        Self { clock, provider: MemoryProvider::new(options), broker, book_calls: Arc::default(), keepers: 0 }
+        Self {
+            clock,
+            provider: MemoryProvider::new(options),
+            broker,
+            book_calls: Arc::default(),
+            keepers: 0,
+            policy: policy(),
+        }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -158,7 +166,8 @@ impl World {
             holder: format!("keeper-{}", self.keepers),
             cluster: ClusterName::parse("story").expect("a name"),
             pool: PoolName::default(),
-            policy: policy(),
+            policy: self.policy.clone(),
+            poll: STEP,
             book: Arc::new(book),
             providers: BTreeMap::from([("memory".to_owned(), Arc::new(self.provider.clone()) as _)]),
             agents: Arc::new(Nobody),

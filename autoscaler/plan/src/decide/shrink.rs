@@ -4,7 +4,7 @@ use super::{Action, Plan};
 use crate::{Load, Node, Phase, Reason, Rule, capacity::slots, history::count};
 
 impl<'a> Plan<'a> {
-    /// What never started, or is silent for long, is no capacity: it goes, and the other rules see what is missing.
+    /// What never started, or is silent for long, is no capacity any more: it goes, and the other rules see what is missing.
     pub(super) fn give_up_dead(&mut self) {
         for node in self.snapshot.managed() {
             let waited = self.seconds_since(node);
@@ -17,9 +17,7 @@ impl<'a> Plan<'a> {
             if waited < timeout {
                 continue;
             }
-            if node.phase == Phase::Booting {
-                self.capacity -= slots(node, self.snapshot, self.policy);
-            }
+            self.capacity -= slots(node, self.snapshot, self.policy);
             let reason = Reason::new(rule, said, &[("waited_sec", waited), ("timeout_sec", timeout)]);
             self.terminate(node, reason);
         }
@@ -27,10 +25,9 @@ impl<'a> Plan<'a> {
 
     pub(super) fn shrink(&mut self) {
         let growing = self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }))
-            || self
-                .snapshot
-                .managed()
-                .any(|node| node.phase == Phase::Booting && !self.gone.contains(&node.name.as_str()));
+            || self.snapshot.managed().any(|node| {
+                matches!(node.phase, Phase::Booting | Phase::Silent) && !self.gone.contains(&node.name.as_str())
+            });
         if growing {
             return;
         }
