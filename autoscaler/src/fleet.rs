@@ -4,6 +4,7 @@
 //!   (plan: launch) ──► Wanted ──► Booting ──► Ready ◄──► Draining ──► Leaving ──► (gone)
 //!                         │          │          │                        ▲
 //!                         └──────────┴──────────┴── given up, removed ───┘
+//!                              (found, and in no intent) ──► Draining
 //! ```
 
 use std::collections::BTreeMap;
@@ -47,6 +48,18 @@ pub struct Heard {
     pub load: Option<Load>,
 }
 
+/// What was terminated lately, and when: a list may have it still.
+pub type Ended = BTreeMap<NodeId, Timestamp>;
+
+/// What nobody meant to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// It has our tag and a name of ours, and is a member now.
+    pub adopted: Vec<NodeId>,
+    /// It has our tag and no name of ours: somebody else's to end.
+    pub strays: Vec<NodeId>,
+}
+
 impl Member {
     pub fn enter(&mut self, state: ManagedState, at: Timestamp) {
         if self.state != state {
@@ -56,12 +69,17 @@ impl Member {
 }
 
 impl Fleet {
-    /// Brings it in line with what a provider has. Returns what nobody meant to be: with our tag, and in no intent.
-    pub fn reconcile(&mut self, provider: &str, listed: &[Node], at: Timestamp) -> Vec<NodeId> {
-        let mut orphans = Vec::new();
+    /// Brings it in line with what a provider has. What has our tag and is in no intent is adopted: it drains, unless the plan
+    /// takes it back. `ended` was terminated a moment ago, whatever the list says.
+    pub fn reconcile(&mut self, provider: &str, listed: &[Node], ended: &Ended, at: Timestamp) -> Found {
+        let mut found = Found::default();
         for node in listed.iter().filter(|node| node.state.is_alive()) {
-            let member = node.client_token.as_ref().and_then(|token| self.members.get_mut(token.as_str()));
-            match member.filter(|member| member.provider == provider) {
+            let Some(token) = &node.client_token else {
+                found.strays.push(node.id.clone());
+                continue;
+            };
+            match self.members.get_mut(token.as_str()) {
+                Some(member) if member.provider != provider => found.strays.push(node.id.clone()),
                 Some(member) => {
                     // It was launched, and whoever did so did not come to write it down.
                     member.provider_id = Some(node.id.clone());
@@ -69,7 +87,20 @@ impl Fleet {
                         member.enter(ManagedState::Booting, at);
                     }
                 }
-                None => orphans.push(node.id.clone()),
+                None if ended.contains_key(&node.id) => {}
+                None => {
+                    let member = Member {
+                        provider: provider.to_owned(),
+                        node_type: node.node_type.to_string(),
+                        state: ManagedState::Draining,
+                        since: at,
+                        wanted_at: at,
+                        provider_id: Some(node.id.clone()),
+                        replaced_by: None,
+                    };
+                    self.members.insert(token.to_string(), member);
+                    found.adopted.push(node.id.clone());
+                }
             }
         }
         self.members.retain(|name, member| {
@@ -90,7 +121,7 @@ impl Fleet {
                 }
             }
         });
-        orphans
+        found
     }
 
     /// Agents that were heard of are ready.

@@ -14,12 +14,12 @@ use flux_protocol::{
     },
     limits,
 };
-use flux_provider::{ClusterName, SharedProvider};
+use flux_provider::{ClusterName, LIST_LAGS_AT_MOST, NodeId, SharedProvider};
 
 use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
-    fleet::{Fleet, Heard},
+    fleet::{Ended, Fleet, Found, Heard},
 };
 
 /// A look so many polls after the one before it comes after a time in which nothing could be heard.
@@ -50,6 +50,7 @@ pub struct Keeper {
     refused: Refused,
     poll: Duration,
     heard: BTreeMap<String, Heard>,
+    ended: Ended,
     looked: Option<Timestamp>,
     /// Until then agents get to say something: what is not heard is not missing yet.
     listens_until: Option<Timestamp>,
@@ -103,6 +104,7 @@ impl Keeper {
             refused: Refused::new(),
             poll,
             heard: BTreeMap::new(),
+            ended: Ended::new(),
             looked: None,
             listens_until: None,
             finished: Finished::default(),
@@ -158,7 +160,11 @@ impl Keeper {
             return Ok(None);
         }
         let mut fleet = self.fleet(seen.at).await?;
-        let orphans = self.reconcile(&mut fleet, seen.at).await;
+        let found = self.reconcile(&mut fleet, seen.at).await;
+        if !found.adopted.is_empty() {
+            // What they run is known first.
+            self.listens_until = Some(seen.at.plus(limits::AGENT_OFFLINE_AFTER));
+        }
         fleet.hear(&seen.loads, seen.at);
         let removed = match request {
             Some(AutoscalerRequest::RemoveNodes) => fleet.remove_all(seen.at),
@@ -168,14 +174,15 @@ impl Keeper {
             }
             None => 0,
         };
-        let decision = self.decide(&fleet, seen);
+        let mut decision = self.decide(&fleet, seen);
+        decision.notes.extend(found.strays.iter().map(stray));
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
         self.history.decided(&decision);
 
         self.hands.cordon(&fleet, &seen.loads).await;
-        self.hands.terminate(&mut fleet, &orphans).await;
+        self.hands.terminate(&mut fleet, &mut self.ended, seen.at).await;
         let Launches { launched, failed } = self.hands.launch(&mut fleet, &mut self.refused, seen.at).await;
         self.write(&fleet).await?;
         self.show(&fleet, seen, &decision).await;
@@ -215,20 +222,28 @@ impl Keeper {
         Ok(())
     }
 
-    async fn reconcile(&self, fleet: &mut Fleet, at: Timestamp) -> Vec<(String, flux_provider::NodeId)> {
-        let mut orphans = Vec::new();
+    async fn reconcile(&mut self, fleet: &mut Fleet, at: Timestamp) -> Found {
+        self.ended.retain(|_, when| at.since(*when) <= LIST_LAGS_AT_MOST);
+        let mut all = Found::default();
         for (name, provider) in &self.hands.providers {
             match provider.list().await {
                 Ok(listed) => {
-                    let found = fleet.reconcile(name, &listed, at);
-                    orphans.extend(found.into_iter().map(|id| (name.clone(), id)));
+                    let found = fleet.reconcile(name, &listed, &self.ended, at);
+                    for id in &found.adopted {
+                        tracing::warn!(provider = %name, provider_id = %id, "a machine with our tag is in no record: it is adopted, and drains");
+                    }
+                    for id in &found.strays {
+                        tracing::warn!(provider = %name, provider_id = %id, "a machine with our tag has no name of ours: it is left alone");
+                    }
+                    all.adopted.extend(found.adopted);
+                    all.strays.extend(found.strays);
                 }
                 Err(error) => {
                     tracing::warn!(provider = %name, error = &error as &dyn std::error::Error, "the nodes cannot be listed");
                 }
             }
         }
-        orphans
+        all
     }
 
     fn decide(&mut self, fleet: &Fleet, seen: &Seen) -> Decision {
@@ -352,6 +367,11 @@ fn recorded(decision: &Decision) -> DecisionRecord {
         ActionRecord { action: action.to_owned(), what, reason: said(&act.reason) }
     };
     DecisionRecord { at: decision.at, actions: decision.actions.iter().map(action).collect() }
+}
+
+fn stray(id: &NodeId) -> Reason {
+    let said = format!("{id} has this cluster's tag and no name of ours: it is left alone");
+    Reason { rule: Rule::Held, said, inputs: BTreeMap::new() }
 }
 
 fn said(reason: &Reason) -> SaidReason {

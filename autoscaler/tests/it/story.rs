@@ -119,7 +119,7 @@ pub(crate) fn policy() -> Policy {
 pub(crate) struct World {
     clock: Arc<AtomicI64>,
     pub(crate) provider: MemoryProvider,
-    broker: Arc<dyn Broker>,
+    pub(crate) broker: Arc<dyn Broker>,
     book_calls: Arc<AtomicU64>,
     keepers: u32,
     pub(crate) policy: Policy,
