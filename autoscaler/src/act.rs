@@ -8,7 +8,7 @@ use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::ManagedState};
 use flux_provider::{Advice, ClientToken, ErrorKind, LaunchRequest, NodeId, NodeType, ProviderError, SharedProvider};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 
-use crate::fleet::{Ended, Fleet, Member};
+use crate::fleet::{Ended, Fleet, Member, taken_back};
 
 /// Calls of one kind at once.
 const AT_ONCE: usize = 8;
@@ -134,13 +134,15 @@ impl Hands {
         }
     }
 
-    /// Tells agents to take no more work, or work again, where they say otherwise.
+    /// Tells agents to take no more work, or work again where we had told them not to, if they say otherwise.
     pub(crate) async fn cordon(&self, fleet: &Fleet, loads: &BTreeMap<String, Load>) {
         for (name, member) in &fleet.members {
             let Some(load) = loads.get(name) else { continue };
             let wanted = match member.state {
                 ManagedState::Draining | ManagedState::Leaving => true,
-                ManagedState::Ready => false,
+                ManagedState::Ready if taken_back(member) => false,
+                // Somebody else drained it, or it goes by itself.
+                ManagedState::Ready => continue,
                 ManagedState::Wanted | ManagedState::Booting => continue,
             };
             if let Ok(agent) = AgentId::parse(name)

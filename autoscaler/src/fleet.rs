@@ -13,6 +13,7 @@ use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy};
 use flux_protocol::{
     Timestamp,
     autoscaler::{ManagedNode, ManagedState},
+    limits,
 };
 use flux_provider::{ClientToken, ClusterName, LIST_LAGS_AT_MOST, Node, NodeId, NodeState};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Member {
     pub provider_id: Option<NodeId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_by: Option<String>,
+    /// We told it to take no more work, and have not heard that it works again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 /// When an agent was heard of last, and what it said.
@@ -97,6 +101,7 @@ impl Fleet {
                         wanted_at: at,
                         provider_id: Some(node.id.clone()),
                         replaced_by: None,
+                        drained: false,
                     };
                     self.members.insert(token.to_string(), member);
                     found.adopted.push(node.id.clone());
@@ -127,8 +132,15 @@ impl Fleet {
     /// Agents that were heard of are ready.
     pub fn hear(&mut self, loads: &BTreeMap<String, Load>, at: Timestamp) {
         for (name, member) in &mut self.members {
-            if loads.contains_key(name) && member.state == ManagedState::Booting {
-                member.enter(ManagedState::Ready, at);
+            let Some(load) = loads.get(name) else { continue };
+            match member.state {
+                ManagedState::Booting => member.enter(ManagedState::Ready, at),
+                ManagedState::Draining => member.drained = true,
+                // Not what it said before it was told.
+                ManagedState::Ready if !load.draining && at.since(member.since) >= limits::AGENT_OFFLINE_AFTER => {
+                    member.drained = false;
+                }
+                ManagedState::Wanted | ManagedState::Ready | ManagedState::Leaving => {}
             }
         }
     }
@@ -146,6 +158,7 @@ impl Fleet {
                         wanted_at: at,
                         provider_id: None,
                         replaced_by: None,
+                        drained: false,
                     };
                     self.members.insert(ClientToken::fresh(cluster).to_string(), member);
                 }
@@ -179,13 +192,15 @@ impl Fleet {
     /// The machines as the plan sees them. `heard` says since when an agent is silent, and what it said last.
     pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Heard>) -> Vec<PlanNode> {
         let node = |(name, member): (&String, &Member)| {
-            let load = loads.get(name).copied();
+            // One that we take back is as good as back.
+            let load = loads.get(name).map(|load| Load { draining: load.draining && !taken_back(member), ..*load });
             let last = heard.get(name);
             let silent_since = || last.map_or(member.since, |last| last.at.max(member.since));
             let (phase, since) = match member.state {
                 // From when it was ordered: a launch that does not succeed does not begin anew.
                 ManagedState::Wanted | ManagedState::Booting => (Phase::Booting, member.wanted_at),
                 ManagedState::Ready if load.is_none() => (Phase::Silent, silent_since()),
+                ManagedState::Ready if load.is_some_and(|load| load.draining) => (Phase::Cordoned, member.since),
                 ManagedState::Ready => (Phase::Ready, member.since),
                 ManagedState::Draining => (Phase::Draining { replaced_by: member.replaced_by.clone() }, member.since),
                 ManagedState::Leaving => (Phase::Leaving, member.since),
@@ -214,4 +229,9 @@ impl Fleet {
         };
         self.members.iter().map(node).collect()
     }
+}
+
+/// Whether it is told to work again, if it does not say that it does.
+pub(crate) fn taken_back(member: &Member) -> bool {
+    member.state == ManagedState::Ready && member.drained
 }

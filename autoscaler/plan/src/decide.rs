@@ -151,7 +151,7 @@ impl<'a> Plan<'a> {
         let stays = |node: &&Node| {
             provider.is_none_or(|provider| node.provider == provider)
                 && !self.gone.contains(&node.name.as_str())
-                && node.phase != Phase::Leaving
+                && !matches!(node.phase, Phase::Leaving | Phase::Cordoned)
                 && !self.drains_now(&node.name)
                 && (!node.is_draining() || self.undrained.contains(&node.name.as_str()))
         };
@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
 
     /// Ready nodes, where there are any and nothing else comes or goes.
     fn settled(&self) -> Option<Vec<&'a Node>> {
-        let stays = |node: &&Node| !self.gone.contains(&node.name.as_str());
+        let stays = |node: &&Node| node.phase != Phase::Cordoned && !self.gone.contains(&node.name.as_str());
         let nodes: Vec<&Node> = self.snapshot.managed().filter(stays).collect();
         let settled = !nodes.is_empty() && nodes.iter().all(|node| node.phase == Phase::Ready);
         let ends = self.actions.iter().all(|act| matches!(act.action, Action::Terminate { .. }));

@@ -44,6 +44,8 @@ pub enum Phase {
         /// The type that is launched in its place.
         replaced_by: Option<String>,
     },
+    /// Somebody else told it to take no more work: no capacity, and no rule touches it.
+    Cordoned,
     /// Its agent is not heard of. Capacity as before, until it is given up.
     Silent,
     /// It is being terminated: it costs and counts until it is gone, and no rule looks at it.

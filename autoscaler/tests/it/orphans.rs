@@ -64,3 +64,31 @@ async fn a_keeper_that_stood_still_ends_nothing() {
     }
     assert!(world.provider.alive().len() >= alive);
 }
+
+/// Whoever cordoned a node, by hand or because it goes, meant it: it is no capacity, and is not told to work again.
+#[tokio::test]
+async fn a_drain_of_somebody_else_is_left_alone() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 1;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    let alive = world.provider.alive();
+    assert_eq!(alive.len(), 1, "{alive:?}");
+    let node = alive[0].client_token.to_string();
+    world.cordoned.lock().expect("nobody panics").insert(node.clone());
+    for _ in 0..20 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+        assert!(world.cordoned.lock().expect("nobody panics").contains(&node), "it was told to work again");
+    }
+    assert_eq!(world.provider.alive().len(), 2, "another does what it does not");
+}
+
+fn quiet(world: &World) -> flux_autoscaler::keeper::Seen {
+    let mut seen = world.seen(false);
+    seen.loads.values_mut().for_each(|load| load.cpu_percent = 40.0);
+    seen
+}

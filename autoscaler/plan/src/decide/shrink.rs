@@ -11,7 +11,7 @@ impl<'a> Plan<'a> {
             let (rule, timeout, said) = match node.phase {
                 Phase::Booting => (Rule::NotStarted, self.policy.boot_timeout, "its agent was never heard of"),
                 Phase::Silent => (Rule::Silent, self.policy.silent_timeout, "its agent fell silent"),
-                Phase::Ready | Phase::Draining { .. } | Phase::Leaving => continue,
+                Phase::Ready | Phase::Draining { .. } | Phase::Cordoned | Phase::Leaving => continue,
             };
             let timeout = timeout.as_secs_f64();
             if waited < timeout {
