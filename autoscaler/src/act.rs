@@ -49,7 +49,9 @@ impl Hands {
             .iter()
             .map(|(name, member)| async move { (name, member, self.launch_one(name, member).await) }.boxed())
             .collect();
+        let began = tokio::time::Instant::now();
         let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
+        let launched_at = at.plus(began.elapsed());
         let mut launches = Launches::default();
         for (name, member, outcome) in outcomes {
             let error = match outcome {
@@ -58,7 +60,7 @@ impl Hands {
                     tracing::info!(node = %name, provider_id = %id, node_type = %member.node_type, "a node was launched");
                     if let Some(member) = fleet.members.get_mut(name) {
                         member.provider_id = Some(id);
-                        member.enter(ManagedState::Booting, at);
+                        member.enter(ManagedState::Booting, launched_at);
                     }
                     continue;
                 }

@@ -121,7 +121,11 @@ impl Fleet {
                 Some(NodeState::Stopping | NodeState::Gone) => false,
                 // A list may lag behind a launch, and what is still to be launched is in none.
                 None => {
-                    let asked = if member.state == ManagedState::Leaving { member.since } else { member.wanted_at };
+                    let asked = match member.state {
+                        // A launch may have taken long.
+                        ManagedState::Booting | ManagedState::Leaving => member.since,
+                        _ => member.wanted_at,
+                    };
                     member.state == ManagedState::Wanted || at.since(asked) <= LIST_LAGS_AT_MOST
                 }
             }
@@ -234,4 +238,31 @@ impl Fleet {
 /// Whether it is told to work again, if it does not say that it does.
 pub(crate) fn taken_back(member: &Member) -> bool {
     member.state == ManagedState::Ready && member.drained
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_lags_forgets_no_launch_that_took_long() {
+        let (wanted_at, since) = (Timestamp::from_micros(0), Timestamp::from_micros(0).plus(Duration::from_secs(70)));
+        let member = Member {
+            provider: "p".to_owned(),
+            node_type: "small".to_owned(),
+            state: ManagedState::Booting,
+            since,
+            wanted_at,
+            provider_id: None,
+            replaced_by: None,
+            drained: false,
+        };
+        let mut fleet = Fleet { members: BTreeMap::from([("n".to_owned(), member)]), ..Fleet::default() };
+        fleet.reconcile("p", &[], &Ended::new(), since.plus(Duration::from_secs(5)));
+        assert_eq!(fleet.members.len(), 1);
+        fleet.reconcile("p", &[], &Ended::new(), since.plus(LIST_LAGS_AT_MOST + Duration::from_secs(5)));
+        assert_eq!(fleet.members.len(), 0);
+    }
 }
