@@ -47,7 +47,9 @@ pub(super) fn of(dir: &Path) -> Option<Pid> {
 fn runs(arguments: &[u8], config: &[u8]) -> bool {
     let mut arguments = arguments.split(|byte| *byte == 0);
     let program = arguments.next().map(|program| program.rsplit(|byte| *byte == b'/').next().unwrap_or_default());
-    program == Some(AGENT.as_bytes()) && arguments.next() == Some(b"--config") && arguments.next() == Some(config)
+    // Its children are started as `/proc/self/exe`.
+    let is_agent = program.is_some_and(|program| program == AGENT.as_bytes() || program == b"exe");
+    is_agent && arguments.next() == Some(b"--config") && arguments.next() == Some(config)
 }
 
 fn parent(pid: i32) -> Option<i32> {
