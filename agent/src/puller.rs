@@ -209,6 +209,8 @@ impl Puller {
                 self.draining = true;
                 self.planner.pause();
             }
+            // Who goes away does not come back.
+            Event::Undrain if self.node.tasks.shutdown().is_draining() => {}
             Event::Undrain => {
                 self.draining = false;
                 self.follow_launcher();

@@ -8,7 +8,7 @@ use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::ManagedState};
 use flux_provider::{Advice, ClientToken, ErrorKind, LaunchRequest, NodeId, NodeType, ProviderError, SharedProvider};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Ended, Fleet, Member, taken_back};
 
 /// Calls of one kind at once.
 const AT_ONCE: usize = 8;
@@ -49,7 +49,9 @@ impl Hands {
             .iter()
             .map(|(name, member)| async move { (name, member, self.launch_one(name, member).await) }.boxed())
             .collect();
+        let began = tokio::time::Instant::now();
         let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
+        let launched_at = at.plus(began.elapsed());
         let mut launches = Launches::default();
         for (name, member, outcome) in outcomes {
             let error = match outcome {
@@ -58,7 +60,7 @@ impl Hands {
                     tracing::info!(node = %name, provider_id = %id, node_type = %member.node_type, "a node was launched");
                     if let Some(member) = fleet.members.get_mut(name) {
                         member.provider_id = Some(id);
-                        member.enter(ManagedState::Booting, at);
+                        member.enter(ManagedState::Booting, launched_at);
                     }
                     continue;
                 }
@@ -100,14 +102,12 @@ impl Hands {
         Err(last.unwrap_or_else(|| ProviderError::invalid("zones", attempted(), "it has none")))
     }
 
-    /// Terminates what leaves, and what nobody meant to be.
-    pub(crate) async fn terminate(&self, fleet: &mut Fleet, orphans: &[(String, NodeId)]) {
+    /// Terminates what leaves.
+    pub(crate) async fn terminate(&self, fleet: &mut Fleet, lately: &mut Ended, at: Timestamp) {
         let leaving = of_state(fleet, ManagedState::Leaving);
         let leaving =
-            leaving.into_iter().filter_map(|(name, member)| Some((Some(name), member.provider, member.provider_id?)));
-        let all: Vec<(Option<String>, String, NodeId)> =
-            leaving.chain(orphans.iter().map(|(provider, id)| (None, provider.clone(), id.clone()))).collect();
-        let call = |(name, provider, id): (Option<String>, String, NodeId)| {
+            leaving.into_iter().filter_map(|(name, member)| Some((name, member.provider, member.provider_id?)));
+        let call = |(name, provider, id): (String, String, NodeId)| {
             async move {
                 let ended = match self.providers.get(&provider) {
                     Some(provider) => provider.terminate(&id).await,
@@ -117,32 +117,34 @@ impl Hands {
             }
             .boxed()
         };
-        let calls: Vec<BoxFuture<'_, _>> = all.into_iter().map(call).collect();
+        let calls: Vec<BoxFuture<'_, _>> = leaving.map(call).collect();
         let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
         for (name, id, ended) in outcomes {
-            match (ended, name) {
-                (Ok(()), Some(name)) => {
+            match ended {
+                Ok(()) => {
                     tracing::info!(node = %name, provider_id = %id, "a node was terminated");
                     fleet.members.remove(&name);
+                    lately.insert(id, at);
                     if let Ok(agent) = AgentId::parse(&name) {
                         self.agents.forget(&agent).await;
                     }
                 }
-                (Ok(()), None) => tracing::warn!(provider_id = %id, "a machine that nobody meant to be was terminated"),
-                (Err(error), _) => {
+                Err(error) => {
                     tracing::warn!(provider_id = %id, error = &error as &dyn std::error::Error, "a node was not terminated; trying again");
                 }
             }
         }
     }
 
-    /// Tells agents to take no more work, or work again, where they say otherwise.
+    /// Tells agents to take no more work, or work again where we had told them not to, if they say otherwise.
     pub(crate) async fn cordon(&self, fleet: &Fleet, loads: &BTreeMap<String, Load>) {
         for (name, member) in &fleet.members {
             let Some(load) = loads.get(name) else { continue };
             let wanted = match member.state {
                 ManagedState::Draining | ManagedState::Leaving => true,
-                ManagedState::Ready => false,
+                ManagedState::Ready if taken_back(member) => false,
+                // Somebody else drained it, or it goes by itself.
+                ManagedState::Ready => continue,
                 ManagedState::Wanted | ManagedState::Booting => continue,
             };
             if let Ok(agent) = AgentId::parse(name)

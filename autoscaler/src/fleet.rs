@@ -4,6 +4,7 @@
 //!   (plan: launch) ──► Wanted ──► Booting ──► Ready ◄──► Draining ──► Leaving ──► (gone)
 //!                         │          │          │                        ▲
 //!                         └──────────┴──────────┴── given up, removed ───┘
+//!                              (found, and in no intent) ──► Draining
 //! ```
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy};
 use flux_protocol::{
     Timestamp,
     autoscaler::{ManagedNode, ManagedState},
+    limits,
 };
 use flux_provider::{ClientToken, ClusterName, LIST_LAGS_AT_MOST, Node, NodeId, NodeState};
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,29 @@ pub struct Member {
     pub provider_id: Option<NodeId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced_by: Option<String>,
+    /// We told it to take no more work, and have not heard that it works again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
+}
+
+/// When an agent was heard of last, and what it said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heard {
+    pub at: Timestamp,
+    /// Unknown where it said it to a keeper before.
+    pub load: Option<Load>,
+}
+
+/// What was terminated lately, and when: a list may have it still.
+pub type Ended = BTreeMap<NodeId, Timestamp>;
+
+/// What nobody meant to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// It has our tag and a name of ours, and is a member now.
+    pub adopted: Vec<NodeId>,
+    /// It has our tag and no name of ours: somebody else's to end.
+    pub strays: Vec<NodeId>,
 }
 
 impl Member {
@@ -48,12 +73,17 @@ impl Member {
 }
 
 impl Fleet {
-    /// Brings it in line with what a provider has. Returns what nobody meant to be: with our tag, and in no intent.
-    pub fn reconcile(&mut self, provider: &str, listed: &[Node], at: Timestamp) -> Vec<NodeId> {
-        let mut orphans = Vec::new();
+    /// Brings it in line with what a provider has. What has our tag and is in no intent is adopted: it drains, unless the plan
+    /// takes it back. `ended` was terminated a moment ago, whatever the list says.
+    pub fn reconcile(&mut self, provider: &str, listed: &[Node], ended: &Ended, at: Timestamp) -> Found {
+        let mut found = Found::default();
         for node in listed.iter().filter(|node| node.state.is_alive()) {
-            let member = node.client_token.as_ref().and_then(|token| self.members.get_mut(token.as_str()));
-            match member.filter(|member| member.provider == provider) {
+            let Some(token) = &node.client_token else {
+                found.strays.push(node.id.clone());
+                continue;
+            };
+            match self.members.get_mut(token.as_str()) {
+                Some(member) if member.provider != provider => found.strays.push(node.id.clone()),
                 Some(member) => {
                     // It was launched, and whoever did so did not come to write it down.
                     member.provider_id = Some(node.id.clone());
@@ -61,7 +91,21 @@ impl Fleet {
                         member.enter(ManagedState::Booting, at);
                     }
                 }
-                None => orphans.push(node.id.clone()),
+                None if ended.contains_key(&node.id) => {}
+                None => {
+                    let member = Member {
+                        provider: provider.to_owned(),
+                        node_type: node.node_type.to_string(),
+                        state: ManagedState::Draining,
+                        since: at,
+                        wanted_at: at,
+                        provider_id: Some(node.id.clone()),
+                        replaced_by: None,
+                        drained: false,
+                    };
+                    self.members.insert(token.to_string(), member);
+                    found.adopted.push(node.id.clone());
+                }
             }
         }
         self.members.retain(|name, member| {
@@ -77,19 +121,30 @@ impl Fleet {
                 Some(NodeState::Stopping | NodeState::Gone) => false,
                 // A list may lag behind a launch, and what is still to be launched is in none.
                 None => {
-                    let asked = if member.state == ManagedState::Leaving { member.since } else { member.wanted_at };
+                    let asked = match member.state {
+                        // A launch may have taken long.
+                        ManagedState::Booting | ManagedState::Leaving => member.since,
+                        _ => member.wanted_at,
+                    };
                     member.state == ManagedState::Wanted || at.since(asked) <= LIST_LAGS_AT_MOST
                 }
             }
         });
-        orphans
+        found
     }
 
     /// Agents that were heard of are ready.
     pub fn hear(&mut self, loads: &BTreeMap<String, Load>, at: Timestamp) {
         for (name, member) in &mut self.members {
-            if loads.contains_key(name) && member.state == ManagedState::Booting {
-                member.enter(ManagedState::Ready, at);
+            let Some(load) = loads.get(name) else { continue };
+            match member.state {
+                ManagedState::Booting => member.enter(ManagedState::Ready, at),
+                ManagedState::Draining => member.drained = true,
+                // Not what it said before it was told.
+                ManagedState::Ready if !load.draining && at.since(member.since) >= limits::AGENT_OFFLINE_AFTER => {
+                    member.drained = false;
+                }
+                ManagedState::Wanted | ManagedState::Ready | ManagedState::Leaving => {}
             }
         }
     }
@@ -107,6 +162,7 @@ impl Fleet {
                         wanted_at: at,
                         provider_id: None,
                         replaced_by: None,
+                        drained: false,
                     };
                     self.members.insert(ClientToken::fresh(cluster).to_string(), member);
                 }
@@ -137,20 +193,24 @@ impl Fleet {
         removed
     }
 
-    /// The machines as the plan sees them. `heard` says since when an agent is silent.
-    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Timestamp>) -> Vec<PlanNode> {
+    /// The machines as the plan sees them. `heard` says since when an agent is silent, and what it said last.
+    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Heard>) -> Vec<PlanNode> {
         let node = |(name, member): (&String, &Member)| {
-            let load = loads.get(name).copied();
-            let silent_since = || heard.get(name).copied().unwrap_or(member.since).max(member.since);
+            // One that we take back is as good as back.
+            let load = loads.get(name).map(|load| Load { draining: load.draining && !taken_back(member), ..*load });
+            let last = heard.get(name);
+            let silent_since = || last.map_or(member.since, |last| last.at.max(member.since));
             let (phase, since) = match member.state {
                 // From when it was ordered: a launch that does not succeed does not begin anew.
                 ManagedState::Wanted | ManagedState::Booting => (Phase::Booting, member.wanted_at),
                 ManagedState::Ready if load.is_none() => (Phase::Silent, silent_since()),
+                ManagedState::Ready if load.is_some_and(|load| load.draining) => (Phase::Cordoned, member.since),
                 ManagedState::Ready => (Phase::Ready, member.since),
                 ManagedState::Draining => (Phase::Draining { replaced_by: member.replaced_by.clone() }, member.since),
                 ManagedState::Leaving => (Phase::Leaving, member.since),
             };
             let (provider, node_type) = (member.provider.clone(), member.node_type.clone());
+            let load = if phase == Phase::Silent { last.and_then(|last| last.load) } else { load };
             PlanNode { name: name.clone(), provider, node_type, managed: true, phase, since, load }
         };
         self.members.iter().map(node).collect()
@@ -172,5 +232,37 @@ impl Fleet {
             price_per_hour: price(member),
         };
         self.members.iter().map(node).collect()
+    }
+}
+
+/// Whether it is told to work again, if it does not say that it does.
+pub(crate) fn taken_back(member: &Member) -> bool {
+    member.state == ManagedState::Ready && member.drained
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_lags_forgets_no_launch_that_took_long() {
+        let (wanted_at, since) = (Timestamp::from_micros(0), Timestamp::from_micros(0).plus(Duration::from_secs(70)));
+        let member = Member {
+            provider: "p".to_owned(),
+            node_type: "small".to_owned(),
+            state: ManagedState::Booting,
+            since,
+            wanted_at,
+            provider_id: None,
+            replaced_by: None,
+            drained: false,
+        };
+        let mut fleet = Fleet { members: BTreeMap::from([("n".to_owned(), member)]), ..Fleet::default() };
+        fleet.reconcile("p", &[], &Ended::new(), since.plus(Duration::from_secs(5)));
+        assert_eq!(fleet.members.len(), 1);
+        fleet.reconcile("p", &[], &Ended::new(), since.plus(LIST_LAGS_AT_MOST + Duration::from_secs(5)));
+        assert_eq!(fleet.members.len(), 0);
     }
 }

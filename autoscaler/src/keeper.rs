@@ -3,21 +3,27 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
-use flux_plan::{Action, Decision, History, Load, Policy, Reason, Snapshot, plan};
+use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, plan};
 use flux_protocol::{
     PoolName, Timestamp,
-    autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, SaidReason},
+    autoscaler::{
+        ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState, SaidReason,
+    },
     limits,
 };
-use flux_provider::{ClusterName, SharedProvider};
+use flux_provider::{ClusterName, LIST_LAGS_AT_MOST, NodeId, SharedProvider};
 
 use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
-    fleet::Fleet,
+    fleet::{Ended, Fleet, Found, Heard},
 };
+
+/// A look so many polls after the one before it comes after a time in which nothing could be heard.
+const LOOKS_MISSED: u32 = 3;
 
 /// What was seen of queue and agents at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -42,7 +48,12 @@ pub struct Keeper {
     written: Option<(Fleet, u64)>,
     history: History,
     refused: Refused,
-    heard: BTreeMap<String, Timestamp>,
+    poll: Duration,
+    heard: BTreeMap<String, Heard>,
+    ended: Ended,
+    looked: Option<Timestamp>,
+    /// Until then agents get to say something: what is not heard is not missing yet.
+    listens_until: Option<Timestamp>,
     finished: Finished,
     decisions: VecDeque<DecisionRecord>,
     shown: Option<AutoscalerStatus>,
@@ -54,6 +65,8 @@ pub struct KeeperParts {
     pub cluster: ClusterName,
     pub pool: PoolName,
     pub policy: Policy,
+    /// Between looks.
+    pub poll: Duration,
     pub book: Arc<dyn Book>,
     pub providers: BTreeMap<String, SharedProvider>,
     pub agents: Arc<dyn Agents>,
@@ -79,7 +92,7 @@ impl Finished {
 
 impl Keeper {
     pub fn new(parts: KeeperParts) -> Self {
-        let KeeperParts { holder, cluster, pool, policy, book, providers, agents } = parts;
+        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, agents } = parts;
         Self {
             holder,
             cluster,
@@ -89,7 +102,11 @@ impl Keeper {
             written: None,
             history: History::default(),
             refused: Refused::new(),
+            poll,
             heard: BTreeMap::new(),
+            ended: Ended::new(),
+            looked: None,
+            listens_until: None,
             finished: Finished::default(),
             decisions: VecDeque::new(),
             shown: None,
@@ -143,7 +160,11 @@ impl Keeper {
             return Ok(None);
         }
         let mut fleet = self.fleet(seen.at).await?;
-        let orphans = self.reconcile(&mut fleet, seen.at).await;
+        let found = self.reconcile(&mut fleet, seen.at).await;
+        if !found.adopted.is_empty() {
+            // What they run is known first.
+            self.listens_until = Some(seen.at.plus(limits::AGENT_OFFLINE_AFTER));
+        }
         fleet.hear(&seen.loads, seen.at);
         let removed = match request {
             Some(AutoscalerRequest::RemoveNodes) => fleet.remove_all(seen.at),
@@ -153,14 +174,15 @@ impl Keeper {
             }
             None => 0,
         };
-        let decision = self.decide(&fleet, seen);
+        let mut decision = self.decide(&fleet, seen);
+        decision.notes.extend(found.strays.iter().map(stray));
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
         self.history.decided(&decision);
 
         self.hands.cordon(&fleet, &seen.loads).await;
-        self.hands.terminate(&mut fleet, &orphans).await;
+        self.hands.terminate(&mut fleet, &mut self.ended, seen.at).await;
         let Launches { launched, failed } = self.hands.launch(&mut fleet, &mut self.refused, seen.at).await;
         self.write(&fleet).await?;
         self.show(&fleet, seen, &decision).await;
@@ -179,7 +201,10 @@ impl Keeper {
         fleet.epoch += 1;
         let revision = self.book.write(&fleet, revision).await?;
         tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
-        self.heard = fleet.members.keys().map(|name| (name.clone(), at)).collect();
+        let load = |name: &String| self.heard.get(name).and_then(|heard| heard.load);
+        self.heard = fleet.members.keys().map(|name| (name.clone(), Heard { at, load: load(name) })).collect();
+        self.looked = Some(at);
+        self.listens_until = Some(at.plus(limits::AGENT_OFFLINE_AFTER));
         self.decisions = self.book.shown().await?.map(|status| status.decisions.into()).unwrap_or_default();
         self.written = Some((fleet.clone(), revision));
         Ok(fleet)
@@ -197,28 +222,42 @@ impl Keeper {
         Ok(())
     }
 
-    async fn reconcile(&self, fleet: &mut Fleet, at: Timestamp) -> Vec<(String, flux_provider::NodeId)> {
-        let mut orphans = Vec::new();
+    async fn reconcile(&mut self, fleet: &mut Fleet, at: Timestamp) -> Found {
+        self.ended.retain(|_, when| at.since(*when) <= LIST_LAGS_AT_MOST);
+        let mut all = Found::default();
         for (name, provider) in &self.hands.providers {
             match provider.list().await {
                 Ok(listed) => {
-                    let found = fleet.reconcile(name, &listed, at);
-                    orphans.extend(found.into_iter().map(|id| (name.clone(), id)));
+                    let found = fleet.reconcile(name, &listed, &self.ended, at);
+                    for id in &found.adopted {
+                        tracing::warn!(provider = %name, provider_id = %id, "a machine with our tag is in no record: it is adopted, and drains");
+                    }
+                    for id in &found.strays {
+                        tracing::warn!(provider = %name, provider_id = %id, "a machine with our tag has no name of ours: it is left alone");
+                    }
+                    all.adopted.extend(found.adopted);
+                    all.strays.extend(found.strays);
                 }
                 Err(error) => {
                     tracing::warn!(provider = %name, error = &error as &dyn std::error::Error, "the nodes cannot be listed");
                 }
             }
         }
-        orphans
+        all
     }
 
     fn decide(&mut self, fleet: &Fleet, seen: &Seen) -> Decision {
         self.heard.retain(|name, _| fleet.members.contains_key(name));
-        for name in seen.loads.keys().filter(|name| fleet.members.contains_key(*name)) {
-            self.heard.insert(name.clone(), seen.at);
+        self.forgive_missed_looks(seen.at);
+        for (name, load) in seen.loads.iter().filter(|(name, _)| fleet.members.contains_key(*name)) {
+            self.heard.insert(name.clone(), Heard { at: seen.at, load: Some(*load) });
         }
         self.refused.retain(|_, until| *until > seen.at);
+        if let Some(why) = self.deaf(fleet, seen) {
+            tracing::warn!("{why}: nothing is decided");
+            let note = Reason { rule: Rule::Held, said: format!("{why}: nothing is decided"), inputs: BTreeMap::new() };
+            return Decision { at: seen.at, notes: vec![note], ..Decision::default() };
+        }
         let snapshot = Snapshot {
             at: seen.at,
             nodes: fleet.seen(&seen.loads, &self.heard),
@@ -233,6 +272,46 @@ impl Keeper {
             tracing::info!(action = ?act.action, reason = %act.reason, "decided");
         }
         decision
+    }
+
+    /// Nobody was heard of while nobody listened: that is no silence of theirs.
+    fn forgive_missed_looks(&mut self, at: Timestamp) {
+        let longest = self.poll * LOOKS_MISSED;
+        let gap = self.looked.replace(at).map_or(Duration::ZERO, |before| at.since(before));
+        if gap <= longest {
+            return;
+        }
+        for heard in self.heard.values_mut() {
+            heard.at = heard.at.plus(gap - longest).min(at);
+        }
+        // Not twice in a row: looks that take long are to decide something too.
+        self.listens_until = match self.listens_until {
+            Some(_) => None,
+            None => Some(at.plus(limits::AGENT_OFFLINE_AFTER)),
+        };
+    }
+
+    /// Why what is heard says nothing about the nodes.
+    fn deaf(&mut self, fleet: &Fleet, seen: &Seen) -> Option<&'static str> {
+        if self.listens_until.is_some_and(|until| seen.at < until) && !fleet.members.is_empty() {
+            return Some("agents were not listened to until now");
+        }
+        self.listens_until = None;
+        let ready: Vec<&String> =
+            fleet.members.iter().filter(|(_, one)| one.state == ManagedState::Ready).map(|(name, _)| name).collect();
+        if !seen.loads.is_empty() || ready.is_empty() {
+            return None;
+        }
+        if let [only] = ready[..] {
+            // It alone may well be dead: its time runs.
+            let silent = self.heard.get(only).map_or(Duration::ZERO, |heard| seen.at.since(heard.at));
+            return (silent < self.policy.silent_timeout).then_some("its only agent is not heard of");
+        }
+        // All at once die less often than the way to them.
+        for heard in self.heard.values_mut() {
+            heard.at = seen.at;
+        }
+        Some("no agent is heard of")
     }
 
     async fn show(&mut self, fleet: &Fleet, seen: &Seen, decision: &Decision) {
@@ -288,6 +367,11 @@ fn recorded(decision: &Decision) -> DecisionRecord {
         ActionRecord { action: action.to_owned(), what, reason: said(&act.reason) }
     };
     DecisionRecord { at: decision.at, actions: decision.actions.iter().map(action).collect() }
+}
+
+fn stray(id: &NodeId) -> Reason {
+    let said = format!("{id} has this cluster's tag and no name of ours: it is left alone");
+    Reason { rule: Rule::Held, said, inputs: BTreeMap::new() }
 }
 
 fn said(reason: &Reason) -> SaidReason {

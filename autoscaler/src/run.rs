@@ -48,18 +48,20 @@ pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutd
     let queue = queue_options(&settings)?;
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
+    let poll = Duration::from_secs_f64(settings.autoscaler.poll_interval_sec);
+    let silent_timeout = policy.silent_timeout;
     let holder = format!("autoscaler-{:016x}", rand::random::<u64>());
     let parts = KeeperParts {
         holder: holder.clone(),
         cluster,
         pool: pool.clone(),
         policy,
+        poll,
         book: Arc::new(QueueBook::new(Arc::clone(&broker))),
         providers,
         agents: Arc::new(QueueAgents { broker: Arc::clone(&broker), gateway }),
     };
-    let signals = Signals::start(Arc::clone(&broker), pool, &tasks);
-    let poll = Duration::from_secs_f64(settings.autoscaler.poll_interval_sec);
+    let signals = Signals::start(Arc::clone(&broker), pool, silent_timeout, &tasks);
     let (ended, ending) = tokio::sync::oneshot::channel::<()>();
     tasks.spawn_essential("loop", {
         let (broker, shutdown) = (Arc::clone(&broker), Arc::clone(&shutdown));

@@ -26,10 +26,11 @@ pub struct Signals {
     broker: Arc<dyn Broker>,
     pool: PoolName,
     heard: Heard,
+    silent_timeout: Duration,
 }
 
 impl Signals {
-    pub fn start(broker: Arc<dyn Broker>, pool: PoolName, tasks: &Tasks) -> Self {
+    pub fn start(broker: Arc<dyn Broker>, pool: PoolName, silent_timeout: Duration, tasks: &Tasks) -> Self {
         let heard = Heard::default();
         let (listening, beats, killed) = (Arc::clone(&broker), Arc::clone(&heard), tasks.shutdown().kill_token());
         tasks.spawn_essential("heartbeats", async move {
@@ -38,7 +39,7 @@ impl Signals {
                 () = killed.cancelled() => {}
             }
         });
-        Self { broker, pool, heard }
+        Self { broker, pool, heard, silent_timeout }
     }
 
     /// # Errors
@@ -49,10 +50,14 @@ impl Signals {
         let mut running: HashMap<(Lane, FunctionName), u64> = HashMap::new();
         {
             let mut heard = self.heard.lock();
-            heard.retain(|_, (_, when)| when.elapsed() < limits::AGENT_OFFLINE_AFTER);
-            for (id, (beat, _)) in heard.iter().filter(|(_, (beat, _))| beat.pool == self.pool) {
-                seen.loads.insert(id.to_string(), load(beat));
-                seen.finished.insert(id.to_string(), beat.finished);
+            let remembered = self.silent_timeout.max(limits::AGENT_OFFLINE_AFTER);
+            heard.retain(|_, (_, when)| when.elapsed() < remembered);
+            for (id, (beat, when)) in heard.iter().filter(|(_, (beat, _))| beat.pool == self.pool) {
+                if when.elapsed() < limits::AGENT_OFFLINE_AFTER {
+                    seen.loads.insert(id.to_string(), load(beat));
+                    seen.finished.insert(id.to_string(), beat.finished);
+                }
+                // What a silent one runs does not wait: it is the plan's to say when its node is lost.
                 for count in &beat.running {
                     *running.entry((Lane::Call, count.function.clone())).or_default() += u64::from(count.calls);
                     *running.entry((Lane::Invoke, count.function.clone())).or_default() += u64::from(count.invokes);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use flux_broker::Table;
 use flux_protocol::{
-    OutcomeStatus, PoolName,
+    AgentId, OutcomeStatus, PoolName,
     agent::{AgentStatus, ControlReply, ControlRequest, Heartbeat},
     subject,
 };
@@ -90,6 +90,48 @@ async fn at_the_deadline_what_runs_is_left_to_another() {
     assert_eq!(ended.outcome.expect("an outcome").status, OutcomeStatus::Success);
 }
 
+/// One that goes away is not told otherwise: what it would begin is cut off at its deadline.
+#[tokio::test]
+async fn an_agent_that_goes_away_is_not_told_to_go_on() {
+    let world = World::new().await;
+    let (going, staying) = (FakeExecutor::new(), FakeExecutor::new());
+    let ends = Arc::new(tokio::sync::Notify::new());
+    let may_end = Arc::clone(&ends);
+    going.program("long", move |_call| {
+        let may_end = Arc::clone(&may_end);
+        async move {
+            may_end.notified().await;
+            End::Exit(0)
+        }
+    });
+    going.program("f", |_call| async { End::Exit(0) });
+    staying.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: long\nhandler: f").await;
+    world.deploy("name: f\nhandler: f").await;
+    let leaver = world.agent(&going, World::settings()).await;
+    let id = leaver.agent.id().clone();
+    let long = world.invoke("long", "").await;
+    world.until_running(long).await;
+    let told = async {
+        flux_testkit::eventually(SOON, "a draining heartbeat", || is_draining(&world, &id)).await;
+        world.ask(&id, &ControlRequest::Undrain).await;
+        let _stayer = world.agent(&staying, World::settings()).await;
+        for _ in 0..20 {
+            let id = world.invoke("f", "").await;
+            world.end_of(id).await;
+        }
+        ends.notify_one();
+    };
+    tokio::join!(leaver.agent.drain(SOON), told);
+    assert_eq!((going.started(), staying.started()), (1, 20), "it began something");
+}
+
+async fn is_draining(world: &World, id: &AgentId) -> bool {
+    let entry = world.broker.get(Table::Agents, &subject::agents_key(&PoolName::default(), id)).await.ok().flatten();
+    let heartbeat = entry.and_then(|entry| serde_json::from_slice::<Heartbeat>(&entry.value).ok());
+    heartbeat.is_some_and(|heartbeat| heartbeat.status == AgentStatus::Draining)
+}
+
 #[tokio::test]
 async fn an_agent_that_was_told_to_drain_can_be_told_to_go_on() {
     let world = World::new().await;
@@ -101,13 +143,7 @@ async fn an_agent_that_was_told_to_drain_can_be_told_to_go_on() {
     assert_eq!(world.ask(&id, &ControlRequest::Drain).await, ControlReply::Ok { agent_id: id.clone() });
     // No credit is out for this queue, and none is granted.
     let waits = world.invoke("f", "").await;
-    flux_testkit::eventually(SOON, "a draining heartbeat", || async {
-        let entry =
-            world.broker.get(Table::Agents, &subject::agents_key(&PoolName::default(), &id)).await.ok().flatten();
-        let heartbeat = entry.and_then(|entry| serde_json::from_slice::<Heartbeat>(&entry.value).ok());
-        heartbeat.is_some_and(|heartbeat| heartbeat.status == AgentStatus::Draining)
-    })
-    .await;
+    flux_testkit::eventually(SOON, "a draining heartbeat", || is_draining(&world, &id)).await;
     assert_eq!(executor.started(), 0);
     world.ask(&id, &ControlRequest::Undrain).await;
     world.end_of(waits).await;

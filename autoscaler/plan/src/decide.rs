@@ -94,12 +94,14 @@ impl<'a> Plan<'a> {
             let nodes = snapshot.managed().filter(|node| phases.contains(&node.phase));
             nodes.map(|node| slots(node, snapshot, policy)).sum()
         };
-        let capacity = of(&[Phase::Ready, Phase::Booting]);
+        // Who is silent for a moment is there, with what it ran: it is given up first, and bought for then.
+        let there = [Phase::Ready, Phase::Silent];
+        let capacity = of(&there) + of(&[Phase::Booting]);
         Self {
             snapshot,
             policy,
             history,
-            demand: demand(snapshot, policy, history, capacity, of(&[Phase::Ready])),
+            demand: demand(snapshot, policy, history, capacity, of(&there)),
             fleet: Fleet::new(policy, snapshot),
             capacity,
             gone: Vec::new(),
@@ -149,7 +151,7 @@ impl<'a> Plan<'a> {
         let stays = |node: &&Node| {
             provider.is_none_or(|provider| node.provider == provider)
                 && !self.gone.contains(&node.name.as_str())
-                && node.phase != Phase::Leaving
+                && !matches!(node.phase, Phase::Leaving | Phase::Cordoned)
                 && !self.drains_now(&node.name)
                 && (!node.is_draining() || self.undrained.contains(&node.name.as_str()))
         };
@@ -163,7 +165,7 @@ impl<'a> Plan<'a> {
 
     /// Ready nodes, where there are any and nothing else comes or goes.
     fn settled(&self) -> Option<Vec<&'a Node>> {
-        let stays = |node: &&Node| !self.gone.contains(&node.name.as_str());
+        let stays = |node: &&Node| node.phase != Phase::Cordoned && !self.gone.contains(&node.name.as_str());
         let nodes: Vec<&Node> = self.snapshot.managed().filter(stays).collect();
         let settled = !nodes.is_empty() && nodes.iter().all(|node| node.phase == Phase::Ready);
         let ends = self.actions.iter().all(|act| matches!(act.action, Action::Terminate { .. }));

@@ -30,7 +30,7 @@ pub struct Node {
     pub phase: Phase,
     /// Since when it is in this phase.
     pub since: Timestamp,
-    /// What its agent said last; `None` before it said anything, and after it fell silent.
+    /// What its agent said last, also where it is silent now; `None` before it said anything.
     pub load: Option<Load>,
 }
 
@@ -44,7 +44,9 @@ pub enum Phase {
         /// The type that is launched in its place.
         replaced_by: Option<String>,
     },
-    /// Its agent fell silent.
+    /// Somebody else told it to take no more work: no capacity, and no rule touches it.
+    Cordoned,
+    /// Its agent is not heard of. Capacity as before, until it is given up.
     Silent,
     /// It is being terminated: it costs and counts until it is gone, and no rule looks at it.
     Leaving,

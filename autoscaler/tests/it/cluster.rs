@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use flux_testkit::{Api, File, FluxCommand, FluxProcess, FluxUp, assert_no_processes_left, eventually, passable_dir};
+use flux_testkit::{
+    Api, File, FluxCommand, FluxProcess, FluxUp, assert_no_processes_left, eventually, passable_dir, processes_matching,
+};
 use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(120);
@@ -28,6 +30,17 @@ fn start(config: &std::path::Path) -> FluxProcess {
     FluxCommand::new("flux-autoscaler").arg("--config").arg(config).spawn()
 }
 
+/// Agents outlive the autoscaler, as they are to: but not a test that failed.
+struct Nodes(String);
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for process in processes_matching(&self.0) {
+            process.kill9();
+        }
+    }
+}
+
 /// Nodes that are heard of, by what the API says.
 async fn nodes(api: &Api) -> Vec<Value> {
     let agents = api.get("/agents").await.json;
@@ -38,6 +51,7 @@ async fn nodes(api: &Api) -> Vec<Value> {
 #[tokio::test]
 async fn nodes_come_with_the_load_and_go_after_it_and_nothing_is_lost() {
     let dir = passable_dir("flux-scaled-");
+    let _nodes = Nodes(dir.path().join("nodes").to_string_lossy().into_owned());
     let gateway = dir.path().join("flux.yaml");
     std::fs::write(&gateway, "gateway: { pools: [cloud] }\n").expect("a configuration");
     let up = FluxUp::start_with(&["--config", &gateway.to_string_lossy()]).await;

@@ -2,4 +2,6 @@
 
 mod cluster;
 mod crashes;
+mod orphans;
+mod silence;
 mod story;

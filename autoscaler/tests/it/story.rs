@@ -1,9 +1,9 @@
 //! A keeper on a provider in memory, in a time of its own, that may die at any of its steps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,7 +26,7 @@ use flux_provider::{
 use tokio::sync::watch;
 
 pub(crate) const MOST: u32 = 4;
-const STEP: Duration = Duration::from_secs(5);
+pub(crate) const STEP: Duration = Duration::from_secs(5);
 /// A node's agent says something this long after its launch.
 const BOOTS_IN: Duration = Duration::from_secs(20);
 /// Work comes for the first of them; the rest is more than every timeout.
@@ -90,11 +90,22 @@ impl Book for MortalBook {
     }
 }
 
-struct Nobody;
+/// Agents that do as they are told: those that take no more work.
+pub(crate) type Cordoned = Arc<Mutex<BTreeSet<String>>>;
+
+struct Told(Cordoned);
 
 #[async_trait]
-impl Agents for Nobody {
-    async fn cordon(&self, _: &AgentId, _: bool) {}
+impl Agents for Told {
+    async fn cordon(&self, agent: &AgentId, cordoned: bool) {
+        let mut all = self.0.lock().expect("nobody panics");
+        if cordoned {
+            all.insert(agent.to_string())
+        } else {
+            all.remove(agent.as_str())
+        };
+    }
+
     async fn forget(&self, _: &AgentId) {}
 }
 
@@ -119,9 +130,11 @@ pub(crate) fn policy() -> Policy {
 pub(crate) struct World {
     clock: Arc<AtomicI64>,
     pub(crate) provider: MemoryProvider,
-    broker: Arc<dyn Broker>,
+    pub(crate) broker: Arc<dyn Broker>,
     book_calls: Arc<AtomicU64>,
     keepers: u32,
+    pub(crate) policy: Policy,
+    pub(crate) cordoned: Cordoned,
 }
 
 impl World {
@@ -132,7 +145,15 @@ impl World {
         let clock_of = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
         let options = MemoryOptions { clock: clock_of, ..MemoryOptions::new(cluster) };
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(flux_broker::memory::MemoryLimits::default()));
-        Self { clock, provider: MemoryProvider::new(options), broker, book_calls: Arc::default(), keepers: 0 }
+        Self {
+            clock,
+            provider: MemoryProvider::new(options),
+            broker,
+            book_calls: Arc::default(),
+            keepers: 0,
+            policy: policy(),
+            cordoned: Cordoned::default(),
+        }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -158,10 +179,11 @@ impl World {
             holder: format!("keeper-{}", self.keepers),
             cluster: ClusterName::parse("story").expect("a name"),
             pool: PoolName::default(),
-            policy: policy(),
+            policy: self.policy.clone(),
+            poll: STEP,
             book: Arc::new(book),
             providers: BTreeMap::from([("memory".to_owned(), Arc::new(self.provider.clone()) as _)]),
-            agents: Arc::new(Nobody),
+            agents: Arc::new(Told(Arc::clone(&self.cordoned))),
         };
         (Keeper::new(parts), died)
     }
@@ -177,10 +199,15 @@ impl World {
             running,
             slots: 4,
             used: f64::from(running) / 4.0,
-            draining: !busy,
+            draining: false,
         };
         let alive = self.provider.alive();
-        let loads = alive.iter().filter(booted).map(|bought| (bought.client_token.to_string(), load));
+        let cordoned = self.cordoned.lock().expect("nobody panics");
+        let loads = alive.iter().filter(booted).map(|bought| {
+            let name = bought.client_token.to_string();
+            let draining = cordoned.contains(&name);
+            (name, Load { draining, ..load })
+        });
         Seen { at, waiting: if busy { 60 } else { 0 }, loads: loads.collect(), finished: BTreeMap::new() }
     }
 

@@ -169,7 +169,9 @@ impl<'a> Plan<'a> {
         // One at a time.
         let moves = |node: &Node| {
             let back = self.undrained.contains(&node.name.as_str());
-            node.phase == Phase::Booting || (node.is_draining() && !back)
+            // What was taken back in this very moment is still to show that it is enough.
+            let just_back = node.phase == Phase::Ready && node.since >= self.snapshot.at;
+            node.phase == Phase::Booting || just_back || (node.is_draining() && !back)
         };
         let busy_already = self.snapshot.managed().any(moves)
             || self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }))

@@ -4,22 +4,20 @@ use super::{Action, Plan};
 use crate::{Load, Node, Phase, Reason, Rule, capacity::slots, history::count};
 
 impl<'a> Plan<'a> {
-    /// What never started, or is silent for long, is no capacity: it goes, and the other rules see what is missing.
+    /// What never started, or is silent for long, is no capacity any more: it goes, and the other rules see what is missing.
     pub(super) fn give_up_dead(&mut self) {
         for node in self.snapshot.managed() {
             let waited = self.seconds_since(node);
             let (rule, timeout, said) = match node.phase {
                 Phase::Booting => (Rule::NotStarted, self.policy.boot_timeout, "its agent was never heard of"),
                 Phase::Silent => (Rule::Silent, self.policy.silent_timeout, "its agent fell silent"),
-                Phase::Ready | Phase::Draining { .. } | Phase::Leaving => continue,
+                Phase::Ready | Phase::Draining { .. } | Phase::Cordoned | Phase::Leaving => continue,
             };
             let timeout = timeout.as_secs_f64();
             if waited < timeout {
                 continue;
             }
-            if node.phase == Phase::Booting {
-                self.capacity -= slots(node, self.snapshot, self.policy);
-            }
+            self.capacity -= slots(node, self.snapshot, self.policy);
             let reason = Reason::new(rule, said, &[("waited_sec", waited), ("timeout_sec", timeout)]);
             self.terminate(node, reason);
         }
@@ -27,10 +25,9 @@ impl<'a> Plan<'a> {
 
     pub(super) fn shrink(&mut self) {
         let growing = self.actions.iter().any(|act| !matches!(act.action, Action::Terminate { .. }))
-            || self
-                .snapshot
-                .managed()
-                .any(|node| node.phase == Phase::Booting && !self.gone.contains(&node.name.as_str()));
+            || self.snapshot.managed().any(|node| {
+                matches!(node.phase, Phase::Booting | Phase::Silent) && !self.gone.contains(&node.name.as_str())
+            });
         if growing {
             return;
         }

@@ -117,7 +117,7 @@ impl World {
                         (load.running, load.used, load.draining) = (0, 0.0, true);
                     }
                 }
-                Phase::Booting | Phase::Silent | Phase::Leaving => {}
+                Phase::Booting | Phase::Silent | Phase::Cordoned | Phase::Leaving => {}
             }
         }
     }

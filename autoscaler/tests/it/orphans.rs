@@ -1,0 +1,94 @@
+//! Machines that are in no record.
+
+use bytes::Bytes;
+use flux_broker::Table;
+use flux_protocol::autoscaler::FLEET_KEY;
+
+use crate::story::World;
+
+/// The queue lost its storage: what runs is not cut off, what is needed stays, and the rest goes once it is idle.
+#[tokio::test]
+async fn machines_whose_record_is_lost_are_kept_while_they_work_and_go_after_it() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 2;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..10 {
+        keeper.step(&world.seen(true)).await.expect("a queue that answers");
+        world.pass();
+    }
+    drop(keeper);
+    let before: Vec<_> = world.provider.alive().into_iter().map(|one| one.client_token).collect();
+    assert!(before.len() >= 2, "{before:?}");
+    let empty = Bytes::from_static(br#"{"epoch":0,"paused":false,"members":{}}"#);
+    world.broker.put(Table::Autoscaler, FLEET_KEY, empty).await.expect("an empty fleet");
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..10 {
+        world.pass();
+        keeper.step(&world.seen(true)).await.expect("a queue that answers");
+        let now: Vec<_> = world.provider.alive().into_iter().map(|one| one.client_token).collect();
+        assert!(before.iter().all(|one| now.contains(one)), "{before:?} became {now:?}");
+    }
+    let bought = world.provider.bought().len();
+    for _ in 0..40 {
+        world.pass();
+        keeper.step(&world.seen(false)).await.expect("a queue that answers");
+    }
+    assert_eq!((world.provider.alive().len(), world.members().await), (2, 2));
+    assert_eq!(world.provider.bought().len(), bought, "and none was bought for them");
+}
+
+/// A keeper that stood still while another bought ends nothing of it, though it is in no record that it knows.
+#[tokio::test]
+async fn a_keeper_that_stood_still_ends_nothing() {
+    let mut world = World::new();
+    let ((mut sleeper, _), (mut other, _)) = (world.keeper(None), world.keeper(None));
+    let mut before = world.seen(true);
+    before.waiting = 0;
+    assert!(sleeper.step(&before).await.expect("a queue that answers"));
+    for _ in 0..8 {
+        world.pass();
+        other.step(&world.seen(true)).await.expect("a queue that answers");
+    }
+    let alive = world.provider.alive().len();
+    assert!(alive > 0);
+    // The lease's own clock does not hold it back: the other's is over by then.
+    for _ in 0..10 {
+        world.pass();
+    }
+    let mut late = world.seen(true);
+    assert!(!sleeper.step(&late).await.expect("a queue that answers"), "what it knew is overtaken");
+    for _ in 0..30 {
+        world.pass();
+        late = world.seen(true);
+        sleeper.step(&late).await.expect("a queue that answers");
+    }
+    assert!(world.provider.alive().len() >= alive);
+}
+
+/// Whoever cordoned a node, by hand or because it goes, meant it: it is no capacity, and is not told to work again.
+#[tokio::test]
+async fn a_drain_of_somebody_else_is_left_alone() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 1;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    let alive = world.provider.alive();
+    assert_eq!(alive.len(), 1, "{alive:?}");
+    let node = alive[0].client_token.to_string();
+    world.cordoned.lock().expect("nobody panics").insert(node.clone());
+    for _ in 0..20 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+        assert!(world.cordoned.lock().expect("nobody panics").contains(&node), "it was told to work again");
+    }
+    assert_eq!(world.provider.alive().len(), 2, "another does what it does not");
+}
+
+fn quiet(world: &World) -> flux_autoscaler::keeper::Seen {
+    let mut seen = world.seen(false);
+    seen.loads.values_mut().for_each(|load| load.cpu_percent = 40.0);
+    seen
+}
