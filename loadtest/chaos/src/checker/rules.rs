@@ -126,11 +126,20 @@ fn is_lost(record: &Seen) -> bool {
 }
 
 /// The one agent died in the moment of the answer, before it could say the outcome, and the queue that held the call in its
-/// memory died before it delivered it again: nobody is left who knows.
+/// memory died before an agent that lived long enough got it again: nobody is left who knows.
 fn record_died(stories: &Stories, answered_us: u64) -> bool {
     let from_us = answered_us.saturating_sub(SEEN_WITHIN_US);
-    let died = |target, within_us| stories.killed_within(from_us, answered_us + within_us, &["root", target]);
-    stories.agents == 1 && died("worker", SEEN_WITHIN_US) && died("nats-server", DEATH_NOTICED_US)
+    if stories.agents != 1 || !stories.killed_within(from_us, answered_us + SEEN_WITHIN_US, &["root", "worker"]) {
+        return false;
+    }
+    // Each death of the agent may come before it was delivered again, and begins the wait anew.
+    let mut until_us = answered_us + DEATH_NOTICED_US;
+    for struck in stories.faults.values().filter(|fault| fault.target == "worker" && fault.from_us > from_us) {
+        if struck.from_us <= until_us {
+            until_us = until_us.max(struck.to_us.min(struck.from_us + DEATH_NOTICED_US) + DEATH_NOTICED_US);
+        }
+    }
+    stories.killed_within(from_us, until_us, &["root", "nats-server"])
 }
 
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {

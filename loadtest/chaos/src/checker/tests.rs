@@ -241,6 +241,9 @@ fn an_answered_call_is_lost_only_with_all_that_knew_of_it() {
     holds(&lost(1, &[(SECOND + 49, "root")]));
     holds(&lost(1, &[(SECOND + 60, "worker"), (SECOND + 70, "nats-server")]));
     holds(&lost(1, &[(SECOND + 60, "worker"), (2 * SECOND, "nats-server")]));
+    let again_and_again =
+        [(SECOND + 60, "worker"), (3 * SECOND, "worker"), (11 * SECOND / 2, "worker"), (8 * SECOND, "nats-server")];
+    holds(&lost(1, &again_and_again));
     for (agents, kills) in [
         (1, vec![]),
         (1, vec![(SECOND + 60, "worker")]),
