@@ -150,3 +150,17 @@ async fn letters_can_be_purged_one_or_all() {
     assert_eq!(gateway.purge(&function, None).await.unwrap(), 2);
     assert!(gateway.dead_letter_counts().await.unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_could_not_be_stored_is_stored_when_its_status_comes_again() {
+    for world in [World::new().await, World::with_less().await] {
+        let gateway = world.gateway().await;
+        deploy(&gateway, "f", "").await;
+        let _agent = world.agent("a", |_| Act::Fail).await;
+        world.broker.fail_buries(1);
+        let id = gateway.invoke(&name("f"), payload("precious")).await.unwrap().execution_id;
+        ended(&world, id).await;
+        eventually("there is a letter", || async { !gateway.dead_letter_counts().await.unwrap().is_empty() }).await;
+        assert_eq!(gateway.dead_letters(&name("f"), 0, 10).await.unwrap()[0].status.execution_id, id);
+    }
+}
