@@ -155,6 +155,8 @@ struct Inner {
     /// Waiters and watchers held now.
     waiting: Arc<tokio::sync::Semaphore>,
     watching: Arc<tokio::sync::Semaphore>,
+    /// Retries whose time this gateway keeps, where the queue does not.
+    retries: Arc<tokio::sync::Semaphore>,
     /// What is being accepted now.
     accepts: gate::Gate,
     /// Payloads in the blob seam of asynchronous executions that this gateway accepted.
@@ -216,6 +218,7 @@ impl Gateway {
             in_flight: InFlight::new(settings.max_in_flight),
             waiting: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_IN_FLIGHT)),
             watching: Arc::new(tokio::sync::Semaphore::new(limits::GATEWAY_WATCHERS)),
+            retries: Arc::new(tokio::sync::Semaphore::new(limits::RETRIES_HELD)),
             accepts: gate::Gate::new("invocations being accepted", cores * limits::ACCEPTS_PER_CORE),
             payloads: payloads::Payloads::default(),
             recorder_health: recorder::Health::default(),

@@ -3,9 +3,9 @@
 //! Publish, then commit the record with the message's place in its stream, then answer. Where the store refuses, the message
 //! is taken back, and the answer is 503: nothing runs that nobody accepted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use flux_broker::{BrokerError, TakenBack};
+use flux_broker::{BrokerError, Table, TakenBack};
 use flux_protocol::{
     ErrorKind, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Payload, execution::QueuePosition,
     subject::QueueName, time::now,
@@ -25,6 +25,9 @@ use crate::refusal::Refusal;
 
 /// What agents are told of an execution that did not become one.
 const NOT_ACCEPTED: &str = "it was not accepted: the store or the queue refused";
+/// Writing that down is tried so often, each time for as long as a call to the queue takes.
+const GIVEN_UP_TRIES: u32 = 10;
+const GIVEN_UP_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 impl Gateway {
     /// Accepts an invocation that runs on its own.
@@ -201,9 +204,30 @@ impl Inner {
         }
         // It may be on its way to an agent: they remember a cancel. Behind the answer, since it takes a while.
         let inner = Arc::clone(self);
+        let remembered = queue.lane == Lane::Invoke && !self.broker.capabilities().take_back;
         self.tasks.spawn("give-up", async move {
+            if remembered {
+                // It may wait for longer than they do.
+                inner.remember_given_up(id).await;
+            }
             let _ = inner.cancel_on_agents(id, NOT_ACCEPTED, None).await;
         });
         false
+    }
+
+    /// The queue is likely away, since something was refused.
+    async fn remember_given_up(&self, id: ExecutionId) {
+        for _ in 0..GIVEN_UP_TRIES {
+            let Err(error) = self.broker.put(Table::Cancelled, &id.to_string(), NOT_ACCEPTED.into()).await else {
+                return;
+            };
+            tracing::debug!(
+                execution_id = %id,
+                error = &error as &dyn std::error::Error,
+                "cannot write down that an invocation was refused; trying again"
+            );
+            tokio::time::sleep(GIVEN_UP_AGAIN_AFTER).await;
+        }
+        tracing::warn!(execution_id = %id, "an invocation that was refused may run after all: the queue is away");
     }
 }

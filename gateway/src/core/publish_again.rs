@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use flux_broker::{AckHandle, BrokerError, Message, Stored};
 use flux_protocol::{
-    ExecutionId, ExecutionRecord, Invocation, Lane, Phase, StatusMessage, Timestamp, execution::QueuePosition,
+    ExecutionId, ExecutionRecord, Invocation, Lane, Phase, StatusMessage, Timestamp, execution::QueuePosition, limits,
     subject::QueueName, time::now,
 };
 use flux_store::StoreError;
@@ -63,7 +63,7 @@ impl Inner {
     }
 
     /// Publishes the attempt after one that failed, once its backoff has passed. The status is acked only when the
-    /// next attempt is in the queue: dying in between is seeing the status again.
+    /// next attempt is in the queue, or its record says when it will be: dying in between is seeing the status again.
     pub(super) async fn retry(self: &Arc<Self>, status: &StatusMessage, ack: AckHandle) -> Result<(), BrokerError> {
         let Some(failed) = status.invocation.as_deref() else {
             tracing::error!(
@@ -95,66 +95,81 @@ impl Inner {
             self.insert_next(status, next, stored.position, due).await;
             return ack.ack().await;
         }
+        // The record alone keeps it from here on, so that the log waits for no backoff: without it the status comes again.
+        self.insert_waiting(status, next.clone(), due).await?;
+        self.hold_retry(status.execution_id, next.attempt, queue, delay, due);
+        ack.ack().await
+    }
+
+    /// Where the broker cannot delay: publishes at its time what the record has. The reconciler does so later, should this
+    /// gateway be gone by then or hold too many.
+    fn hold_retry(self: &Arc<Self>, id: ExecutionId, attempt: u32, queue: QueueName, delay: Duration, due: Timestamp) {
+        let Ok(held) = Arc::clone(&self.retries).try_acquire_owned() else {
+            tracing::warn!(execution_id = %id, "too many retries wait here; the reconciler publishes this one, late");
+            return;
+        };
         let inner = Arc::clone(self);
-        let status = status.clone();
-        self.tasks.spawn("hold-retry", async move { inner.hold_retry(status, next, queue, due, ack).await });
+        self.tasks.spawn("hold-retry", async move {
+            let _held = held;
+            let killed = inner.tasks.shutdown().kill_token();
+            let publish = async {
+                tokio::time::sleep(delay).await;
+                if let Err(error) = inner.publish_held(id, attempt, &queue, due).await {
+                    tracing::warn!(
+                        execution_id = %id,
+                        attempt,
+                        error = &*error as &dyn std::error::Error,
+                        "cannot publish the next attempt at its time; the reconciler will"
+                    );
+                }
+            };
+            tokio::select! {
+                () = publish => {}
+                () = killed.cancelled() => {}
+            }
+        });
+    }
+
+    async fn publish_held(
+        &self,
+        id: ExecutionId,
+        attempt: u32,
+        queue: &QueueName,
+        due: Timestamp,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(record) = self.store.execution(id).await? else { return Ok(()) };
+        if record.attempt != attempt || record.phase != Phase::Queued {
+            return Ok(()); // Cancelled, or published already.
+        }
+        if now().since(due) >= limits::LOST_AFTER / 2 {
+            return Err("it is late, and the reconciler may be publishing it".into());
+        }
+        let Some(next) = record.invocation.clone() else { return Err("its record lacks the invocation".into()) };
+        let stored = self.publish_patiently(queue, message_of(&next)).await?;
+        self.heat_for(queue).await;
+        if let Err(error) = self.store.requeued(id, attempt, stored.position, now()).await {
+            tracing::warn!(
+                execution_id = %id,
+                error = &error as &dyn std::error::Error,
+                "the next attempt is queued, and its record does not say so yet"
+            );
+        }
         Ok(())
     }
 
-    /// Where the broker cannot delay, the status is kept in progress for as long.
-    async fn hold_retry(
-        self: Arc<Self>,
-        status: StatusMessage,
+    /// Records an attempt that is in no queue before it is due.
+    async fn insert_waiting(
+        &self,
+        status: &StatusMessage,
         next: Invocation,
-        queue: QueueName,
         due: Timestamp,
-        ack: AckHandle,
-    ) {
-        while now() < due {
-            let left = due.since(now());
-            tokio::time::sleep(left.min(flux_protocol::limits::IN_PROGRESS_EVERY)).await;
-            if ack.progress().await.is_err() {
-                return; // Delivered again, to whoever is there.
-            }
-        }
-        match self.publish_patiently(&queue, message_of(&next)).await {
-            Ok(stored) => {
-                self.heat_for(&queue).await;
-                self.insert_next(&status, next, stored.position, due).await;
-                let _ = ack.ack().await;
-            }
-            Err(error) => {
-                tracing::warn!(
-                    execution_id = %status.execution_id,
-                    error = &error as &dyn std::error::Error,
-                    "cannot publish the next attempt; its status comes again"
-                );
-            }
-        }
+    ) -> Result<(), BrokerError> {
+        let waiting = self.store.insert_queued(next_record(status, next, None, due)).await;
+        waiting.map_err(|error| BrokerError::unavailable("record that a retry waits", error))
     }
 
     async fn insert_next(&self, status: &StatusMessage, next: Invocation, position: QueuePosition, due: Timestamp) {
-        let record = ExecutionRecord {
-            execution_id: status.execution_id,
-            function: status.function.clone(),
-            version: status.version,
-            attempt: next.attempt,
-            lane: status.lane,
-            pool: status.pool.clone(),
-            phase: Phase::Queued,
-            agent_id: None,
-            queued_at: status.queued_at,
-            started_at: None,
-            status_at: due.max(now()),
-            deadline: status.deadline,
-            traceparent: status.traceparent.clone(),
-            outcome: None,
-            terminal_seq: None,
-            position: Some(position),
-            redrive_of: next.redrive_of,
-            invocation: Some(next),
-            notes: Vec::new(),
-        };
+        let record = next_record(status, next, Some(position), due);
         let id = record.execution_id;
         if let Err(error) = self.store.insert_queued(record).await {
             // The attempt is in the queue and its own status will tell.
@@ -230,6 +245,35 @@ fn next_attempt(status: &StatusMessage, failed: &Invocation) -> Invocation {
         failures: failed.failures.saturating_add(1),
         traceparent: failed.traceparent.clone().or_else(|| status.traceparent.clone()),
         ..failed.clone()
+    }
+}
+
+fn next_record(
+    status: &StatusMessage,
+    next: Invocation,
+    position: Option<QueuePosition>,
+    due: Timestamp,
+) -> ExecutionRecord {
+    ExecutionRecord {
+        execution_id: status.execution_id,
+        function: status.function.clone(),
+        version: status.version,
+        attempt: next.attempt,
+        lane: status.lane,
+        pool: status.pool.clone(),
+        phase: Phase::Queued,
+        agent_id: None,
+        queued_at: status.queued_at,
+        started_at: None,
+        status_at: due.max(now()),
+        deadline: status.deadline,
+        traceparent: status.traceparent.clone(),
+        outcome: None,
+        terminal_seq: None,
+        position,
+        redrive_of: next.redrive_of,
+        invocation: Some(next),
+        notes: Vec::new(),
     }
 }
 

@@ -226,6 +226,18 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_that_waits_for_its_time_is_left_to_it() {
+        let mut retry = record(Lane::Invoke, Phase::Queued, Duration::ZERO);
+        (retry.attempt, retry.position) = (2, None);
+        retry.status_at = retry.status_at.plus(Duration::from_secs(60));
+        let nowhere = Facts { stored: None, queue_empty: true, ..facts() };
+        for (late, action) in [(0, Action::Keep), (69, Action::Keep), (71, Action::Republish)] {
+            let now = facts().now.plus(Duration::from_secs(late));
+            assert_eq!(plan(&retry, &Facts { now, ..nowhere }), action, "after {late} s");
+        }
+    }
+
+    #[test]
     fn without_its_invocation_it_ends_as_lost() {
         let mut direct = record(Lane::Invoke, Phase::Running, SILENT);
         direct.invocation = None;

@@ -17,7 +17,9 @@ use std::{
 };
 
 use flux_broker::{BrokerError, StatusBatch, StatusDelivery};
-use flux_protocol::{FunctionName, Lane, OutcomeStatus, Payload, StatusMessage, limits, subject, time::now};
+use flux_protocol::{
+    ExecutionRecord, FunctionName, Lane, Outcome, OutcomeStatus, Payload, StatusMessage, limits, subject, time::now,
+};
 use flux_store::{Recorded, StatusUpdate, StoreError};
 use parking_lot::Mutex;
 
@@ -278,8 +280,10 @@ async fn bury(
     };
     if !became_terminal {
         // Seen before: either this gateway died before it buried it, or another outcome came first.
-        let record = inner.store.execution(status.execution_id).await.ok().flatten();
-        if record.is_none_or(|record| record.terminal_seq != Some(sequence)) {
+        let record = inner.store.execution(status.execution_id).await;
+        let record = record.map_err(|error| BrokerError::unavailable("look at an execution", error))?;
+        let ordered = inner.broker.capabilities().ordered_statuses;
+        if !record.is_some_and(|record| is_end_of(&record, status, sequence, ordered)) {
             return Ok(());
         }
     }
@@ -292,6 +296,18 @@ async fn bury(
     inner.broker.bury(status, &invocation).await?;
     metrics::counter!("flux_dead_letters_total").increment(1);
     Ok(())
+}
+
+/// Whether a status is the one that ended the execution. Where each delivery of it has another place in the order, by what it
+/// says: a letter of the same again is the same letter.
+fn is_end_of(record: &ExecutionRecord, status: &StatusMessage, sequence: u64, ordered: bool) -> bool {
+    if ordered {
+        return record.terminal_seq == Some(sequence);
+    }
+    let outcome = |outcome: Option<&Outcome>| outcome.map(|outcome| (outcome.status, outcome.error.clone()));
+    record.is_terminal()
+        && record.attempt == status.attempt
+        && outcome(record.outcome.as_ref()) == outcome(status.outcome.as_ref())
 }
 
 fn count_end(inner: &Arc<Inner>, status: &StatusMessage) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux_broker::{Queue as _, StatusLog as _};
+use flux_broker::{Queue as _, StatusLog as _, Table, Tables as _};
 use flux_protocol::{ErrorCode, Lane, OutcomeStatus, PoolName, subject::QueueName};
 
 use crate::{
@@ -30,6 +30,22 @@ async fn invocations_are_refused_and_taken_back_and_accepted_again_after() {
     store.set_away(false);
     gateway.invoke(&name("f"), payload("")).await.unwrap();
     assert!(gateway.readiness().await.store);
+}
+
+/// It may lie in its queue for longer than agents remember a cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_and_cannot_be_taken_back_is_written_down() {
+    let world = World::with_less().await;
+    let store = FlakyStore::over(&world.store);
+    let gateway = world.gateway_over(store.clone()).await;
+    deploy(&gateway, "f", "").await;
+    gateway.invoke(&name("f"), payload("")).await.unwrap();
+    store.set_away(true);
+    gateway.invoke(&name("f"), payload("")).await.unwrap_err();
+    eventually("it is among what was cancelled", || async {
+        world.broker.keys(Table::Cancelled).await.unwrap().len() == 1
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

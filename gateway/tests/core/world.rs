@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use flux_artifacts::{BlobArtifacts, Filesystem, Tiered};
 use flux_broker::{
-    Broker,
+    Broker, Capabilities,
     memory::{MemoryBroker, MemoryLimits},
 };
 use flux_gateway::core::{Gateway, GatewayParts, InvokeRequest};
@@ -39,10 +39,27 @@ impl World {
     }
 
     pub(crate) async fn with_limits(limits: MemoryLimits) -> Self {
+        Self::over(MemoryBroker::new(limits)).await
+    }
+
+    /// Over an engine that keeps no time and tells no places, as RabbitMQ's.
+    #[allow(dead_code)] // by the HTTP tests
+    pub(crate) async fn with_less() -> Self {
+        let less = Capabilities {
+            delayed_publish: false,
+            positions: false,
+            take_back: false,
+            ordered_statuses: false,
+            ..Capabilities::all()
+        };
+        Self::over(MemoryBroker::with_capabilities(MemoryLimits::default(), less)).await
+    }
+
+    async fn over(broker: MemoryBroker) -> Self {
         let _ = tracing_subscriber::fmt().with_env_filter("flux_gateway=debug").with_test_writer().try_init();
         let artifacts = tempfile::tempdir().unwrap();
         Self {
-            broker: Arc::new(MemoryBroker::new(limits)),
+            broker: Arc::new(broker),
             store: flux_store::open("sqlite::memory:", &Tuning::default()).await.unwrap(),
             settings: GatewaySettings {
                 secrets_key: Some(artifacts.path().join("secrets.key")),

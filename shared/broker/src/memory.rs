@@ -54,6 +54,7 @@ pub struct MemoryBroker {
 
 struct Inner {
     limits: MemoryLimits,
+    capabilities: Capabilities,
     queues: Mutex<queue::Queues>,
     statuses: Mutex<status_log::Log>,
     listeners: Mutex<signals::Listeners>,
@@ -72,6 +73,7 @@ struct Faults {
     publishes_to_fail: AtomicU32,
     status_publishes_to_fail: AtomicU32,
     table_puts_to_fail: AtomicU32,
+    buries_to_fail: AtomicU32,
     deliveries_paused: std::sync::atomic::AtomicBool,
 }
 
@@ -83,9 +85,15 @@ impl Default for MemoryBroker {
 
 impl MemoryBroker {
     pub fn new(limits: MemoryLimits) -> Self {
+        Self::with_capabilities(limits, Capabilities::all())
+    }
+
+    /// One that says that it can do this alone, so that callers take their fallbacks.
+    pub fn with_capabilities(limits: MemoryLimits, capabilities: Capabilities) -> Self {
         Self {
             inner: Arc::new(Inner {
                 limits,
+                capabilities,
                 queues: Mutex::default(),
                 statuses: Mutex::default(),
                 listeners: Mutex::default(),
@@ -113,6 +121,11 @@ impl MemoryBroker {
     /// The same for changes of tables.
     pub fn fail_table_puts(&self, count: u32) {
         self.inner.faults.table_puts_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// The same for dead letters.
+    pub fn fail_buries(&self, count: u32) {
+        self.inner.faults.buries_to_fail.store(count, Ordering::SeqCst);
     }
 
     /// While paused no pull gets anything; what is out is redelivered once they go on.
@@ -169,7 +182,7 @@ fn takes_fault(faults: &AtomicU32, attempted: &'static str) -> Result<(), Broker
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::all()
+        self.inner.capabilities
     }
 
     fn stores_nothing_for(&self) -> Option<std::time::Duration> {

@@ -66,6 +66,7 @@ struct Parts {
     /// This process moves what has no queue, and carries on what is old.
     tends: AtomicBool,
     answers_how_many: AtomicBool,
+    recorders: status_log::Recorders,
 }
 
 impl RabbitBroker {
@@ -91,6 +92,7 @@ impl RabbitBroker {
             made: Mutex::default(),
             tends: AtomicBool::new(false),
             answers_how_many: AtomicBool::new(false),
+            recorders: status_log::Recorders::default(),
             link,
         };
         Ok(Arc::new(Self { parts: Arc::new(parts) }))

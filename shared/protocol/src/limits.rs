@@ -179,6 +179,9 @@ pub const KILL_TAKES_AT_MOST: Duration = Duration::from_secs(10);
 pub const PIPE_DRAIN: Duration = Duration::from_millis(250);
 /// Agents remember a cancel for this long, for a delivery that was under way.
 pub const CANCEL_REMEMBERED: Duration = Duration::from_secs(60);
+/// Retries whose backoff one gateway keeps, where the queue cannot. Further ones are published by the reconciler,
+/// [`LOST_AFTER`] late.
+pub const RETRIES_HELD: usize = 16_384;
 /// An execution is lost when its message is gone and no status came for this long.
 pub const LOST_AFTER: Duration = Duration::from_secs(10);
 /// How often the reconciler reads the streams' per-subject counts.

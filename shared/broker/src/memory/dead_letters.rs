@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use flux_protocol::{ExecutionId, FunctionName, Invocation, StatusMessage, time::now};
 
-use super::MemoryBroker;
+use super::{MemoryBroker, takes_fault};
 use crate::{BrokerError, DeadLetter, DeadLetters};
 
 #[derive(Default)]
@@ -19,7 +19,9 @@ pub(super) struct Letters {
 #[async_trait]
 impl DeadLetters for MemoryBroker {
     async fn bury(&self, status: &StatusMessage, invocation: &Invocation) -> Result<u64, BrokerError> {
-        self.inner.connected("store a dead letter")?;
+        let attempted = "store a dead letter";
+        self.inner.connected(attempted)?;
+        takes_fault(&self.inner.faults.buries_to_fail, attempted)?;
         let mut letters = self.inner.letters.lock();
         if let Some(sequence) = letters.buried.get(&status.execution_id) {
             return Ok(*sequence);

@@ -164,6 +164,9 @@ impl Queue for MemoryBroker {
     async fn publish_at(&self, queue: &QueueName, message: Message, due: Timestamp) -> Result<Stored, BrokerError> {
         let attempted = "store a delayed invocation";
         self.inner.connected(attempted)?;
+        if !self.inner.capabilities.delayed_publish {
+            return Err(BrokerError::Unsupported { what: attempted });
+        }
         self.inner.check_size(&message.body)?;
         takes_fault(&self.inner.faults.publishes_to_fail, attempted)?;
         let due = Instant::now() + due.since(now());
@@ -237,6 +240,9 @@ impl Queue for MemoryBroker {
 
     async fn take_back(&self, queue: &QueueName, position: &QueuePosition) -> Result<TakenBack, BrokerError> {
         self.inner.connected("take a message back")?;
+        if !self.inner.capabilities.take_back {
+            return Err(BrokerError::Unsupported { what: "take a message back" });
+        }
         self.inner.with_queues(|queues| {
             if queues.lane(queue.lane, &queue.pool).epoch != position.epoch {
                 return Err(BrokerError::NotFound { what: format!("message {}", position.sequence) });

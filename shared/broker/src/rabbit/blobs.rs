@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use flux_protocol::{limits, time::now};
 use futures::StreamExt as _;
-use lapin::options::{BasicAckOptions, BasicPublishOptions, QueueDeleteOptions};
+use lapin::{
+    Confirmation,
+    options::{BasicAckOptions, BasicPublishOptions, QueueDeleteOptions},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -90,7 +93,9 @@ impl Parts {
                 let publish = channel.basic_publish(exchange.into(), stream.into(), options, &part, plain());
                 let confirmed = async { publish.await?.await };
                 match tokio::time::timeout(WITHIN * 2, confirmed).await {
-                    Ok(Ok(_)) => Ok(()),
+                    Ok(Ok(Confirmation::Ack(_) | Confirmation::NotRequested)) => Ok(()),
+                    // Said to be there it would have a hole, and be what can never be read.
+                    Ok(Ok(Confirmation::Nack(_))) => Err(BrokerError::unavailable(attempted, "a part was not stored")),
                     Ok(Err(error)) => Err(super::error::into_broker(attempted, error)),
                     Err(_) => Err(BrokerError::unavailable(attempted, "no answer came in time")),
                 }

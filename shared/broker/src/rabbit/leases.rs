@@ -148,9 +148,14 @@ impl Leases {
         Some(lease)
     }
 
-    fn keep_until(&self, id: u64, until: Instant) {
-        if let Some(lease) = self.held.lock().get_mut(&id) {
-            lease.until = until;
+    /// False: it is another's, since it was given back or its channel is gone.
+    fn keep_until(&self, id: u64, until: Instant) -> bool {
+        match self.held.lock().get_mut(&id) {
+            Some(lease) if lease.source.channel.status().connected() => {
+                lease.until = until;
+                true
+            }
+            Some(_) | None => false,
         }
     }
 
@@ -200,8 +205,10 @@ impl LeaseAcker {
 #[async_trait]
 impl Acker for LeaseAcker {
     async fn progress(&self) -> Result<(), BrokerError> {
-        self.leases.keep_until(self.id, Instant::now() + limits::ACK_WAIT);
-        Ok(())
+        if self.leases.keep_until(self.id, Instant::now() + limits::ACK_WAIT) {
+            return Ok(());
+        }
+        Err(BrokerError::unavailable("keep a delivery", "it was given back, or its connection is gone"))
     }
 
     async fn ack(&self) -> Result<(), BrokerError> {

@@ -25,6 +25,8 @@ use crate::BrokerError;
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may take to be made, with the twenty round trips that it takes.
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
+/// How long a silence is believed after the last publish into it.
+const SAYS_WITHIN: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -40,6 +42,8 @@ struct Storing {
     pending: usize,
     /// Since when there are some, or the last of them was confirmed.
     since: Option<Instant>,
+    /// When one last was not confirmed in time, if none was confirmed after it.
+    in_vain: Option<Instant>,
 }
 
 pub(super) struct Link {
@@ -204,9 +208,9 @@ impl Link {
         properties: lapin::BasicProperties,
         body: &[u8],
     ) -> Result<(), BrokerError> {
-        self.storing.lock().begin();
+        let begun = Begun::new(&self.storing);
         let done = self.within(attempted, session.publish(exchange, key, properties, body)).await;
-        self.storing.lock().end(done.is_ok());
+        begun.end(done.is_ok());
         match done? {
             Confirmed::Stored | Confirmed::Unroutable => Ok(()),
             Confirmed::Full => Err(BrokerError::Full { what: format!("{exchange} ({key})") }),
@@ -214,8 +218,7 @@ impl Link {
     }
 
     pub(super) fn stores_nothing_for(&self) -> Option<Duration> {
-        let storing = self.storing.lock();
-        storing.since.map(|since| since.elapsed())
+        self.storing.lock().nothing_for(Instant::now())
     }
 
     pub(super) async fn close(&self) {
@@ -231,17 +234,64 @@ impl Link {
 }
 
 impl Storing {
-    fn begin(&mut self) {
+    fn begin(&mut self, now: Instant) {
+        if self.is_old(now) {
+            (self.since, self.in_vain) = (None, None);
+        }
         self.pending += 1;
-        self.since.get_or_insert_with(Instant::now);
+        self.since.get_or_insert(now);
     }
 
-    /// One that was not confirmed in time leaves the silence as long as it was.
-    fn end(&mut self, confirmed: bool) {
+    /// One that was not confirmed in time leaves the silence as long as it was. One that its caller gave up says nothing.
+    fn end(&mut self, how: Ended, now: Instant) {
         self.pending = self.pending.saturating_sub(1);
-        if confirmed {
-            self.since = (self.pending > 0).then(Instant::now);
+        match how {
+            Ended::Confirmed => (self.since, self.in_vain) = ((self.pending > 0).then_some(now), None),
+            Ended::InVain => self.in_vain = Some(now),
+            Ended::Dropped if self.pending == 0 && self.in_vain.is_none() => self.since = None,
+            Ended::Dropped => {}
         }
+    }
+
+    /// What nobody tried since says nothing of now.
+    fn is_old(&self, now: Instant) -> bool {
+        self.pending == 0 && self.in_vain.is_none_or(|at| now.saturating_duration_since(at) > SAYS_WITHIN)
+    }
+
+    fn nothing_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.since.filter(|_| !self.is_old(now))?;
+        let until = if self.pending > 0 { now } else { self.in_vain? };
+        Some(until.saturating_duration_since(since))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Confirmed,
+    InVain,
+    Dropped,
+}
+
+/// A publish on its way, which ends when its future is dropped too.
+struct Begun<'a> {
+    storing: &'a Mutex<Storing>,
+    how: Ended,
+}
+
+impl<'a> Begun<'a> {
+    fn new(storing: &'a Mutex<Storing>) -> Self {
+        storing.lock().begin(Instant::now());
+        Self { storing, how: Ended::Dropped }
+    }
+
+    fn end(mut self, confirmed: bool) {
+        self.how = if confirmed { Ended::Confirmed } else { Ended::InVain };
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.storing.lock().end(self.how, Instant::now());
     }
 }
 
@@ -251,4 +301,44 @@ pub(super) fn check_size(body: &[u8]) -> Result<(), BrokerError> {
         return Err(BrokerError::TooLarge { size: body.len(), limit: limits::MESSAGE });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publish_whose_caller_went_is_no_silence() {
+        let storing = Mutex::<Storing>::default();
+        drop(Begun::new(&storing));
+        let storing = storing.lock();
+        assert_eq!((storing.pending, storing.nothing_for(Instant::now())), (0, None));
+    }
+
+    #[test]
+    fn a_silence_grows_until_something_is_stored() {
+        let (mut storing, begun) = (Storing::default(), Instant::now());
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        storing.begin(begun);
+        storing.end(Ended::InVain, after(5));
+        assert_eq!(storing.nothing_for(after(8)), Some(Duration::from_secs(5)));
+        storing.begin(after(8));
+        assert_eq!(storing.nothing_for(after(9)), Some(Duration::from_secs(9)));
+        storing.end(Ended::Dropped, after(9));
+        assert_eq!(storing.nothing_for(after(10)), Some(Duration::from_secs(5)), "it told nothing");
+        storing.begin(after(10));
+        storing.end(Ended::Confirmed, after(11));
+        assert_eq!(storing.nothing_for(after(11)), None);
+    }
+
+    #[test]
+    fn a_silence_that_nobody_asks_into_is_forgotten() {
+        let (mut storing, begun) = (Storing::default(), Instant::now());
+        storing.begin(begun);
+        storing.end(Ended::InVain, begun + WITHIN);
+        let later = begun + WITHIN + SAYS_WITHIN + WITHIN;
+        assert_eq!(storing.nothing_for(later), None);
+        storing.begin(later);
+        assert_eq!(storing.nothing_for(later), Some(Duration::ZERO), "it begins anew");
+    }
 }

@@ -186,7 +186,11 @@ impl PullEvents for RabbitPull {
         loop {
             let Some(open) = &mut self.open else {
                 match self.over {
-                    Some(Over::Cold) => return self.said(BrokerError::NotFound { what: self.queue.subject() }),
+                    Some(Over::Cold) => {
+                        // Whoever cooled it may be another process. Where it is hot again, the next pull opens one.
+                        self.broker.channels.forget(&self.queue);
+                        return self.said(BrokerError::NotFound { what: self.queue.subject() });
+                    }
                     Some(Over::Expired | Over::Said) => return None,
                     None if self.left == 0 || Instant::now() >= self.deadline => return None,
                     None => {}

@@ -1,6 +1,10 @@
 //! Invocation queues.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,6 +19,7 @@ use flux_protocol::{
 use futures::{StreamExt as _, stream::BoxStream};
 use lapin::{options::BasicGetOptions, types::FieldTable};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     Parts, RabbitBroker,
@@ -35,26 +40,49 @@ const DOUBTS: usize = limits::PUBLISH_IN_FLIGHT;
 /// Counts asked for at once, each on a channel of its own.
 const COUNTED_AT_ONCE: usize = 32;
 
+/// For how long: whoever sends one again does so within seconds.
+const DOUBTED_FOR: Duration = Duration::from_secs(120);
+
 /// Publishes that were not confirmed.
 #[derive(Default)]
 pub(super) struct Doubts {
-    ids: Mutex<HashSet<String>>,
+    ids: Mutex<InDoubt>,
+}
+
+#[derive(Default)]
+struct InDoubt {
+    since: HashMap<String, Instant>,
+    /// Oldest first; those that were settled or doubted again meanwhile included.
+    order: VecDeque<(Instant, String)>,
+}
+
+impl InDoubt {
+    fn insert(&mut self, id: &str, now: Instant) {
+        self.since.insert(id.to_owned(), now);
+        self.order.push_back((now, id.to_owned()));
+        while let Some((at, id)) = self.order.front()
+            && (self.order.len() > DOUBTS || now.duration_since(*at) > DOUBTED_FOR)
+        {
+            if self.since.get(id) == Some(at) {
+                self.since.remove(id);
+            }
+            self.order.pop_front();
+        }
+    }
 }
 
 impl Doubts {
     fn has(&self, id: &str) -> bool {
-        self.ids.lock().contains(id)
+        self.ids.lock().since.contains_key(id)
     }
 
     fn settle(&self, id: &str, stored: &Result<(), BrokerError>) {
         let mut ids = self.ids.lock();
         match stored {
             // It may have come all the same.
-            Err(BrokerError::Unavailable { .. }) if ids.len() < DOUBTS => {
-                ids.insert(id.to_owned());
-            }
+            Err(BrokerError::Unavailable { .. }) => ids.insert(id, Instant::now()),
             _ => {
-                ids.remove(id);
+                ids.since.remove(id);
             }
         }
     }
@@ -274,4 +302,22 @@ impl Queue for RabbitBroker {
 pub(super) fn queue_of_unrouted(parts: &Arc<Parts>, exchange: &str, key: &str) -> Option<QueueName> {
     let (lane, pool) = parts.link.names.lane_of(exchange)?;
     Some(QueueName::new(lane, pool, flux_protocol::FunctionName::parse(key).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubts_are_bounded_and_end() {
+        let (mut ids, now) = (InDoubt::default(), Instant::now());
+        for n in 0..DOUBTS + 10 {
+            ids.insert(&n.to_string(), now);
+        }
+        assert_eq!((ids.since.len(), ids.order.len()), (DOUBTS, DOUBTS));
+        assert!(!ids.since.contains_key("9") && ids.since.contains_key("10"), "the oldest go");
+        ids.insert("10", now + DOUBTED_FOR);
+        ids.insert("last", now + DOUBTED_FOR + Duration::from_secs(1));
+        assert_eq!(ids.since.len(), 2, "what is old goes, and what was doubted again stays");
+    }
 }

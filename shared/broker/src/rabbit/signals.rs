@@ -53,7 +53,7 @@ pub(super) async fn say(link: Arc<Link>, mut said: mpsc::Receiver<Said>) {
 }
 
 /// Ends listening when dropped.
-struct Hearing {
+pub(super) struct Hearing {
     heard: mpsc::Receiver<Signal>,
     id: u64,
     link: Arc<Link>,
@@ -92,7 +92,12 @@ impl RabbitBroker {
     }
 
     /// Asks; nothing where nobody listens.
-    async fn question(&self, subject: String, body: Bytes, most: usize) -> Result<Option<Hearing>, BrokerError> {
+    pub(super) async fn question(
+        &self,
+        subject: String,
+        body: Bytes,
+        most: usize,
+    ) -> Result<Option<Hearing>, BrokerError> {
         let attempted = "ask a question";
         let session = self.parts.link.session(attempted).await?;
         let inbox = self.parts.link.listeners.new_answer();

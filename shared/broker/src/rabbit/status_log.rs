@@ -1,8 +1,12 @@
 //! The status log: one quorum queue, read by one gateway at a time.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,6 +19,8 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{
     Parts, RabbitBroker,
@@ -27,7 +33,10 @@ use crate::{BrokerError, Signals as _, StatusBatch, StatusDelivery, StatusLog};
 
 /// What gateways ask each other: how many statuses they have that they did not record yet.
 const HELD: &str = "flux.statuses.held";
-const HELD_WITHIN: std::time::Duration = std::time::Duration::from_millis(150);
+/// Who does not answer by then is gone. It is waited for only where somebody who answered before does not.
+const HELD_WITHIN: Duration = Duration::from_secs(2);
+/// Otherwise this often, for those who came since and may be slower than the others.
+const ALL_ASKED_EVERY: Duration = Duration::from_secs(30);
 const GATEWAYS: usize = 64;
 /// Handed out and not acked: several batches, each of which may be on its way into the store.
 const AHEAD: u16 = 768;
@@ -67,13 +76,81 @@ impl StatusLog for RabbitBroker {
         let queue = self.parts.link.names.statuses();
         let waiting = session.waiting(&queue);
         let waiting = self.parts.link.within("read the status log", waiting).await?.unwrap_or(0);
-        let answers = self.ask_all(HELD.to_owned(), Bytes::new(), HELD_WITHIN, GATEWAYS).await?;
-        let held = answers.iter().filter_map(|answer| std::str::from_utf8(&answer.body).ok()?.parse::<u64>().ok());
-        Ok(waiting + held.sum::<u64>())
+        Ok(waiting + self.held().await?)
     }
 }
 
+/// Who answers how many statuses are held.
+pub(super) struct Recorders {
+    /// What this process calls itself.
+    me: u64,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    ids: HashSet<u64>,
+    all_asked: Option<Instant>,
+}
+
+impl Default for Recorders {
+    fn default() -> Self {
+        Self { me: rand::random(), known: Mutex::default() }
+    }
+}
+
+impl Recorders {
+    /// Those whose answers are enough; `None`: whoever answers in time.
+    fn enough(&self, now: Instant) -> Option<HashSet<u64>> {
+        let known = self.known.lock();
+        let lately = known.all_asked.is_some_and(|at| now.duration_since(at) < ALL_ASKED_EVERY);
+        (lately && !known.ids.is_empty()).then(|| known.ids.clone())
+    }
+
+    /// `all`: it was waited for as long as anybody could answer.
+    fn heard(&self, ids: HashSet<u64>, all: bool, now: Instant) {
+        let mut known = self.known.lock();
+        known.ids = ids;
+        if all {
+            known.all_asked = Some(now);
+        }
+    }
+
+    fn answer(&self, held: usize) -> String {
+        format!("{held} {:016x}", self.me)
+    }
+}
+
+/// Who it is, and how many.
+fn read_answer(body: &[u8]) -> Option<(u64, u64)> {
+    let (held, id) = std::str::from_utf8(body).ok()?.split_once(' ')?;
+    Some((u64::from_str_radix(id, 16).ok()?, held.parse().ok()?))
+}
+
 impl RabbitBroker {
+    /// Statuses that gateways have and did not record yet.
+    async fn held(&self) -> Result<u64, BrokerError> {
+        let asked = Instant::now();
+        let recorders = &self.parts.recorders;
+        let Some(mut answers) = self.question(HELD.to_owned(), Bytes::new(), GATEWAYS).await? else {
+            return Ok(0); // Nobody reads statuses.
+        };
+        let enough = recorders.enough(asked);
+        let mut heard = HashMap::new();
+        let mut in_time = true;
+        while in_time && !enough.as_ref().is_some_and(|enough| enough.iter().all(|id| heard.contains_key(id))) {
+            match tokio::time::timeout_at(asked + HELD_WITHIN, answers.next()).await {
+                Ok(Some(answer)) => heard.extend(read_answer(&answer.body)),
+                Ok(None) | Err(_) => in_time = false,
+            }
+        }
+        recorders.heard(heard.keys().copied().collect(), !in_time, asked);
+        if heard.is_empty() {
+            return Err(BrokerError::unavailable("ask how many statuses are held", "nobody answered in time"));
+        }
+        Ok(heard.values().sum())
+    }
+
     /// From now on tells others how many statuses are held here.
     async fn answer_how_many(&self) -> Result<(), BrokerError> {
         if self.parts.answers_how_many.swap(true, Ordering::AcqRel) {
@@ -88,9 +165,9 @@ impl RabbitBroker {
                     () = parts.link.closed.cancelled() => return,
                 };
                 let Some(question) = question else { return };
-                let held = parts.leases.of(STATUSES);
+                let held = parts.recorders.answer(parts.leases.of(STATUSES));
                 if let Some(reply_to) = question.reply_to {
-                    let _ = parts.outbox.try_send((reply_to, held.to_string().into()));
+                    let _ = parts.outbox.try_send((reply_to, held.into()));
                 }
             }
         });

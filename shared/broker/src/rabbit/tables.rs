@@ -35,6 +35,7 @@ const FUNCTIONS: &str = "functions";
 
 /// Of the log that passes by, rows that hold are written again before they are as old as its records may be.
 const CARRY_EVERY: Duration = Duration::from_secs(3600);
+const CARRY_AGAIN_AFTER: Duration = Duration::from_secs(60);
 const CARRIED_AFTER: Duration = Duration::from_secs(6 * 3600);
 
 /// The logs behind the tables.
@@ -74,29 +75,39 @@ impl Logs {
         self.passing.look(|view| view.table(HOT).is_some_and(|rows| rows.get(key).is_some()))
     }
 
-    /// Writes what holds again, so that its record is not too old to be there. For as long as the broker is open.
+    /// Writes what holds again, so that its record is not too old to be there. For as long as the broker is open, and first
+    /// of all: nobody may have done so for most of a day.
     pub(super) async fn carry(passing: Arc<Log>, link: Arc<Link>) {
         loop {
+            let pause = match Self::carry_once(&passing).await {
+                Ok(()) => CARRY_EVERY,
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "rows are carried on later");
+                    CARRY_AGAIN_AFTER
+                }
+            };
             // Not all gateways at once: what one has carried the others leave.
-            let pause = CARRY_EVERY.mul_f64(0.5 + rand::random::<f64>());
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())) => {}
                 () = link.closed.cancelled() => return,
             }
-            for name in [HOT, BLOBS, GARBAGE] {
-                let old = now().minus(CARRIED_AFTER);
-                let rows = passing.look(|view| view.table(name).map(super::view::Rows::all).unwrap_or_default());
-                for row in rows.into_iter().filter(|row| row.at < old) {
-                    let Some(value) = row.value else { continue };
-                    // Changed meanwhile: then it is young.
-                    let change = record::Change::Update { expected: row.revision, value };
-                    if let Err(error) = passing.append("carry a row on", Record::new(name, &row.key, change)).await {
-                        tracing::debug!(error = &error as &dyn std::error::Error, "a row is carried on later");
-                        break;
-                    }
-                }
+        }
+    }
+
+    async fn carry_once(passing: &Arc<Log>) -> Result<(), BrokerError> {
+        let attempted = "carry a row on";
+        passing.read_to_now(attempted).await?;
+        for name in [HOT, BLOBS, GARBAGE] {
+            let old = now().minus(CARRIED_AFTER);
+            let rows = passing.look(|view| view.table(name).map(super::view::Rows::all).unwrap_or_default());
+            for row in rows.into_iter().filter(|row| row.at < old) {
+                let Some(value) = row.value else { continue };
+                // Changed meanwhile: then it is young.
+                let change = record::Change::Update { expected: row.revision, value };
+                passing.append(attempted, Record::new(name, &row.key, change)).await?;
             }
         }
+        Ok(())
     }
 }
 
