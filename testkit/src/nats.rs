@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{locate, log::Log, port::free_port, process::Running, wait::eventually_some};
+use crate::{locate, log::Log, port::free_port, process::Server, wait::eventually_some};
 
 const READY_WITHIN: Duration = Duration::from_secs(15);
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
@@ -21,8 +21,7 @@ const MAX_PAYLOAD: usize = 8 * 1024 * 1024;
 pub struct NatsServer {
     dir: TempDir,
     port: u16,
-    /// None while it is down.
-    running: Option<Running>,
+    server: Server,
     log: Log,
     /// What its clients show, where it takes certificates alone.
     tls: Option<rustls::ClientConfig>,
@@ -55,7 +54,7 @@ impl NatsServer {
     /// Has it read other further lines of its configuration, which it does while it goes on.
     pub fn reload(&self, configuration: &str) {
         self.write_configuration(configuration);
-        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGHUP);
+        self.server.signal(Signal::SIGHUP);
     }
 
     /// Several that are one cluster, so that streams can have as many replicas. They tell clients of no other server than
@@ -104,7 +103,7 @@ impl NatsServer {
         let dir = tempfile::Builder::new().prefix("flux-nats-").tempdir().expect("cannot make a temporary directory");
         let port = free_port();
         let log = Log::new("nats-server", dir.path().join("nats.log"));
-        let server = Self { dir, port, running: None, log, tls: None, cluster };
+        let server = Self { dir, port, server: Server::new("nats-server"), log, tls: None, cluster };
         server.write_configuration(configuration);
         server
     }
@@ -121,7 +120,7 @@ impl NatsServer {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.running.as_mut().is_some_and(|running| running.exited().is_none())
+        self.server.is_running()
     }
 
     pub fn url(&self) -> String {
@@ -139,7 +138,7 @@ impl NatsServer {
 
     /// Its process. Panics while it is down.
     pub fn pid(&self) -> i32 {
-        self.running.as_ref().expect("nats-server is down").pid()
+        self.server.pid()
     }
 
     /// A client that is connected, and connects again by itself.
@@ -151,18 +150,12 @@ impl NatsServer {
 
     /// SIGKILL: it is gone when this returns, its store is not.
     pub fn kill9(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.kill9();
-        }
+        self.server.kill9();
     }
 
     /// SIGTERM, and waits for its end: a server that was stopped in order.
     pub async fn stop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.signal(Signal::SIGTERM);
-        // A paused server takes the signal only when it goes on.
-        running.signal(Signal::SIGCONT);
-        eventually_some(STOPPED_WITHIN, "nats-server to stop", || std::future::ready(running.exited())).await;
+        self.server.stop(Signal::SIGTERM, STOPPED_WITHIN).await;
     }
 
     /// Starts it again, on the same port and store, stopping it first if it runs. Ready when this returns.
@@ -173,11 +166,11 @@ impl NatsServer {
 
     /// SIGSTOP: connections stay open and nothing answers, like a network that swallows packets.
     pub fn pause(&self) {
-        crate::process_tree::pause(self.running.as_ref().expect("nats-server is down").pid());
+        self.server.pause();
     }
 
     pub fn resume(&self) {
-        self.running.as_ref().expect("nats-server is down").signal(Signal::SIGCONT);
+        self.server.signal(Signal::SIGCONT);
     }
 
     /// Kills it and removes all that it stored: a disk that was lost. [`NatsServer::restart`] then gives an empty server.
@@ -200,22 +193,16 @@ impl NatsServer {
     }
 
     fn spawn(&mut self) {
-        let child = Command::new(locate::nats_server())
-            .arg("--config")
-            .arg(self.dir.path().join("nats.conf"))
-            .stdin(Stdio::null())
-            .stdout(self.log.writer())
-            .stderr(self.log.writer())
-            .spawn()
-            .expect("cannot start nats-server");
-        self.running = Some(Running::new(child));
+        let mut command = Command::new(locate::nats_server());
+        command.arg("--config").arg(self.dir.path().join("nats.conf"));
+        command.stdin(Stdio::null()).stdout(self.log.writer()).stderr(self.log.writer());
+        self.server.spawn(&mut command);
     }
 
     async fn until_ready(&mut self) {
         let url = self.url();
         eventually_some(READY_WITHIN, format!("JetStream to answer on {url}"), || {
-            let exited = self.running.as_mut().and_then(Running::exited);
-            assert!(exited.is_none(), "nats-server ended ({exited:?}):\n{}", self.log.tail());
+            self.server.assert_up(&self.log);
             jetstream_answers(&url, self.tls.as_ref())
         })
         .await;

@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use crate::{
     log::Log,
     port::free_port,
-    process::Running,
-    process_tree::{Process, descendants, pause},
-    wait::{eventually, eventually_some},
+    process::Server,
+    process_tree::{Process, descendants},
+    wait::eventually,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ pub struct PostgresServer {
     dir: TempDir,
     port: u16,
     /// None while it is down.
-    running: Option<Running>,
+    server: Server,
     log: Log,
     owner: Option<User>,
 }
@@ -50,7 +50,7 @@ impl PostgresServer {
             found.expect("there is neither a user postgres nor nobody")
         });
         let log = Log::new("postgres", dir.path().join("postgres.log"));
-        let mut server = Self { dir, port: free_port(), running: None, log, owner };
+        let mut server = Self { dir, port: free_port(), server: Server::new("postgres"), log, owner };
         server.give(server.dir.path());
         server.initialise();
         let port = server.port;
@@ -92,17 +92,16 @@ impl PostgresServer {
 
     /// SIGKILL, to all of its processes at once.
     pub fn kill9(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        let workers = descendants(running.pid());
-        running.kill9();
-        workers.iter().for_each(Process::kill9);
+        if self.server.is_running() {
+            let workers = descendants(self.server.pid());
+            self.server.kill9();
+            workers.iter().for_each(Process::kill9);
+        }
     }
 
     /// Stops it in order, without waiting for those who are connected.
     pub async fn stop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.signal(Signal::SIGINT);
-        eventually_some(SOON, "postgres to stop", || std::future::ready(running.exited())).await;
+        self.server.stop(Signal::SIGINT, SOON).await;
     }
 
     /// Starts it again on the same port and data, after [`PostgresServer::kill9`] or [`PostgresServer::stop`].
@@ -113,17 +112,13 @@ impl PostgresServer {
 
     /// SIGSTOP, to all of its processes: connections stay open and nothing answers.
     pub fn pause(&self) {
-        let pid = self.running.as_ref().expect("postgres is down").pid();
-        pause(pid);
-        for worker in descendants(pid) {
-            worker.pause();
-        }
+        self.server.pause();
+        descendants(self.server.pid()).iter().for_each(Process::pause);
     }
 
     pub fn resume(&self) {
-        let running = self.running.as_ref().expect("postgres is down");
-        descendants(running.pid()).iter().for_each(Process::resume);
-        running.signal(Signal::SIGCONT);
+        descendants(self.server.pid()).iter().for_each(Process::resume);
+        self.server.signal(Signal::SIGCONT);
     }
 
     fn initialise(&self) {
@@ -140,11 +135,10 @@ impl PostgresServer {
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data_dir());
         command.stdin(Stdio::null()).stdout(self.log.writer()).stderr(self.log.writer());
-        self.running = Some(Running::new(command.spawn().expect("cannot start postgres")));
+        self.server.spawn(&mut command);
         let port = self.port.to_string();
         eventually(SOON, format!("postgres to answer on port {port}"), || {
-            let exited = self.running.as_mut().and_then(Running::exited);
-            assert!(exited.is_none(), "postgres ended ({exited:?}):\n{}", self.log.tail());
+            self.server.assert_up(&self.log);
             let mut ready = self.command("pg_isready");
             ready.args(["-q", "-h", "127.0.0.1", "-p", &port]);
             std::future::ready(ready.status().is_ok_and(|status| status.success()))

@@ -229,3 +229,67 @@ impl Drop for Running {
         self.kill9();
     }
 }
+
+/// A server that a test kills, stops, pauses and starts again: nothing runs while it is down.
+#[derive(Debug)]
+pub(crate) struct Server {
+    name: &'static str,
+    running: Option<Running>,
+}
+
+impl Server {
+    /// One that is down.
+    pub(crate) const fn new(name: &'static str) -> Self {
+        Self { name, running: None }
+    }
+
+    pub(crate) fn spawn(&mut self, command: &mut Command) {
+        let child = command.spawn().unwrap_or_else(|error| {
+            panic!("cannot start {}: {error}; `scripts/setup.sh test` installs what tests need", self.name)
+        });
+        self.running = Some(Running::new(child));
+    }
+
+    /// Panics if it ended by itself: waiting for it is in vain.
+    pub(crate) fn assert_up(&mut self, log: &Log) {
+        let exited = self.running.as_mut().and_then(Running::exited);
+        assert!(exited.is_none(), "{} ended ({exited:?}):\n{}", self.name, log.tail());
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|running| running.exited().is_none())
+    }
+
+    fn up(&self) -> &Running {
+        self.running.as_ref().unwrap_or_else(|| panic!("{} is down", self.name))
+    }
+
+    /// Panics while it is down, as what follows does.
+    pub(crate) fn pid(&self) -> i32 {
+        self.up().pid()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.up().signal(signal);
+    }
+
+    /// SIGSTOP: connections stay open and nothing answers, like a network that swallows packets.
+    pub(crate) fn pause(&self) {
+        crate::process_tree::pause(self.pid());
+    }
+
+    /// SIGKILL: it is gone when this returns.
+    pub(crate) fn kill9(&mut self) {
+        drop(self.running.take());
+    }
+
+    /// Has it end in order, and waits for that; one that is down is.
+    pub(crate) async fn stop(&mut self, by: Signal, within: Duration) {
+        let Some(mut running) = self.running.take() else { return };
+        running.signal(by);
+        // A paused one takes the signal only when it goes on.
+        running.signal(Signal::SIGCONT);
+        crate::wait::eventually_some(within, format!("{} to stop", self.name), || std::future::ready(running.exited()))
+            .await;
+    }
+}

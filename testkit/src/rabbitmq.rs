@@ -13,7 +13,13 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{locate, log::Log, port::free_port, process::Running, wait::eventually_some};
+use crate::{
+    locate,
+    log::Log,
+    port::free_port,
+    process::{Running, Server},
+    wait::eventually_some,
+};
 
 /// On a machine that is busy with much else.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -36,7 +42,7 @@ pub struct RabbitServer {
     mapper: u16,
     epmd: Option<Running>,
     /// None while it is down.
-    running: Option<Running>,
+    server: Server,
     log: Log,
     secure: bool,
 }
@@ -79,7 +85,7 @@ impl RabbitServer {
         std::fs::write(dir.path().join("rabbitmq.conf"), text).expect("cannot write RabbitMQ's configuration");
         std::fs::write(dir.path().join("plugins"), plugins).expect("cannot write RabbitMQ's list of plugins");
         let log = Log::new("rabbitmq-server", dir.path().join("rabbitmq.log"));
-        Self { dir, port, distribution, mapper, epmd: None, running: None, log, secure }
+        Self { dir, port, distribution, mapper, epmd: None, server: Server::new("rabbitmq-server"), log, secure }
     }
 
     /// With the user that a new server has.
@@ -96,12 +102,12 @@ impl RabbitServer {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.running.as_mut().is_some_and(|running| running.exited().is_none())
+        self.server.is_running()
     }
 
     /// Its process. Panics while it is down.
     pub fn pid(&self) -> i32 {
-        self.running.as_ref().expect("rabbitmq-server is down").pid()
+        self.server.pid()
     }
 
     /// Waits until the server's own directories name these queues, and its streams. RabbitMQ 3.10 writes them seconds after a queue was
@@ -120,17 +126,12 @@ impl RabbitServer {
 
     /// SIGKILL: it is gone when this returns, what it stored is not.
     pub fn kill9(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.kill9();
-        }
+        self.server.kill9();
     }
 
     /// SIGTERM, and waits for its end: a server that was stopped in order.
     pub async fn stop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.signal(Signal::SIGTERM);
-        running.signal(Signal::SIGCONT);
-        eventually_some(STOPPED_WITHIN, "rabbitmq-server to stop", || std::future::ready(running.exited())).await;
+        self.server.stop(Signal::SIGTERM, STOPPED_WITHIN).await;
     }
 
     /// Starts it again, on the same port and store, stopping it first if it runs. Ready when this returns.
@@ -141,11 +142,11 @@ impl RabbitServer {
 
     /// SIGSTOP: connections stay open and nothing answers, like a network that swallows packets.
     pub fn pause(&self) {
-        crate::process_tree::pause(self.pid());
+        self.server.pause();
     }
 
     pub fn resume(&self) {
-        self.running.as_ref().expect("rabbitmq-server is down").signal(Signal::SIGCONT);
+        self.server.signal(Signal::SIGCONT);
     }
 
     /// Publishes as a producer does who knows nothing of Flux, and waits until it is stored.
@@ -205,18 +206,12 @@ impl RabbitServer {
                 .expect("cannot start epmd");
             self.epmd = Some(Running::new(child));
         }
-        let child = self
-            .command("rabbitmq-server")
-            .stdin(Stdio::null())
-            .stdout(self.log.writer())
-            .stderr(self.log.writer())
-            .spawn()
-            .expect("cannot start rabbitmq-server");
-        self.running = Some(Running::new(child));
+        let mut command = self.command("rabbitmq-server");
+        command.stdin(Stdio::null()).stdout(self.log.writer()).stderr(self.log.writer());
+        self.server.spawn(&mut command);
         let address = ("127.0.0.1", self.port);
         eventually_some(READY_WITHIN, format!("RabbitMQ to listen on {address:?}"), || {
-            let exited = self.running.as_mut().and_then(Running::exited);
-            assert!(exited.is_none(), "rabbitmq-server ended ({exited:?}):\n{}", self.log.tail());
+            self.server.assert_up(&self.log);
             async move { tokio::net::TcpStream::connect(address).await.ok().map(drop) }
         })
         .await;

@@ -9,12 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{
-    log::Log,
-    port::free_port,
-    process::Running,
-    wait::{eventually, eventually_some},
-};
+use crate::{log::Log, port::free_port, process::Server, wait::eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Slots of a cluster, which Redis fixes.
@@ -29,7 +24,7 @@ pub struct RedisServer {
     sentinel: bool,
     password: Option<String>,
     /// None while it is down.
-    running: Option<Running>,
+    server: Server,
     log: Log,
 }
 
@@ -105,7 +100,7 @@ impl RedisServer {
         let password = configuration.lines().find_map(|line| line.strip_prefix("requirepass ")).map(str::to_owned);
         let text = format!("bind 127.0.0.1\nport {port}\ndir {}\n{own}{configuration}\n", dir.path().display());
         std::fs::write(dir.path().join("redis.conf"), text).expect("cannot write Redis's configuration");
-        Self { dir, port, sentinel, password, running: None, log }
+        Self { dir, port, sentinel, password, server: Server::new("redis-server"), log }
     }
 
     pub fn url(&self) -> String {
@@ -138,17 +133,12 @@ impl RedisServer {
 
     /// SIGKILL: it is gone when this returns, its files are not.
     pub fn kill9(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.kill9();
-        }
+        self.server.kill9();
     }
 
     /// Stops it in order.
     pub async fn stop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.signal(Signal::SIGTERM);
-        running.signal(Signal::SIGCONT);
-        eventually_some(SOON, "redis-server to stop", || std::future::ready(running.exited())).await;
+        self.server.stop(Signal::SIGTERM, SOON).await;
     }
 
     /// Starts it again on the same port and files.
@@ -159,11 +149,11 @@ impl RedisServer {
 
     /// SIGSTOP: connections stay open and nothing answers.
     pub fn pause(&self) {
-        crate::process_tree::pause(self.running.as_ref().expect("redis-server is down").pid());
+        self.server.pause();
     }
 
     pub fn resume(&self) {
-        self.running.as_ref().expect("redis-server is down").signal(Signal::SIGCONT);
+        self.server.signal(Signal::SIGCONT);
     }
 
     async fn launch(&mut self) {
@@ -173,13 +163,9 @@ impl RedisServer {
             command.arg("--sentinel");
         }
         command.stdin(Stdio::null()).stdout(self.log.writer()).stderr(self.log.writer());
-        let child = command.spawn().expect(
-            "cannot start redis-server: `scripts/setup.sh test` installs Debian's; a test of it does not pass without",
-        );
-        self.running = Some(Running::new(child));
+        self.server.spawn(&mut command);
         eventually(SOON, format!("Redis to answer on port {}", self.port), || {
-            let exited = self.running.as_mut().and_then(Running::exited);
-            assert!(exited.is_none(), "redis-server ended ({exited:?}):\n{}", self.log.tail());
+            self.server.assert_up(&self.log);
             std::future::ready(self.cli(&["PING"]) == "PONG")
         })
         .await;
