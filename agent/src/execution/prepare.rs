@@ -116,10 +116,11 @@ impl Attempt {
         if is_v7 { self.execution.id.created_at().min(self.stored_at) } else { self.stored_at }
     }
 
-    /// Only what was published or delivered more than once can have been cancelled while its message was where nobody
-    /// looked, such as on its way here again.
+    /// Where a cancel takes messages back, only what was published or delivered more than once can have been cancelled while
+    /// its message was where nobody looked, such as on its way here again. Elsewhere whatever waited can.
     async fn check_cancelled(&self) -> Result<(), Box<Outcome>> {
-        if self.execution.attempt() <= 1 {
+        let may_lie_there = self.execution.queue.lane == Lane::Invoke && !self.node.broker.capabilities().take_back;
+        if self.execution.attempt() <= 1 && !may_lie_there {
             return Ok(());
         }
         let id = self.execution.id.to_string();

@@ -105,3 +105,19 @@ async fn what_was_cancelled_while_its_retry_was_on_its_way_does_not_start() {
     assert_eq!(world.end_of(ran).await.outcome.expect("an outcome").status, OutcomeStatus::Success);
     assert_eq!(executor.started(), 1, "the other");
 }
+
+/// Where nothing is taken back it waits in its queue, for longer than agents remember a cancel.
+#[tokio::test]
+async fn what_was_cancelled_while_it_waited_does_not_start() {
+    let world = World::without_take_back().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: f\nhandler: f").await;
+    let queued = invocation("");
+    let id = queued.execution_id.expect("given");
+    world.broker.put(Table::Cancelled, &id.to_string(), "by the test".into()).await.expect("put");
+    world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!(executor.started(), 0);
+}

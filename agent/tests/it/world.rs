@@ -9,7 +9,8 @@ use std::{
 use bytes::Bytes;
 use flux_agent::{Agent, AgentParts, Code, Executor, Runtimes, Tiers};
 use flux_broker::{
-    Broker, Message, Stored, Table,
+    Broker, Capabilities, Message, Stored, Table,
+    memory::{MemoryBroker, MemoryLimits},
     nats::{NatsBroker, NatsOptions},
 };
 use flux_protocol::{
@@ -27,6 +28,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Everything but the agents.
 pub(crate) struct World {
     pub(crate) nats: NatsServer,
+    /// In its place.
+    memory: Option<Arc<dyn Broker>>,
     pub(crate) broker: Arc<dyn Broker>,
     statuses: Arc<Mutex<Vec<StatusMessage>>>,
     pub(crate) tasks: Tasks,
@@ -66,6 +69,19 @@ impl World {
         let tasks = Tasks::new(Shutdown::new());
         let broker: Arc<dyn Broker> =
             NatsBroker::connect(NatsOptions::new(nats.url(), "test"), tasks.clone()).await.expect("a connection");
+        Self::over(nats, broker, None, tasks).await
+    }
+
+    /// Over an engine that takes no message back, as RabbitMQ's.
+    pub(crate) async fn without_take_back() -> Self {
+        log();
+        let less = Capabilities { take_back: false, ..Capabilities::all() };
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::with_capabilities(MemoryLimits::default(), less));
+        let nats = NatsServer::start().await;
+        Self::over(nats, Arc::clone(&broker), Some(broker), Tasks::new(Shutdown::new())).await
+    }
+
+    async fn over(nats: NatsServer, broker: Arc<dyn Broker>, memory: Option<Arc<dyn Broker>>, tasks: Tasks) -> Self {
         broker.provision(&[PoolName::default()]).await.expect("streams");
         let statuses: Arc<Mutex<Vec<StatusMessage>>> = Arc::default();
         let mut batches = broker.statuses(256).await.expect("statuses");
@@ -78,7 +94,7 @@ impl World {
                 }
             }
         });
-        Self { nats, broker, statuses, tasks }
+        Self { nats, memory, broker, statuses, tasks }
     }
 
     pub(crate) fn settings() -> AgentSettings {
@@ -120,7 +136,10 @@ impl World {
     ) -> TestAgent {
         let tasks = Tasks::new(Shutdown::new());
         let options = NatsOptions::new(self.nats.url(), "test agent");
-        let broker: Arc<dyn Broker> = NatsBroker::connect(options, tasks.clone()).await.expect("a connection");
+        let broker: Arc<dyn Broker> = match &self.memory {
+            Some(memory) => Arc::clone(memory),
+            None => NatsBroker::connect(options, tasks.clone()).await.expect("a connection"),
+        };
         let work_dir = tempfile::tempdir().expect("a directory");
         let parts = AgentParts {
             broker: Arc::clone(&broker),
