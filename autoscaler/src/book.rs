@@ -41,6 +41,9 @@ pub trait Book: Send + Sync {
     async fn shown(&self) -> Result<Option<AutoscalerStatus>, BookError>;
 }
 
+/// One that is late, or leads to nothing, loses no lease.
+const LOOKS_OF_A_LEASE: u32 = 3;
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Lease {
     holder: String,
@@ -48,15 +51,21 @@ struct Lease {
 }
 
 /// In the queue's table.
-pub struct QueueBook(Arc<dyn Broker>);
+pub struct QueueBook {
+    broker: Arc<dyn Broker>,
+    lease: Duration,
+}
 
 impl QueueBook {
-    pub fn new(broker: Arc<dyn Broker>) -> Self {
-        Self(broker)
+    /// `poll` is the time between looks: a lease outlasts several of them.
+    pub fn new(broker: Arc<dyn Broker>, poll: Duration) -> Self {
+        Self { broker, lease: limits::AUTOSCALER_LEASE.max(poll * LOOKS_OF_A_LEASE) }
     }
 
     async fn value<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, BookError> {
-        let Some(entry) = self.0.get(Table::Autoscaler, key).await.map_err(BookError::Queue)? else { return Ok(None) };
+        let Some(entry) = self.broker.get(Table::Autoscaler, key).await.map_err(BookError::Queue)? else {
+            return Ok(None);
+        };
         let value =
             serde_json::from_slice(&entry.value).map_err(|error| BookError::Damaged { why: error.to_string() })?;
         Ok(Some((value, entry.revision)))
@@ -64,7 +73,7 @@ impl QueueBook {
 
     async fn update(&self, key: &str, value: &impl Serialize, revision: u64) -> Result<u64, BookError> {
         let body = serde_json::to_vec(value).map_err(|error| BookError::Damaged { why: error.to_string() })?;
-        match self.0.update(Table::Autoscaler, key, body.into(), revision).await {
+        match self.broker.update(Table::Autoscaler, key, body.into(), revision).await {
             Err(BrokerError::Conflict { .. }) => Err(BookError::Overtaken),
             other => other.map_err(BookError::Queue),
         }
@@ -81,7 +90,7 @@ impl Book for QueueBook {
         if lease.is_some_and(|lease| lease.holder != holder && lease.until > at) {
             return Ok(false);
         }
-        let lease = Lease { holder: holder.to_owned(), until: at.plus(limits::AUTOSCALER_LEASE) };
+        let lease = Lease { holder: holder.to_owned(), until: at.plus(self.lease) };
         match self.update(LEASE_KEY, &lease, revision).await {
             Ok(_) => Ok(true),
             Err(BookError::Overtaken) => Ok(false),
@@ -99,7 +108,7 @@ impl Book for QueueBook {
 
     async fn show(&self, status: &AutoscalerStatus) -> Result<(), BookError> {
         let body = serde_json::to_vec(status).map_err(|error| BookError::Damaged { why: error.to_string() })?;
-        self.0.put(Table::Autoscaler, STATUS_KEY, body.into()).await.map(|_| ()).map_err(BookError::Queue)
+        self.broker.put(Table::Autoscaler, STATUS_KEY, body.into()).await.map(|_| ()).map_err(BookError::Queue)
     }
 
     async fn shown(&self) -> Result<Option<AutoscalerStatus>, BookError> {

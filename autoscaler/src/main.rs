@@ -12,9 +12,6 @@ use flux_runtime::{Settings, Shutdown, config, telemetry};
 
 mod simulate;
 
-/// Where a configuration is looked for, unless one is named.
-const FOUND_AT: [&str; 2] = ["flux.yaml", "/etc/flux/flux.yaml"];
-
 /// Buys machines when the queue needs them, and returns them when it does not.
 #[derive(Debug, clap::Parser)]
 #[command(name = "flux-autoscaler", version)]
@@ -48,8 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
-    let found = FOUND_AT.iter().map(PathBuf::from).find(|path| path.exists());
-    let file = args.config.or(found);
+    let file = config::file(args.config.as_deref())?;
     let settings: Settings = config::load(file.as_deref(), serde_json::json!({}))?;
     if let Some(Command::Simulate(args)) = args.command {
         let policy = (!settings.autoscaler.providers.is_empty()).then(|| configured::policy(&settings.autoscaler));

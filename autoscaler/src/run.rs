@@ -8,7 +8,7 @@ use flux_broker::{
     Broker, Signal,
     nats::{AUTOSCALER_ANSWERS, AUTOSCALER_INBOX, NatsAuth, NatsBroker, NatsOptions},
 };
-use flux_pki::Certs;
+use flux_pki::{Certs, Credential};
 use flux_protocol::{
     AgentId, PoolName,
     agent::ControlRequest,
@@ -33,6 +33,8 @@ use crate::{
 /// What was begun may be finished.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+/// It has days left when it is renewed.
+const CERTIFICATE_READ_EVERY: Duration = Duration::from_secs(3600);
 
 /// Runs until a signal. Machines stay as they are.
 ///
@@ -42,10 +44,20 @@ pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutd
     let policy = configured::policy(&settings.autoscaler)?;
     let cluster = ClusterName::parse(&settings.autoscaler.cluster).context("`autoscaler.cluster`")?;
     let pool = PoolName::parse(&settings.autoscaler.pool).context("`autoscaler.pool`")?;
-    let gateway = Gateway::new(&settings.autoscaler.gateway_url, settings.autoscaler.api_key.clone());
+    let ca = Certs::at(settings.certs_dir()).dir().join("ca/ca.pem");
+    let gateway = Gateway::new(&settings.autoscaler.gateway_url, settings.autoscaler.api_key.clone(), &ca)
+        .with_context(|| format!("{} is no certificate of a CA", ca.display()))?;
     let providers = providers(&settings, &cluster, &gateway, agent_program)?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
-    let queue = queue_options(&settings)?;
+    anyhow::ensure!(
+        !settings.queue.url.starts_with("amqp"),
+        "`queue.url` is RabbitMQ, on which there is no autoscaler yet: it needs NATS"
+    );
+    let credential = match settings.disable_mtls {
+        true => None,
+        false => Some(Certs::at(settings.certs_dir()).autoscaler().context("this autoscaler cannot say who it is")?),
+    };
+    let queue = queue_options(&settings, credential.as_ref())?;
     let broker: Arc<dyn Broker> =
         NatsBroker::connect(queue, tasks.clone()).await.context("the queue cannot be reached")?;
     let poll = Duration::from_secs_f64(settings.autoscaler.poll_interval_sec);
@@ -57,10 +69,19 @@ pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutd
         pool: pool.clone(),
         policy,
         poll,
-        book: Arc::new(QueueBook::new(Arc::clone(&broker))),
+        book: Arc::new(QueueBook::new(Arc::clone(&broker), poll)),
         providers,
         agents: Arc::new(QueueAgents { broker: Arc::clone(&broker), gateway }),
     };
+    if let Some(credential) = credential {
+        let ends = Arc::clone(&shutdown);
+        tasks.spawn("certificate", async move {
+            tokio::select! {
+                () = read_again(credential) => {}
+                () = ends.draining() => {}
+            }
+        });
+    }
     let signals = Signals::start(Arc::clone(&broker), pool, silent_timeout, &tasks);
     let (ended, ending) = tokio::sync::oneshot::channel::<()>();
     tasks.spawn_essential("loop", {
@@ -172,14 +193,23 @@ fn providers(
     Ok(all)
 }
 
-fn queue_options(settings: &Settings) -> anyhow::Result<NatsOptions> {
+/// A gateway that has the CA renews it in its file.
+async fn read_again(credential: Arc<Credential>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_READ_EVERY).await;
+        if let Err(error) = credential.reload() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the certificate cannot be read again");
+        }
+    }
+}
+
+fn queue_options(settings: &Settings, credential: Option<&Arc<Credential>>) -> anyhow::Result<NatsOptions> {
     let mut queue = NatsOptions::new(&settings.queue.url, "flux-autoscaler");
     queue.urls = settings.queue.url.split(',').map(|url| url.trim().to_owned()).collect();
-    if settings.disable_mtls {
+    let Some(credential) = credential else {
         tracing::warn!("`disable_mtls` is set: whoever reaches the queue can launch and end machines");
         return Ok(queue);
-    }
-    let credential = Certs::at(settings.certs_dir()).autoscaler().context("this autoscaler cannot say who it is")?;
+    };
     queue.auth = NatsAuth::Certificate(Arc::new(credential.queue_client()?));
     queue.inbox_prefix = Some(format!("{AUTOSCALER_INBOX}.{:016x}", rand::random::<u64>()));
     queue.answers = Some(format!("{AUTOSCALER_ANSWERS}.{:032x}", rand::random::<u128>()));

@@ -19,8 +19,16 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn new(url: &str, api_key: Option<String>) -> Self {
-        Self { url: url.trim_end_matches('/').to_owned(), api_key, client: reqwest::Client::new() }
+    /// Trusts the CA in that file too, if it is there: it may have signed the gateway's certificate (`gateway.tls: auto`).
+    ///
+    /// # Errors
+    /// The file is no certificate.
+    pub fn new(url: &str, api_key: Option<String>, ca: &Path) -> reqwest::Result<Self> {
+        let mut client = reqwest::Client::builder();
+        if let Ok(pem) = std::fs::read(ca) {
+            client = client.add_root_certificate(reqwest::Certificate::from_pem(&pem)?);
+        }
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), api_key, client: client.build()? })
     }
 
     /// Lets the agent in, and keeps its identity in that directory; where the queue is. One that has an identity from before a

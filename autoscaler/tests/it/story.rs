@@ -170,7 +170,7 @@ impl World {
         self.keepers += 1;
         let (dead, died) = watch::channel(false);
         let book = MortalBook {
-            book: QueueBook::new(Arc::clone(&self.broker)),
+            book: QueueBook::new(Arc::clone(&self.broker), STEP),
             calls: Arc::clone(&self.book_calls),
             dies,
             dead,
@@ -212,7 +212,7 @@ impl World {
     }
 
     pub(crate) async fn members(&self) -> usize {
-        let (fleet, _) = QueueBook::new(Arc::clone(&self.broker)).read().await.expect("the fleet");
+        let (fleet, _) = QueueBook::new(Arc::clone(&self.broker), STEP).read().await.expect("the fleet");
         fleet.members.len()
     }
 }

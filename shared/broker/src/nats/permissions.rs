@@ -193,7 +193,6 @@ fn autoscaler() -> Allowed {
         format!("$JS.API.DIRECT.GET.{stream}.>"),
         format!("{prefix}>"),
         "flux.control.*".to_owned(),
-        "flux.reply.>".to_owned(),
         format!("{AUTOSCALER_INBOX}.>"),
     ];
     let subscribe = vec![
@@ -209,7 +208,9 @@ fn autoscaler() -> Allowed {
 fn autoscaler_user() -> String {
     let Allowed { publish, subscribe } = autoscaler();
     let uri = Identity::Autoscaler.uri();
-    format!("      {{ user: {uri:?}, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?} }} }}\n")
+    // An answer goes where its question says, once; removing every node takes a while.
+    let answers = "allow_responses: { max: 1, expires: \"120s\" }";
+    format!("      {{ user: {uri:?}, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?}, {answers} }} }}\n")
 }
 
 fn import(text: &mut String, kind: &str, account: &str, subject: &str, to: &str) {

@@ -1,5 +1,6 @@
 //! All engines against the same clauses, then what only a real server can do to one.
 
+mod autoscaler;
 mod engines;
 mod nats;
 mod rabbit;
