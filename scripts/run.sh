@@ -33,7 +33,7 @@ Call it again:
 
 Or with the command line:
 
-  export PATH=$(target_dir)/release:\$PATH FLUX_URL=$FLUX_URL FLUX_KEY=$FLUX_KEY
+  export PATH=$(target_dir)/release:\$PATH FLUX_URL=$FLUX_URL FLUX_KEY=$FLUX_KEY FLUX_CERTS_DIR=$(realpath "$data")/certs
   flux deploy examples/slow && flux invoke slow --follow
 
 Ctrl-C stops it.
