@@ -16,8 +16,8 @@ use aws_sdk_ec2::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flux_protocol::{PoolName, Timestamp};
 use flux_provider::{
-    Capabilities, ClientToken, ClusterName, ConsoleOutput, InvalidName, LaunchRequest, Node, NodeId, NodeState,
-    NodeType, Provider, ProviderError, TypeDetails, Zone, tag,
+    Capabilities, ClientToken, ClusterName, ConsoleOutput, InvalidId, LaunchRequest, Node, NodeId, NodeState, NodeType,
+    Provider, ProviderError, TypeDetails, Zone, tag,
 };
 use parking_lot::Mutex;
 
@@ -51,7 +51,7 @@ impl AwsProvider {
     ///
     /// # Errors
     /// A subnet, or the region, is no name.
-    pub async fn connect(settings: AwsSettings, cluster: ClusterName) -> Result<Self, InvalidName> {
+    pub async fn connect(settings: AwsSettings, cluster: ClusterName) -> Result<Self, InvalidId> {
         let zones = settings.zones()?;
         let region = Region::new(settings.region.clone());
         let mut config = match &settings.keys {

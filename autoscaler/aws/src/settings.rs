@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use flux_provider::{InvalidName, Zone};
+use flux_provider::{InvalidId, Zone};
 use serde::{Deserialize, Serialize};
 
 /// `aws:` of the autoscaler's configuration.
@@ -50,7 +50,7 @@ impl AwsSettings {
     ///
     /// # Errors
     /// A subnet or the region is no name.
-    pub fn zones(&self) -> Result<Vec<Zone>, InvalidName> {
+    pub fn zones(&self) -> Result<Vec<Zone>, InvalidId> {
         if self.subnets.is_empty() {
             return Ok(vec![Zone::parse(&self.region)?]);
         }

@@ -18,11 +18,13 @@ mod node;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+/// What such a name is refused with.
+pub use flux_protocol::id::InvalidId;
 
 pub use console::{ConsoleOutput, Fingerprint};
 pub use error::{Advice, ErrorKind, ProviderError};
 pub use memory::MemoryProvider;
-pub use names::{ClientToken, ClusterName, InvalidName, NodeId, NodeType, Zone};
+pub use names::{ClientToken, ClusterName, NodeId, NodeType, Zone};
 pub use node::{LaunchRequest, MicroUsd, Node, NodeState, TypeDetails};
 
 pub type SharedProvider = Arc<dyn Provider>;

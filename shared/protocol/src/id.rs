@@ -1,6 +1,6 @@
 //! Newtyped identifiers. Each can be made only from text that is safe in a subject, a path and a URL.
 
-use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
@@ -17,29 +17,48 @@ pub struct InvalidId {
     pub rule: &'static str,
 }
 
-const NAME_RULE: &str = "use 1 to 64 of A-Z a-z 0-9 _ -";
+/// What speaks against a name; none where nothing does.
+type Against = Option<&'static str>;
 
-fn check_name(what: &'static str, text: &str) -> Result<(), InvalidId> {
+fn name(text: &str) -> Against {
     let fits = (1..=limits::NAME_LENGTH).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if fits {
-        return Ok(());
-    }
-    Err(InvalidId { what, given: text.chars().take(80).collect(), rule: NAME_RULE })
+    (!fits).then_some("use 1 to 64 of A-Z a-z 0-9 _ -")
 }
 
+/// A variable's name, and none of Flux's own.
+fn secret_name(text: &str) -> Against {
+    let is_name = (1..=limits::NAME_LENGTH).contains(&text.len())
+        && !text.as_bytes()[0].is_ascii_digit()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let is_own = text.starts_with("FLUX_") || matches!(text, "PAYLOAD" | "traceparent");
+    match (is_name, is_own) {
+        (true, false) => None,
+        (true, true) => Some("names that start with FLUX_, PAYLOAD and traceparent are Flux's own"),
+        (false, _) => Some("use 1 to 64 of A-Z a-z 0-9 _, and no digit first"),
+    }
+}
+
+/// A newtype for text that was looked at: what it is in words, and a function from the text to the rule that speaks against it,
+/// if one does.
+#[macro_export]
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $against:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+        pub struct $name(::std::sync::Arc<str>);
 
         impl $name {
             /// # Errors
-            /// The text is empty, too long, or has a character that a subject or path could misread.
-            pub fn parse(text: &str) -> Result<Self, InvalidId> {
-                check_name($what, text)?;
-                Ok(Self(text.into()))
+            /// A rule speaks against the text, and the error says which.
+            pub fn parse(text: &str) -> Result<Self, $crate::id::InvalidId> {
+                let against: Option<&'static str> = $against(text);
+                match against {
+                    None => Ok(Self(text.into())),
+                    Some(rule) => {
+                        Err($crate::id::InvalidId { what: $what, given: text.chars().take(80).collect(), rule })
+                    }
+                }
             }
 
             pub fn as_str(&self) -> &str {
@@ -47,34 +66,35 @@ macro_rules! name_type {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
 
-        impl FromStr for $name {
-            type Err = InvalidId;
-            fn from_str(text: &str) -> Result<Self, InvalidId> {
+        impl ::std::str::FromStr for $name {
+            type Err = $crate::id::InvalidId;
+            fn from_str(text: &str) -> Result<Self, $crate::id::InvalidId> {
                 Self::parse(text)
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl ::serde::Serialize for $name {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(&self.0)
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Self::parse(&Cow::<'de, str>::deserialize(deserializer)?).map_err(D::Error::custom)
+        impl<'de> ::serde::Deserialize<'de> for $name {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <::std::borrow::Cow<'de, str> as ::serde::Deserialize>::deserialize(deserializer)?;
+                Self::parse(&text).map_err(::serde::de::Error::custom)
             }
         }
     };
@@ -83,22 +103,26 @@ macro_rules! name_type {
 name_type!(
     /// A function's name: `[A-Za-z0-9_-]{1,64}`.
     FunctionName,
-    "function name"
+    "function name",
+    name
 );
 name_type!(
     /// A set of agents and the functions that run on them; `default` unless one is named.
     PoolName,
-    "pool name"
+    "pool name",
+    name
 );
 name_type!(
     /// An agent's id, stable over its restarts.
     AgentId,
-    "agent id"
+    "agent id",
+    name
 );
 name_type!(
     /// A gateway's id, new at each start.
     GatewayId,
-    "gateway id"
+    "gateway id",
+    name
 );
 
 impl Default for PoolName {
@@ -130,7 +154,8 @@ impl AgentId {
 name_type!(
     /// An API key's id. It is not secret: lists and the audit log show it.
     KeyId,
-    "key id"
+    "key id",
+    name
 );
 
 impl KeyId {
@@ -140,61 +165,12 @@ impl KeyId {
     }
 }
 
-/// A secret's name, which is also the environment variable that a function finds it in.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SecretName(Arc<str>);
-
-impl SecretName {
-    /// # Errors
-    /// It cannot be a variable's name, is too long, or is one of Flux's own.
-    pub fn parse(text: &str) -> Result<Self, InvalidId> {
-        let is_name = (1..=limits::NAME_LENGTH).contains(&text.len())
-            && !text.as_bytes()[0].is_ascii_digit()
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        let is_own = text.starts_with("FLUX_") || matches!(text, "PAYLOAD" | "traceparent");
-        let rule = match (is_name, is_own) {
-            (true, false) => return Ok(Self(text.into())),
-            (true, true) => "names that start with FLUX_, PAYLOAD and traceparent are Flux's own",
-            (false, _) => "use 1 to 64 of A-Z a-z 0-9 _, and no digit first",
-        };
-        Err(InvalidId { what: "secret name", given: text.chars().take(80).collect(), rule })
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for SecretName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SecretName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for SecretName {
-    type Err = InvalidId;
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        Self::parse(text)
-    }
-}
-
-impl Serialize for SecretName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::parse(&Cow::<'de, str>::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
+name_type!(
+    /// A secret's name, which is also the environment variable that a function finds it in.
+    SecretName,
+    "secret name",
+    secret_name
+);
 
 /// The id of one execution: `exc-` and a UUIDv7.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
