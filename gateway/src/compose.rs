@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use flux_artifacts::{BlobArtifacts, Filesystem, Origin, S3, S3Options, Tiered};
 use flux_broker::{Broker, ConnectOptions};
 use flux_pki::Certs;
-use flux_protocol::PoolName;
+use flux_protocol::{PoolName, subject};
 use flux_runtime::{
     Settings, Shutdown, Tasks, config,
     settings::{ArtifactSettings, Durability},
@@ -124,7 +124,7 @@ pub fn queue_options(settings: &Settings, certs: Option<&Certs>, name: &str) -> 
         let credential = certs.gateway().context("this gateway cannot say who it is")?;
         queue.certificate = Some(Arc::new(credential.queue_client()?));
         // Agents are asked, and may not publish into an inbox.
-        queue.answers = Some(format!("flux.reply.{:032x}", rand::random::<u128>()));
+        queue.answers = Some(subject::answers_of_gateway(rand::random()));
     }
     Ok(queue)
 }

@@ -48,7 +48,7 @@ impl Path {
                 options.own_account = credential.identity() != Identity::Gateway;
                 options.answers = Some(match credential.identity().agent() {
                     Some(agent) => subject::answers_of_agent(agent),
-                    None => format!("flux.reply.{:032x}", rand::random::<u128>()),
+                    None => subject::answers_of_gateway(rand::random()),
                 });
             }
             Ok(NatsBroker::connect(options, tasks.clone()).await?)

@@ -270,6 +270,16 @@ pub fn answers_of_agent(agent: &AgentId) -> String {
     format!("flux.reply.agent-{agent}")
 }
 
+/// Below it one gateway's questions are answered, by agents and the autoscaler. The number is random: to know it is to have been asked.
+pub fn answers_of_gateway(nonce: u128) -> String {
+    format!("flux.reply.gateway.{nonce:032x}")
+}
+
+/// The answers to all gateways' questions.
+pub fn answers_of_gateways() -> &'static str {
+    "flux.reply.gateway.>"
+}
+
 /// What an agent asks gateways: the sender is part of the subject, so that the broker can hold it to its own.
 pub fn question(agent: &AgentId, what: &str) -> String {
     format!("flux.ask.{agent}.{what}")

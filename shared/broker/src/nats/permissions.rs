@@ -193,6 +193,8 @@ fn autoscaler() -> Allowed {
         format!("$JS.API.DIRECT.GET.{stream}.>"),
         format!("{prefix}>"),
         "flux.control.*".to_owned(),
+        // Not `allow_responses`: the server forgets those whenever an identity comes or goes, as in the midst of removing every node.
+        subject::answers_of_gateways().to_owned(),
         format!("{AUTOSCALER_INBOX}.>"),
     ];
     let subscribe = vec![
@@ -208,9 +210,7 @@ fn autoscaler() -> Allowed {
 fn autoscaler_user() -> String {
     let Allowed { publish, subscribe } = autoscaler();
     let uri = Identity::Autoscaler.uri();
-    // An answer goes where its question says, once; removing every node takes a while.
-    let answers = "allow_responses: { max: 1, expires: \"120s\" }";
-    format!("      {{ user: {uri:?}, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?}, {answers} }} }}\n")
+    format!("      {{ user: {uri:?}, permissions: {{ publish: {publish:?}, subscribe: {subscribe:?} }} }}\n")
 }
 
 fn import(text: &mut String, kind: &str, account: &str, subject: &str, to: &str) {

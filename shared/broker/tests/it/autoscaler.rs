@@ -8,7 +8,7 @@ use flux_protocol::{ExecutionId, Lane, PoolName, subject};
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
 
-use crate::secure::{PATIENCE, message, queue, secure};
+use crate::secure::{PATIENCE, agent, message, queue, secure};
 
 const INFO: &str = "$JS.API.STREAM.INFO.FLUX_INVOKE";
 
@@ -84,13 +84,15 @@ async fn it_answers_and_reads_counts_and_can_do_no_more() {
     assert_eq!(entry.value, "definition");
     assert_eq!(gateway.depth(&hello).await.expect("counted"), 1);
 
-    // A question is answered where it says, though that is nowhere that the autoscaler may publish.
+    // A question is answered, also where somebody was let in between.
     let mut questions = autoscaler.subscribe(subject::AUTOSCALER).await.expect("subscribed");
     // The server has it once it answered something that was sent after it.
     autoscaler.request(INFO, "".into()).await.expect("answered");
     let answering = async {
         let question = tokio::time::timeout(PATIENCE, questions.next()).await.expect("in time").expect("a question");
         let reply = question.reply.expect("somebody waits");
+        secure.certs.mint_agent(&agent("agent-3"), vec![PoolName::default()]).expect("minted");
+        secure.reload().await;
         autoscaler.publish(reply, "an answer".into()).await.expect("sent");
     };
     let asking = gateway.ask(subject::AUTOSCALER.to_owned(), "?".into(), Duration::from_secs(20));

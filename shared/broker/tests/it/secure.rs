@@ -86,8 +86,7 @@ impl Secure {
 
     pub(crate) fn options(&self, credential: &Arc<Credential>) -> NatsOptions {
         let tls = Arc::new(credential.queue_client().expect("TLS"));
-        let answers =
-            (credential.identity() == Identity::Gateway).then(|| format!("flux.reply.{:032x}", rand::random::<u128>()));
+        let answers = (credential.identity() == Identity::Gateway).then(|| subject::answers_of_gateway(rand::random()));
         let own_account = answers.is_none();
         let answers = answers.or_else(|| credential.identity().agent().map(subject::answers_of_agent));
         NatsOptions {
