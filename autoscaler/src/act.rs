@@ -21,8 +21,8 @@ const PROVIDER_REFUSED_FOR: Duration = Duration::from_secs(300);
 pub trait Agents: Send + Sync {
     /// It takes no more work, or takes work again.
     async fn cordon(&self, agent: &AgentId, cordoned: bool);
-    /// Its machine is gone: it is not let in any more.
-    async fn forget(&self, agent: &AgentId);
+    /// Its machine is gone: it is not let in any more. Whether that is so, for who has to ask again where it is not.
+    async fn forget(&self, agent: &AgentId) -> bool;
 }
 
 /// Types that are not asked for, until when. An empty type is all of a provider's.
@@ -102,37 +102,58 @@ impl Hands {
         Err(last.unwrap_or_else(|| ProviderError::invalid("zones", attempted(), "it has none")))
     }
 
-    /// Terminates what leaves.
-    pub(crate) async fn terminate(&self, fleet: &mut Fleet, lately: &mut Ended, at: Timestamp) {
+    /// Terminates what leaves: what is gone now, and whose it was.
+    pub(crate) async fn terminate(
+        &self,
+        fleet: &mut Fleet,
+        lately: &mut Ended,
+        at: Timestamp,
+    ) -> Vec<(String, NodeId)> {
+        let mut gone = Vec::new();
         let leaving = of_state(fleet, ManagedState::Leaving);
         let leaving =
             leaving.into_iter().filter_map(|(name, member)| Some((name, member.provider, member.provider_id?)));
         let call = |(name, provider, id): (String, String, NodeId)| {
             async move {
                 let ended = match self.providers.get(&provider) {
-                    Some(provider) => provider.terminate(&id).await,
+                    Some(at) => at.terminate(&id).await,
                     None => Err(ProviderError::NotFound { what: format!("provider {provider}") }),
                 };
-                (name, id, ended)
+                (name, provider, id, ended)
             }
             .boxed()
         };
         let calls: Vec<BoxFuture<'_, _>> = leaving.map(call).collect();
         let outcomes: Vec<_> = futures::stream::iter(calls).buffered(AT_ONCE).collect().await;
-        for (name, id, ended) in outcomes {
+        for (name, provider, id, ended) in outcomes {
             match ended {
                 Ok(()) => {
                     tracing::info!(node = %name, provider_id = %id, "a node was terminated");
                     fleet.members.remove(&name);
-                    lately.insert(id, at);
-                    if let Ok(agent) = AgentId::parse(&name) {
-                        self.agents.forget(&agent).await;
-                    }
+                    fleet.to_forget.insert(name);
+                    lately.insert(id.clone(), at);
+                    gone.push((provider, id));
                 }
                 Err(error) => {
                     tracing::warn!(provider_id = %id, error = &error as &dyn std::error::Error, "a node was not terminated; trying again");
                 }
             }
+        }
+        gone
+    }
+
+    /// Revokes the identities of what is gone; what is not revoked now is at the next look. Few of them at one, which is to go on.
+    pub(crate) async fn forget(&self, fleet: &mut Fleet) {
+        let names: Vec<String> = fleet.to_forget.iter().take(AT_ONCE).cloned().collect();
+        let calls = names.iter().map(|name| async move {
+            match AgentId::parse(name) {
+                Ok(agent) => self.agents.forget(&agent).await,
+                Err(_) => true,
+            }
+        });
+        let forgotten = futures::future::join_all(calls).await;
+        for (name, _) in names.iter().zip(forgotten).filter(|(_, forgotten)| *forgotten) {
+            fleet.to_forget.remove(name);
         }
     }
 

@@ -7,7 +7,7 @@
 //!                              (found, and in no intent) ──► Draining
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy};
 use flux_protocol::{
@@ -25,6 +25,9 @@ pub struct Fleet {
     pub epoch: u64,
     pub paused: bool,
     pub members: BTreeMap<String, Member>,
+    /// Whose machine is gone, and whose identity is still to be revoked.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub to_forget: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +111,7 @@ impl Fleet {
                 }
             }
         }
+        let to_forget = &mut self.to_forget;
         self.members.retain(|name, member| {
             if member.provider != provider {
                 return true;
@@ -116,7 +120,7 @@ impl Fleet {
                 node.client_token.as_ref().is_some_and(|token| token.as_str() == name)
                     || member.provider_id.as_ref() == Some(&node.id)
             });
-            match of.map(|node| node.state) {
+            let stays = match of.map(|node| node.state) {
                 Some(NodeState::Pending | NodeState::Running) => true,
                 Some(NodeState::Stopping | NodeState::Gone) => false,
                 // A list may lag behind a launch, and what is still to be launched is in none.
@@ -128,7 +132,11 @@ impl Fleet {
                     };
                     member.state == ManagedState::Wanted || at.since(asked) <= LIST_LAGS_AT_MOST
                 }
+            };
+            if !stays {
+                to_forget.insert(name.clone());
             }
+            stays
         });
         found
     }

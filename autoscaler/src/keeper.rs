@@ -9,17 +9,17 @@ use std::{
 use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, plan};
 use flux_protocol::{
     PoolName, Timestamp,
-    autoscaler::{
-        ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState, SaidReason,
-    },
+    autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState},
     limits,
 };
-use flux_provider::{ClusterName, LIST_LAGS_AT_MOST, NodeId, SharedProvider};
+use flux_provider::{ClusterName, LIST_LAGS_AT_MOST, Node, SharedProvider};
 
 use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
     fleet::{Ended, Fleet, Found, Heard},
+    set_up::SetUps,
+    shown::{numbers, recorded, said, stray},
 };
 
 /// A look so many polls after the one before it comes after a time in which nothing could be heard.
@@ -44,6 +44,7 @@ pub struct Keeper {
     policy: Policy,
     book: Arc<dyn Book>,
     hands: Hands,
+    set_ups: SetUps,
     /// The fleet as it is written, and its revision; `None` while another acts.
     written: Option<(Fleet, u64)>,
     history: History,
@@ -69,6 +70,8 @@ pub struct KeeperParts {
     pub poll: Duration,
     pub book: Arc<dyn Book>,
     pub providers: BTreeMap<String, SharedProvider>,
+    /// Of providers whose machines do not start their agents by themselves.
+    pub set_ups: SetUps,
     pub agents: Arc<dyn Agents>,
 }
 
@@ -92,13 +95,14 @@ impl Finished {
 
 impl Keeper {
     pub fn new(parts: KeeperParts) -> Self {
-        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, agents } = parts;
+        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, set_ups, agents } = parts;
         Self {
             holder,
             cluster,
             policy,
             book,
             hands: Hands { providers, agents, pool },
+            set_ups,
             written: None,
             history: History::default(),
             refused: Refused::new(),
@@ -138,7 +142,7 @@ impl Keeper {
         match stepped {
             Err(BookError::Overtaken) => {
                 tracing::warn!("another autoscaler acts now");
-                self.written = None;
+                self.stand_back();
                 Ok(None)
             }
             // What is written is not known: it is read again.
@@ -150,22 +154,32 @@ impl Keeper {
         }
     }
 
+    /// Another acts, and goes on with what goes on.
+    fn stand_back(&mut self) {
+        self.written = None;
+        self.set_ups.drop_all();
+    }
+
     async fn try_step(
         &mut self,
         seen: &Seen,
         request: Option<AutoscalerRequest>,
     ) -> Result<Option<AutoscalerReply>, BookError> {
         if !self.book.lease(&self.holder, seen.at).await? {
-            self.written = None;
+            self.stand_back();
             return Ok(None);
         }
         let mut fleet = self.fleet(seen.at).await?;
-        let found = self.reconcile(&mut fleet, seen.at).await;
+        let (found, listed) = self.reconcile(&mut fleet, seen.at).await;
         if !found.adopted.is_empty() {
             // What they run is known first.
             self.listens_until = Some(seen.at.plus(limits::AGENT_OFFLINE_AFTER));
         }
         fleet.hear(&seen.loads, seen.at);
+        let not_set_up = self.set_ups.take(&mut fleet, seen.at);
+        for (provider, until) in self.set_ups.refused() {
+            self.refused.insert((provider.clone(), String::new()), until);
+        }
         let removed = match request {
             Some(AutoscalerRequest::RemoveNodes) => fleet.remove_all(seen.at),
             Some(AutoscalerRequest::Initialize) => {
@@ -182,10 +196,17 @@ impl Keeper {
         self.history.decided(&decision);
 
         self.hands.cordon(&fleet, &seen.loads).await;
-        self.hands.terminate(&mut fleet, &mut self.ended, seen.at).await;
+        for (provider, id) in self.hands.terminate(&mut fleet, &mut self.ended, seen.at).await {
+            self.set_ups.forget(&provider, &id);
+        }
+        // Who took over a moment ago does not know yet which agents there are.
+        if self.listens_until.is_none() {
+            self.set_ups.begin(&fleet, &listed, &self.hands.pool);
+        }
         let Launches { launched, failed } = self.hands.launch(&mut fleet, &mut self.refused, seen.at).await;
+        self.hands.forget(&mut fleet).await;
         self.write(&fleet).await?;
-        self.show(&fleet, seen, &decision).await;
+        self.show(&fleet, seen, &decision, not_set_up).await;
         Ok(Some(match request {
             Some(AutoscalerRequest::RemoveNodes) => AutoscalerReply::Removed { removed },
             _ => AutoscalerReply::Initialized { spawned: launched, failed },
@@ -222,9 +243,10 @@ impl Keeper {
         Ok(())
     }
 
-    async fn reconcile(&mut self, fleet: &mut Fleet, at: Timestamp) -> Found {
+    /// Also what machines there are, under their members' names.
+    async fn reconcile(&mut self, fleet: &mut Fleet, at: Timestamp) -> (Found, BTreeMap<String, Node>) {
         self.ended.retain(|_, when| at.since(*when) <= LIST_LAGS_AT_MOST);
-        let mut all = Found::default();
+        let (mut all, mut machines) = (Found::default(), BTreeMap::new());
         for (name, provider) in &self.hands.providers {
             match provider.list().await {
                 Ok(listed) => {
@@ -237,13 +259,15 @@ impl Keeper {
                     }
                     all.adopted.extend(found.adopted);
                     all.strays.extend(found.strays);
+                    let named = listed.into_iter().filter(|node| node.state.is_alive());
+                    machines.extend(named.filter_map(|node| Some((node.client_token.clone()?.to_string(), node))));
                 }
                 Err(error) => {
                     tracing::warn!(provider = %name, error = &error as &dyn std::error::Error, "the nodes cannot be listed");
                 }
             }
         }
-        all
+        (all, machines)
     }
 
     fn decide(&mut self, fleet: &Fleet, seen: &Seen) -> Decision {
@@ -314,32 +338,24 @@ impl Keeper {
         Some("no agent is heard of")
     }
 
-    async fn show(&mut self, fleet: &Fleet, seen: &Seen, decision: &Decision) {
-        if !decision.actions.is_empty() {
-            self.decisions.push_front(recorded(decision));
+    async fn show(&mut self, fleet: &Fleet, seen: &Seen, decision: &Decision, failed: Vec<ActionRecord>) {
+        let mut recorded = recorded(decision);
+        recorded.actions.splice(0..0, failed);
+        if !recorded.actions.is_empty() {
+            self.decisions.push_front(recorded);
             self.decisions.truncate(limits::AUTOSCALER_DECISIONS);
+            let actions = self.decisions.iter_mut().flat_map(|decision| &mut decision.actions);
+            let outputs = actions.filter(|action| action.output.is_some());
+            outputs.skip(limits::AUTOSCALER_OUTPUTS).for_each(|action| action.output = None);
         }
-        let demand = &decision.demand;
-        let numbers = [
-            ("wanted_slots", demand.wanted),
-            ("capacity_slots", demand.capacity),
-            ("load_slots", demand.load),
-            ("burst_slots", demand.burst),
-            ("service_sec", demand.service_seconds),
-            ("waiting", count(demand.waiting)),
-            ("running", f64::from(demand.running)),
-        ];
         let status = AutoscalerStatus {
             holder: self.holder.clone(),
             at: seen.at,
             paused: fleet.paused,
             nodes: fleet.shown(&self.policy),
-            seen: numbers
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), (value * 100.0).round() / 100.0 + 0.0))
-                .collect(),
+            seen: numbers(&decision.demand),
             decisions: self.decisions.iter().cloned().collect(),
-            notes: decision.notes.iter().map(said).collect(),
+            notes: decision.notes.iter().map(said).chain(self.set_ups.notes(seen.at)).collect(),
         };
         // While nothing happens the time alone is no news, until it is old.
         let is_news = self.shown.as_ref().is_none_or(|shown| {
@@ -353,33 +369,4 @@ impl Keeper {
             }
         }
     }
-}
-
-fn recorded(decision: &Decision) -> DecisionRecord {
-    let action = |act: &flux_plan::Act| {
-        let (action, what) = match &act.action {
-            Action::Launch { provider, node_type } => ("launch", format!("{node_type} at {provider}")),
-            Action::Undrain { node } => ("undrain", node.clone()),
-            Action::Drain { node, replaced_by: None } => ("drain", node.clone()),
-            Action::Drain { node, replaced_by: Some(larger) } => ("drain", format!("{node}, for a {larger}")),
-            Action::Terminate { node } => ("terminate", node.clone()),
-        };
-        ActionRecord { action: action.to_owned(), what, reason: said(&act.reason) }
-    };
-    DecisionRecord { at: decision.at, actions: decision.actions.iter().map(action).collect() }
-}
-
-fn stray(id: &NodeId) -> Reason {
-    let said = format!("{id} has this cluster's tag and no name of ours: it is left alone");
-    Reason { rule: Rule::Held, said, inputs: BTreeMap::new() }
-}
-
-fn said(reason: &Reason) -> SaidReason {
-    let Reason { rule, said, inputs } = reason.clone();
-    SaidReason { rule: rule.as_str().to_owned(), said, inputs }
-}
-
-#[allow(clippy::cast_precision_loss)] // a count of invocations
-fn count(value: u64) -> f64 {
-    value as f64
 }

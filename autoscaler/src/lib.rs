@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   heartbeats, depths ──► signals ─┐                       ┌─► providers: launch, list, terminate
-//!   Provider::list ─────────────────┼─► keeper: flux_plan ──┤
-//!   the fleet, as it was written ───┘     intents, written ─┴─► agents: drain
+//!   Provider::list ─────────────────┼─► keeper: flux_plan ──┼─► set-ups: a machine becomes an agent
+//!   the fleet, as it was written ───┘     intents, written ─┴─► agents: drain, shut out
 //! ```
 //!
 //! What is meant to be done is written before it is done ([`fleet`]), by whom has the lease ([`book`]); everything that is done
@@ -16,7 +16,12 @@ pub mod act;
 pub mod book;
 pub mod configured;
 pub mod fleet;
+pub mod join;
 pub mod keeper;
 pub mod local;
+pub mod machines;
+pub mod over_ssh;
 pub mod run;
+pub mod set_up;
+mod shown;
 pub mod signals;

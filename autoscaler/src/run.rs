@@ -16,7 +16,7 @@ use flux_protocol::{
     subject,
     time::now,
 };
-use flux_provider::{ClusterName, SharedProvider};
+use flux_provider::ClusterName;
 use flux_runtime::{Settings, Shutdown, Tasks};
 use futures::StreamExt as _;
 use tokio::time::MissedTickBehavior;
@@ -25,8 +25,11 @@ use crate::{
     act::Agents,
     book::{self, QueueBook},
     configured,
+    join::Gateway,
     keeper::{Keeper, KeeperParts},
-    local::{Gateway, LocalOptions, LocalProvider, LocalType},
+    machines::{self, Machines},
+    over_ssh::OverSsh,
+    set_up::{SetUp, SetUps},
     signals::Signals,
 };
 
@@ -41,13 +44,35 @@ const CERTIFICATE_READ_EVERY: Duration = Duration::from_secs(3600);
 /// # Errors
 /// It cannot start, or a part of it ended that it cannot do without.
 pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutdown>) -> anyhow::Result<()> {
-    let policy = configured::policy(&settings.autoscaler)?;
-    let cluster = ClusterName::parse(&settings.autoscaler.cluster).context("`autoscaler.cluster`")?;
-    let pool = PoolName::parse(&settings.autoscaler.pool).context("`autoscaler.pool`")?;
+    // Also what the policy needs none of is checked before anybody is asked.
+    configured::policy(&settings.autoscaler)?;
+    let cluster = cluster(&settings)?;
+    let machines = machines::configured(&settings, &cluster, &gateway(&settings)?, &agent_program).await?;
+    run_on(settings, machines, shutdown).await
+}
+
+fn cluster(settings: &Settings) -> anyhow::Result<ClusterName> {
+    ClusterName::parse(&settings.autoscaler.cluster).context("`autoscaler.cluster`")
+}
+
+fn gateway(settings: &Settings) -> anyhow::Result<Gateway> {
     let ca = Certs::at(settings.certs_dir()).dir().join("ca/ca.pem");
-    let gateway = Gateway::new(&settings.autoscaler.gateway_url, settings.autoscaler.api_key.clone(), &ca)
-        .with_context(|| format!("{} is no certificate of a CA", ca.display()))?;
-    let providers = providers(&settings, &cluster, &gateway, agent_program)?;
+    Gateway::new(&settings.autoscaler.gateway_url, settings.autoscaler.api_key.clone(), &ca)
+        .with_context(|| format!("{} is no certificate of a CA", ca.display()))
+}
+
+/// The same with machines of these providers, whatever `providers` says of how they are reached.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    settings: Settings,
+    machines: BTreeMap<String, Machines>,
+    shutdown: Arc<Shutdown>,
+) -> anyhow::Result<()> {
+    let policy = configured::policy(&settings.autoscaler)?;
+    let (cluster, gateway) = (cluster(&settings)?, gateway(&settings)?);
+    let pool = PoolName::parse(&settings.autoscaler.pool).context("`autoscaler.pool`")?;
     let tasks = Tasks::new(Arc::clone(&shutdown));
     anyhow::ensure!(
         !settings.queue.url.starts_with("amqp"),
@@ -63,14 +88,26 @@ pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutd
     let poll = Duration::from_secs_f64(settings.autoscaler.poll_interval_sec);
     let silent_timeout = policy.silent_timeout;
     let holder = format!("autoscaler-{:016x}", rand::random::<u64>());
+    let signals = Signals::start(Arc::clone(&broker), pool.clone(), silent_timeout, &tasks);
+    let set_ups = machines.iter().filter_map(|(name, machines)| {
+        let over_ssh = OverSsh {
+            ssh: machines.ssh.clone()?,
+            provider: Arc::clone(&machines.provider),
+            gateway: gateway.clone(),
+            heard: signals.heard(),
+        };
+        Some((name.clone(), Arc::new(over_ssh) as Arc<dyn SetUp>))
+    });
+    let set_ups = SetUps::new(set_ups.collect(), tasks.clone());
     let parts = KeeperParts {
         holder: holder.clone(),
         cluster,
-        pool: pool.clone(),
+        pool,
         policy,
         poll,
         book: Arc::new(QueueBook::new(Arc::clone(&broker), poll)),
-        providers,
+        providers: machines.into_iter().map(|(name, machines)| (name, machines.provider)).collect(),
+        set_ups,
         agents: Arc::new(QueueAgents { broker: Arc::clone(&broker), gateway }),
     };
     if let Some(credential) = credential {
@@ -82,7 +119,6 @@ pub async fn run(settings: Settings, agent_program: PathBuf, shutdown: Arc<Shutd
             }
         });
     }
-    let signals = Signals::start(Arc::clone(&broker), pool, silent_timeout, &tasks);
     let (ended, ending) = tokio::sync::oneshot::channel::<()>();
     tasks.spawn_essential("loop", {
         let (broker, shutdown) = (Arc::clone(&broker), Arc::clone(&shutdown));
@@ -165,34 +201,6 @@ async fn answer(keeper: &mut Keeper, seen: &crate::keeper::Seen, broker: &dyn Br
     }
 }
 
-fn providers(
-    settings: &Settings,
-    cluster: &ClusterName,
-    gateway: &Gateway,
-    agent: PathBuf,
-) -> anyhow::Result<BTreeMap<String, SharedProvider>> {
-    let mut all: BTreeMap<String, SharedProvider> = BTreeMap::new();
-    for provider in &settings.autoscaler.providers {
-        let types = provider
-            .node_types
-            .iter()
-            .map(|of| (of.name.clone(), LocalType { tasks: of.tasks, price_per_hour: of.price_per_hour }));
-        let dir =
-            settings.autoscaler.dir.clone().or_else(|| settings.data_dir.clone().map(|dir| dir.join("autoscaler")));
-        let options = LocalOptions {
-            cluster: cluster.clone(),
-            dir: dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler")),
-            agent: agent.clone(),
-            types: types.collect(),
-            gateway: gateway.clone(),
-            queue_without_certificates: settings.disable_mtls.then(|| settings.queue.url.clone()),
-        };
-        let local = LocalProvider::try_new(options).context("the directory of local nodes cannot be made")?;
-        all.insert(provider.kind.clone(), Arc::new(local));
-    }
-    Ok(all)
-}
-
 /// A gateway that has the CA renews it in its file.
 async fn read_again(credential: Arc<Credential>) {
     loop {
@@ -232,9 +240,13 @@ impl Agents for QueueAgents {
         }
     }
 
-    async fn forget(&self, agent: &AgentId) {
-        if let Err(error) = self.gateway.forget(agent).await {
-            tracing::warn!(agent_id = %agent, %error, "the identity of a node that is gone was not revoked");
+    async fn forget(&self, agent: &AgentId) -> bool {
+        // A look is not to wait for a gateway that hangs: it is asked again at the next.
+        let asked = tokio::time::timeout(ANSWERED_WITHIN, self.gateway.forget(agent)).await;
+        let forgotten = asked.unwrap_or_else(|_| Err(std::io::Error::other("no answer from the gateway")));
+        if let Err(error) = &forgotten {
+            tracing::warn!(agent_id = %agent, %error, "the identity of a node that is gone is not revoked yet; asking again");
         }
+        forgotten.is_ok()
     }
 }

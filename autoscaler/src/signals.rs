@@ -3,6 +3,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
+use flux_bootstrap::Heartbeats;
 use flux_broker::{Broker, BrokerError};
 use flux_plan::Load;
 use flux_protocol::{
@@ -13,14 +15,42 @@ use flux_protocol::{
 use flux_runtime::Tasks;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::keeper::Seen;
 
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Agents as they were heard of last.
-type Heard = Arc<Mutex<HashMap<AgentId, (Heartbeat, Instant)>>>;
+#[derive(Clone, Default)]
+pub struct Heard {
+    agents: Arc<Mutex<HashMap<AgentId, (Heartbeat, Instant)>>>,
+    /// Somebody was heard of.
+    again: Arc<Notify>,
+}
+
+impl Heard {
+    fn hear(&self, beat: Heartbeat) {
+        self.agents.lock().insert(beat.agent_id.clone(), (beat, Instant::now()));
+        self.again.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Heartbeats for Heard {
+    async fn first_of(&self, agent: &AgentId) {
+        let began = Instant::now();
+        loop {
+            let mut again = std::pin::pin!(self.again.notified());
+            // From here on none is missed.
+            again.as_mut().enable();
+            if self.agents.lock().get(agent).is_some_and(|(_, when)| *when > began) {
+                return;
+            }
+            again.await;
+        }
+    }
+}
 
 pub struct Signals {
     broker: Arc<dyn Broker>,
@@ -32,7 +62,7 @@ pub struct Signals {
 impl Signals {
     pub fn start(broker: Arc<dyn Broker>, pool: PoolName, silent_timeout: Duration, tasks: &Tasks) -> Self {
         let heard = Heard::default();
-        let (listening, beats, killed) = (Arc::clone(&broker), Arc::clone(&heard), tasks.shutdown().kill_token());
+        let (listening, beats, killed) = (Arc::clone(&broker), heard.clone(), tasks.shutdown().kill_token());
         tasks.spawn_essential("heartbeats", async move {
             tokio::select! {
                 () = listen(listening, beats) => {}
@@ -42,6 +72,11 @@ impl Signals {
         Self { broker, pool, heard, silent_timeout }
     }
 
+    /// For those who wait for an agent.
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
     /// # Errors
     /// The queue is out of reach.
     pub async fn look(&self, at: Timestamp) -> Result<Seen, BrokerError> {
@@ -49,7 +84,7 @@ impl Signals {
         // By lane and function.
         let mut running: HashMap<(Lane, FunctionName), u64> = HashMap::new();
         {
-            let mut heard = self.heard.lock();
+            let mut heard = self.heard.agents.lock();
             let remembered = self.silent_timeout.max(limits::AGENT_OFFLINE_AFTER);
             heard.retain(|_, (_, when)| when.elapsed() < remembered);
             for (id, (beat, when)) in heard.iter().filter(|(_, (beat, _))| beat.pool == self.pool) {
@@ -102,7 +137,7 @@ async fn listen(broker: Arc<dyn Broker>, heard: Heard) {
                     let Ok(beat) = serde_json::from_slice::<Heartbeat>(&signal.body) else { continue };
                     // The broker holds an agent to its own subject, not to what it writes.
                     if signal.subject == subject::heartbeat(&beat.pool, &beat.agent_id) {
-                        heard.lock().insert(beat.agent_id.clone(), (beat, Instant::now()));
+                        heard.hear(beat);
                     }
                 }
             }

@@ -46,6 +46,25 @@ impl fmt::Debug for StaticKeys {
 }
 
 impl AwsSettings {
+    /// # Errors
+    /// A setting that is missing or cannot be right, by its name, and what to write.
+    pub fn check(&self) -> Result<(), String> {
+        if self.region.is_empty() {
+            return Err("`region` is missing: where machines are launched, such as eu-central-1".to_owned());
+        }
+        if !self.ami.starts_with("ami-") {
+            let found = if self.ami.is_empty() { "is missing" } else { "is no image's id" };
+            return Err(format!("`ami` {found}: ami-… of a Debian with cloud-init in `{}`", self.region));
+        }
+        if self.keys.as_ref().is_some_and(|keys| keys.access_key_id.is_empty() || keys.secret_access_key.is_empty()) {
+            return Err(
+                "`keys` needs `access_key_id` and `secret_access_key`; without `keys` it is AWS's standard chain"
+                    .to_owned(),
+            );
+        }
+        self.zones().map(|_| ()).map_err(|error| format!("`subnets` or `region`: {error}"))
+    }
+
     /// The zones that these settings make.
     ///
     /// # Errors
@@ -66,6 +85,20 @@ mod tests {
     fn a_secret_is_not_shown() {
         let keys = StaticKeys { secret_access_key: "hush".to_owned(), ..StaticKeys::default() };
         assert!(!format!("{:?}", AwsSettings { keys: Some(keys), ..AwsSettings::default() }).contains("hush"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let mut settings = AwsSettings::default();
+        assert!(settings.check().expect_err("no region").contains("`region`"));
+        settings.region = "eu-central-1".to_owned();
+        assert!(settings.check().expect_err("no image").contains("`ami` is missing"));
+        settings.ami = "debian-12".to_owned();
+        assert!(settings.check().expect_err("no id").contains("`ami` is no image's id"));
+        settings.ami = "ami-0123".to_owned();
+        settings.check().expect("all that is needed");
+        settings.keys = Some(StaticKeys { access_key_id: "AKIA".to_owned(), ..StaticKeys::default() });
+        assert!(settings.check().expect_err("half a key").contains("`secret_access_key`"));
     }
 
     #[test]

@@ -24,14 +24,30 @@ impl fmt::Debug for AgentFiles {
 }
 
 impl AgentFiles {
-    /// Lets the agent in, with a key that is made here unless it was let in from here before.
+    /// Lets the agent in, with a key that is made here unless it was let in from here before, and reads what it was given.
+    ///
+    /// # Errors
+    /// The CA's key is not here, or as [`AgentFiles::read`].
+    pub fn mint(
+        certs: &Certs,
+        agent: AgentId,
+        pool: &PoolName,
+        recipe: &Recipe,
+        config: serde_json::Value,
+    ) -> Result<Self, Reason> {
+        let minted = certs.mint_agent(&agent, vec![pool.clone()]);
+        minted.map_err(|error| Reason::Ours { why: error.to_string() })?;
+        Self::read(certs, agent, pool, recipe, config)
+    }
+
+    /// Of an agent that is let in, and whose key is here.
     ///
     /// `config` is YAML for the machine's `flux.yaml`: what it needs beside its id, pool and certificates (`queue: { url: … }`
     /// at the least). It may have no `certs_dir` and no `agent.id` or `agent.pool`: those are written here.
     ///
     /// # Errors
-    /// The CA's key is not here, a file cannot be read, or the configuration cannot be extended so.
-    pub fn mint(
+    /// A file cannot be read, or the configuration cannot be extended so.
+    pub fn read(
         certs: &Certs,
         agent: AgentId,
         pool: &PoolName,
@@ -39,7 +55,6 @@ impl AgentFiles {
         mut config: serde_json::Value,
     ) -> Result<Self, Reason> {
         let ours = |why: String| Reason::Ours { why };
-        certs.mint_agent(&agent, vec![pool.clone()]).map_err(|error| ours(error.to_string()))?;
         let [certificate, key, ca] = certs.agent_files(&agent);
         let read = |path: &Path| fs::read(path).map_err(|error| ours(format!("{}: {error}", path.display())));
         let fields = config.as_object_mut().ok_or_else(|| ours("the agent's configuration is no map".to_owned()))?;

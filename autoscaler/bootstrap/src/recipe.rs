@@ -1,6 +1,9 @@
 //! How every machine of a configuration is set up.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use flux_protocol::limits;
 
@@ -97,8 +100,19 @@ impl Recipe {
         )
     }
 
+    /// Whether machines can be reached with that key.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_key(key: &Path) -> Result<(), String> {
+        russh::keys::load_secret_key(key, None).map(|_| ()).map_err(|error| format!("{}: {error}", key.display()))
+    }
+
     /// Whether it can be followed at all.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What cannot, and what to write instead.
+    pub fn check(&self) -> Result<(), String> {
         if self.setup_commands.len() > limits::SETUP_COMMANDS {
             return Err(format!("`agent_setup_commands` has more than {} commands", limits::SETUP_COMMANDS));
         }

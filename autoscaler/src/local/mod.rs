@@ -4,7 +4,6 @@
 //! autoscaler, and is found again by its configuration's path in its arguments. An agent that joined is let in under the node's
 //! name with a token that is used up by it.
 
-mod join;
 mod process;
 
 use std::{
@@ -21,7 +20,7 @@ use flux_provider::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use join::Gateway;
+use crate::join::Gateway;
 
 /// A killed agent is gone within this, and one that was asked to go within the first.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);

@@ -12,16 +12,19 @@ use crate::story::{Crash, MOST, World, told};
 async fn no_machine_is_leaked_whichever_step_it_dies_at() {
     let quiet = told(None).await;
     assert!(quiet.launched >= 2 && quiet.alive == 0 && quiet.members == 0, "{quiet:?}");
+    assert_eq!((quiet.set_ups, quiet.let_in), (u64::try_from(quiet.launched).expect("a few"), 0), "{quiet:?}");
     let provider = (0..quiet.provider_calls).map(|n| Crash::Provider(n, Fault::HaltBefore));
     let provider = provider.chain((0..quiet.provider_calls).map(|n| Crash::Provider(n, Fault::HaltAfter)));
     let book = (0..quiet.book_calls).map(|n| Crash::Book(n, Fault::HaltBefore));
     let book = book.chain((0..quiet.book_calls).map(|n| Crash::Book(n, Fault::HaltAfter)));
+    let set_up = (0..quiet.set_ups).map(|n| Crash::SetUp(n, Fault::HaltBefore));
+    let set_up = set_up.chain((0..quiet.set_ups).map(|n| Crash::SetUp(n, Fault::HaltAfter)));
     let (mut crashes, mut machines) = (0, 0);
-    for crash in provider.chain(book) {
+    for crash in provider.chain(book).chain(set_up) {
         let ended = told(Some(crash)).await;
         assert!(ended.died, "{crash:?}: it did not come to that");
         assert!(ended.launched >= 1, "{crash:?}: {ended:?}");
-        assert_eq!((ended.alive, ended.members), (0, 0), "{crash:?}: {ended:?}");
+        assert_eq!((ended.alive, ended.members, ended.let_in), (0, 0, 0), "{crash:?}: {ended:?}");
         assert!(ended.most_alive <= usize::try_from(MOST).expect("a few"), "{crash:?}: {ended:?}");
         crashes += 1;
         machines += ended.launched;

@@ -3,5 +3,6 @@
 mod cluster;
 mod crashes;
 mod orphans;
+mod set_ups;
 mod silence;
 mod story;

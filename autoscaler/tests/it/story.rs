@@ -15,14 +15,16 @@ use flux_autoscaler::{
     book::{Book, BookError, QueueBook},
     fleet::Fleet,
     keeper::{Keeper, KeeperParts, Seen},
+    set_up::{NotSetUp, SetUp, SetUps},
 };
 use flux_broker::{Broker, memory::MemoryBroker};
 use flux_plan::{Load, NodeType, Policy, ProviderPolicy};
 use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::AutoscalerStatus};
 use flux_provider::{
-    ClusterName, MemoryProvider,
+    ClusterName, MemoryProvider, Node, NodeId,
     memory::{Fault, MemoryOptions, bought_twice},
 };
+use flux_runtime::{Shutdown, Tasks};
 use tokio::sync::watch;
 
 pub(crate) const MOST: u32 = 4;
@@ -40,6 +42,8 @@ pub(crate) enum Crash {
     Provider(u64, Fault),
     /// At that call of the book, before or after its effect.
     Book(u64, Fault),
+    /// While that machine is set up, before or after it is an agent.
+    SetUp(u64, Fault),
 }
 
 /// The book in the queue's table, whose caller may die at a call.
@@ -93,12 +97,16 @@ impl Book for MortalBook {
 /// Agents that do as they are told: those that take no more work.
 pub(crate) type Cordoned = Arc<Mutex<BTreeSet<String>>>;
 
-struct Told(Cordoned);
+struct Told {
+    cordoned: Cordoned,
+    forgotten: Arc<Mutex<BTreeSet<String>>>,
+    gateway_is_away: Arc<Mutex<bool>>,
+}
 
 #[async_trait]
 impl Agents for Told {
     async fn cordon(&self, agent: &AgentId, cordoned: bool) {
-        let mut all = self.0.lock().expect("nobody panics");
+        let mut all = self.cordoned.lock().expect("nobody panics");
         if cordoned {
             all.insert(agent.to_string())
         } else {
@@ -106,7 +114,66 @@ impl Agents for Told {
         };
     }
 
-    async fn forget(&self, _: &AgentId) {}
+    async fn forget(&self, agent: &AgentId) -> bool {
+        let answers = !*self.gateway_is_away.lock().expect("nobody panics");
+        if answers {
+            self.forgotten.lock().expect("nobody panics").insert(agent.to_string());
+        }
+        answers
+    }
+}
+
+/// Machines that are agents since they were set up.
+#[derive(Default)]
+pub(crate) struct Made {
+    pub(crate) agents: BTreeSet<String>,
+    pub(crate) calls: u64,
+    /// As often it fails from now on.
+    pub(crate) fails: u32,
+}
+
+/// What makes them, whose caller may die at a call.
+struct MortalSetUp {
+    made: Arc<Mutex<Made>>,
+    dies: Option<(u64, Fault)>,
+    dead: watch::Sender<bool>,
+}
+
+#[async_trait]
+impl SetUp for MortalSetUp {
+    fn lacks(&self, _: &Node) -> Option<String> {
+        None
+    }
+
+    async fn set_up(&self, agent: &AgentId, _: &PoolName, _: &Node) -> Result<(), NotSetUp> {
+        let (number, fails) = {
+            let mut made = self.made.lock().expect("nobody panics");
+            made.calls += 1;
+            let fails = made.fails > 0;
+            made.fails = made.fails.saturating_sub(1);
+            (made.calls - 1, fails)
+        };
+        let fault = self.dies.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
+        if fault == Some(Fault::HaltBefore) {
+            self.dead.send_replace(true);
+            return std::future::pending().await;
+        }
+        tokio::task::yield_now().await;
+        if fails {
+            return Err(NotSetUp {
+                why: "the agent was not installed".to_owned(),
+                output: "E: no room\n".repeat(4000),
+            });
+        }
+        self.made.lock().expect("nobody panics").agents.insert(agent.to_string());
+        if fault == Some(Fault::HaltAfter) {
+            self.dead.send_replace(true);
+            return std::future::pending().await;
+        }
+        Ok(())
+    }
+
+    fn forget(&self, _: &NodeId) {}
 }
 
 /// How a story ended.
@@ -114,6 +181,9 @@ impl Agents for Told {
 pub(crate) struct Ended {
     pub(crate) provider_calls: u64,
     pub(crate) book_calls: u64,
+    pub(crate) set_ups: u64,
+    /// Agents that may still come.
+    pub(crate) let_in: usize,
     pub(crate) launched: usize,
     pub(crate) alive: usize,
     pub(crate) members: usize,
@@ -135,6 +205,10 @@ pub(crate) struct World {
     keepers: u32,
     pub(crate) policy: Policy,
     pub(crate) cordoned: Cordoned,
+    pub(crate) forgotten: Arc<Mutex<BTreeSet<String>>>,
+    pub(crate) gateway_is_away: Arc<Mutex<bool>>,
+    /// Of machines that are bare when they are launched; without it they are agents by themselves.
+    pub(crate) made: Option<Arc<Mutex<Made>>>,
 }
 
 impl World {
@@ -153,7 +227,15 @@ impl World {
             keepers: 0,
             policy: policy(),
             cordoned: Cordoned::default(),
+            forgotten: Arc::default(),
+            gateway_is_away: Arc::default(),
+            made: None,
         }
+    }
+
+    /// Machines have to be set up.
+    pub(crate) fn bare() -> Self {
+        Self { made: Some(Arc::default()), ..Self::new() }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -167,8 +249,20 @@ impl World {
 
     /// A keeper, and a watch that says when it is dead.
     pub(crate) fn keeper(&mut self, dies: Option<(u64, Fault)>) -> (Keeper, watch::Receiver<bool>) {
+        self.keeper_that(dies, None)
+    }
+
+    fn keeper_that(
+        &mut self,
+        dies: Option<(u64, Fault)>,
+        dies_setting_up: Option<(u64, Fault)>,
+    ) -> (Keeper, watch::Receiver<bool>) {
         self.keepers += 1;
         let (dead, died) = watch::channel(false);
+        let set_up = self.made.clone().map(|made| {
+            let mortal = MortalSetUp { made, dies: dies_setting_up, dead: dead.clone() };
+            ("memory".to_owned(), Arc::new(mortal) as Arc<dyn SetUp>)
+        });
         let book = MortalBook {
             book: QueueBook::new(Arc::clone(&self.broker), STEP),
             calls: Arc::clone(&self.book_calls),
@@ -183,7 +277,12 @@ impl World {
             poll: STEP,
             book: Arc::new(book),
             providers: BTreeMap::from([("memory".to_owned(), Arc::new(self.provider.clone()) as _)]),
-            agents: Arc::new(Told(Arc::clone(&self.cordoned))),
+            set_ups: SetUps::new(set_up.into_iter().collect(), Tasks::new(Shutdown::new())),
+            agents: Arc::new(Told {
+                cordoned: Arc::clone(&self.cordoned),
+                forgotten: Arc::clone(&self.forgotten),
+                gateway_is_away: Arc::clone(&self.gateway_is_away),
+            }),
         };
         (Keeper::new(parts), died)
     }
@@ -191,7 +290,11 @@ impl World {
     /// What agents and queue say: nodes run as much as they can while there is work.
     pub(crate) fn seen(&self, busy: bool) -> Seen {
         let at = self.now();
-        let booted = |bought: &&flux_provider::memory::Bought| at.since(bought.launched_at) >= BOOTS_IN;
+        let made = self.made.as_ref().map(|made| made.lock().expect("nobody panics").agents.clone());
+        let booted = |bought: &&flux_provider::memory::Bought| {
+            let is_agent = made.as_ref().is_none_or(|made| made.contains(bought.client_token.as_str()));
+            is_agent && at.since(bought.launched_at) >= BOOTS_IN
+        };
         let running = if busy { 4 } else { 0 };
         let load = Load {
             cpu_percent: 20.0 * f64::from(running),
@@ -211,22 +314,37 @@ impl World {
         Seen { at, waiting: if busy { 60 } else { 0 }, loads: loads.collect(), finished: BTreeMap::new() }
     }
 
+    /// Machines' agents whose identity was not revoked.
+    pub(crate) fn let_in(&self) -> usize {
+        let forgotten = self.forgotten.lock().expect("nobody panics");
+        let bought = self.provider.bought().into_iter();
+        bought.filter(|bought| !forgotten.contains(bought.client_token.as_str())).count()
+    }
+
     pub(crate) async fn members(&self) -> usize {
         let (fleet, _) = QueueBook::new(Arc::clone(&self.broker), STEP).read().await.expect("the fleet");
         fleet.members.len()
     }
 }
 
+/// What was begun beside a look gets to its end.
+pub(crate) async fn settle() {
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Work comes and goes; the keeper dies once, and another takes its place.
 pub(crate) async fn told(crash: Option<Crash>) -> Ended {
-    let mut world = World::new();
-    let mut book_dies = None;
+    let mut world = World::bare();
+    let (mut book_dies, mut set_up_dies) = (None, None);
     match crash {
         Some(Crash::Provider(number, fault)) => world.provider.fault_at(number, fault),
         Some(Crash::Book(number, fault)) => book_dies = Some((number, fault)),
+        Some(Crash::SetUp(number, fault)) => set_up_dies = Some((number, fault)),
         None => {}
     }
-    let (mut keeper, mut dead) = world.keeper(book_dies);
+    let (mut keeper, mut dead) = world.keeper_that(book_dies, set_up_dies);
     let (mut most_alive, mut died) = (0, false);
     for step in 0..STEPS {
         let seen = world.seen(step < BUSY_STEPS);
@@ -236,9 +354,15 @@ pub(crate) async fn told(crash: Option<Crash>) -> Ended {
                 _ = dead.wait_for(|dead| *dead) => {}
             }
         };
+        let step = async {
+            let stepped = keeper.step(&seen).await;
+            settle().await;
+            stepped
+        };
         let stepped = tokio::select! {
-            stepped = keeper.step(&seen) => Some(stepped),
+            biased;
             () = dies => None,
+            stepped = step => Some(stepped),
         };
         match stepped {
             Some(stepped) => {
@@ -257,6 +381,8 @@ pub(crate) async fn told(crash: Option<Crash>) -> Ended {
     Ended {
         provider_calls: world.provider.calls(),
         book_calls: world.book_calls.load(Ordering::Relaxed),
+        set_ups: world.made.as_ref().map_or(0, |made| made.lock().expect("nobody panics").calls),
+        let_in: world.let_in(),
         launched: world.provider.bought().len(),
         alive: world.provider.alive().len(),
         members: world.members().await,

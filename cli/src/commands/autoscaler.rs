@@ -100,6 +100,9 @@ async fn explain(cx: &Context, limit: usize) -> Result<(), CliError> {
         for action in rows(decision, "actions") {
             cx.out.line(format!("  {} {}", text(action, "action"), text(action, "what")));
             cx.out.line(format!("    {}", reason(&action["reason"])));
+            for line in action["output"].as_str().unwrap_or_default().lines() {
+                cx.out.line(format!("    | {line}"));
+            }
         }
     }
     for note in rows(&answer, "notes") {

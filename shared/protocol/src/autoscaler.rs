@@ -68,6 +68,9 @@ pub struct ActionRecord {
     /// Of which node, or what kind of one.
     pub what: String,
     pub reason: SaidReason,
+    /// The end of what the machine printed where setting it up failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

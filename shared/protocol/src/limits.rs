@@ -292,6 +292,9 @@ pub const AUTOSCALER_DECISIONS: usize = 50;
 pub const AUTOSCALER_LEASE: Duration = Duration::from_secs(15);
 /// Machines that one autoscaler may have at most, of all providers.
 pub const AUTOSCALER_NODES: u32 = 1000;
+/// Of decisions that are kept, how many have what a machine printed, and how much of it: all of them fit into one message.
+pub const AUTOSCALER_OUTPUTS: usize = 16;
+pub const AUTOSCALER_OUTPUT: usize = 4 * KIB;
 /// A secret's value, and how many of them there are: of a Flux, and of one function.
 pub const SECRET: usize = 64 * KIB;
 pub const SECRETS: usize = 10_000;
@@ -312,6 +315,11 @@ pub const STORE_BATCH_BYTES: usize = 8 * MIB;
 
 /// Setting up a machine: what is kept of a step's output, and how long a machine may take until SSH lets the autoscaler in.
 pub const BOOTSTRAP_OUTPUT: usize = 16 * KIB;
+/// Machines that are set up at once.
+pub const BOOTSTRAPS_AT_ONCE: usize = 16;
+/// A provider whose machine could not be set up is asked for none for so long; twice as long after each further one, up to the second.
+pub const SET_UP_FAILED: Duration = Duration::from_secs(30);
+pub const SET_UP_FAILED_MOST: Duration = Duration::from_secs(1800);
 pub const BOOTSTRAP_SSH: Duration = Duration::from_secs(300);
 /// How long a cloud may take until a machine's console shows its host keys.
 pub const BOOTSTRAP_HOST_KEY: Duration = Duration::from_secs(300);

@@ -63,7 +63,7 @@ pub struct ScheduleSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderSettings {
-    /// `local`.
+    /// `local`, `aws`.
     pub kind: String,
     pub min_nodes: u32,
     pub max_nodes: u32,
@@ -71,6 +71,65 @@ pub struct ProviderSettings {
     pub node_types: Vec<NodeTypeSettings>,
     /// How much of the nodes it is to have, beside the others' shares.
     pub share: f64,
+    /// Of the kind `aws`: what `flux_provider_aws::AwsSettings` has, which alone reads it.
+    pub aws: Option<serde_json::Value>,
+    /// How a machine of a cloud becomes an agent.
+    pub ssh: Option<SshSettings>,
+}
+
+/// How a bare machine is reached and set up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SshSettings {
+    /// `root`, or who has sudo without a password.
+    pub user: String,
+    /// The private key; `ssh/flux-agent.pem` in `certs_dir` unless it is set.
+    pub key: Option<PathBuf>,
+    pub port: u16,
+    pub address: MachineAddress,
+    /// The console where the provider shows it, else the first use.
+    pub host_key: Option<HostKeySource>,
+    /// How long a machine may take until its host key is shown, and from then until it lets us in.
+    pub wait_sec: f64,
+    /// Each is run as root by `sh -e`, once on each machine.
+    pub agent_setup_commands: Vec<String>,
+    pub agent: AgentPackage,
+    /// The queue as machines reach it; `queue.url` unless it is set.
+    pub queue_url: Option<String>,
+    /// Values that no output of a machine may show.
+    pub secrets: Vec<String>,
+}
+
+/// Which of a machine's addresses the autoscaler reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineAddress {
+    #[default]
+    Public,
+    Private,
+}
+
+/// Where a machine's host key is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostKeySource {
+    Console,
+    FirstUse,
+}
+
+/// Where the agent's program comes from: one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentPackage {
+    /// A `.deb` that the machine fetches, of this SHA-256.
+    pub url: Option<String>,
+    pub sha256: Option<String>,
+    /// A package of a repository that the machine knows.
+    pub package: Option<String>,
+    /// A `.deb`, or the program, on the autoscaler's own disk.
+    pub file: Option<PathBuf>,
+    /// It is on the machine's image.
+    pub present: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +143,26 @@ pub struct NodeTypeSettings {
 
 impl Default for ProviderSettings {
     fn default() -> Self {
-        Self { kind: "local".to_owned(), min_nodes: 0, max_nodes: 3, node_types: Vec::new(), share: 1.0 }
+        let kind = "local".to_owned();
+        Self { kind, min_nodes: 0, max_nodes: 3, node_types: Vec::new(), share: 1.0, aws: None, ssh: None }
+    }
+}
+
+impl Default for SshSettings {
+    fn default() -> Self {
+        Self {
+            // As on Debian's own images.
+            user: "admin".to_owned(),
+            key: None,
+            port: 22,
+            address: MachineAddress::default(),
+            host_key: None,
+            wait_sec: 300.0,
+            agent_setup_commands: Vec::new(),
+            agent: AgentPackage::default(),
+            queue_url: None,
+            secrets: Vec::new(),
+        }
     }
 }
 

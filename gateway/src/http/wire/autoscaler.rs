@@ -67,6 +67,9 @@ pub(in crate::http) struct ActionBody {
     action: String,
     what: String,
     reason: ReasonBody,
+    /// The end of what the machine printed where setting it up failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -125,8 +128,8 @@ impl From<DecisionRecord> for DecisionBody {
 }
 
 impl From<ActionRecord> for ActionBody {
-    fn from(ActionRecord { action, what, reason }: ActionRecord) -> Self {
-        Self { action, what, reason: reason.into() }
+    fn from(ActionRecord { action, what, reason, output }: ActionRecord) -> Self {
+        Self { action, what, reason: reason.into(), output }
     }
 }
 

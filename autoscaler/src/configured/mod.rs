@@ -1,11 +1,19 @@
-//! From the configuration file to a policy.
+//! From the configuration file to a policy, and to how machines are set up.
+
+mod ssh;
 
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use flux_plan::{NodeType, Policy, ProviderPolicy, ScheduledMinimum};
 use flux_protocol::limits;
+use flux_provider_aws::AwsSettings;
 use flux_runtime::autoscaler_settings::{AutoscalerSettings, ProviderSettings};
+
+pub use ssh::ssh;
+
+/// Who may have machines.
+pub(crate) const KINDS: [&str; 2] = ["local", "aws"];
 
 /// # Errors
 /// A field is out of range, or two contradict each other; it is named.
@@ -75,8 +83,17 @@ pub fn policy(settings: &AutoscalerSettings) -> anyhow::Result<Policy> {
 
 fn provider(settings: &ProviderSettings) -> anyhow::Result<ProviderPolicy> {
     let s = settings;
-    if s.kind != "local" {
-        bail!("`autoscaler.providers.kind`: `{}` is not one of: local", s.kind);
+    if !KINDS.contains(&s.kind.as_str()) {
+        bail!("`autoscaler.providers.kind`: `{}` is not one of: {}", s.kind, KINDS.join(", "));
+    }
+    if s.kind == "local" {
+        ensure!(
+            s.ssh.is_none(),
+            "`autoscaler.providers`: `ssh` is for machines of a cloud; those of local are agents by themselves"
+        );
+    }
+    if s.kind != "aws" {
+        ensure!(s.aws.is_none(), "`autoscaler.providers`: `aws` is of the kind aws, and this is {}", s.kind);
     }
     ensure!(s.min_nodes <= s.max_nodes, "`autoscaler.providers`: `min_nodes` of {} is above its `max_nodes`", s.kind);
     ensure!(s.share > 0.0, "`autoscaler.providers`: `share` of {} is more than 0", s.kind);
@@ -96,6 +113,20 @@ fn provider(settings: &ProviderSettings) -> anyhow::Result<ProviderPolicy> {
         node_types: node_types.collect::<anyhow::Result<_>>()?,
         share: s.share,
     })
+}
+
+/// # Errors
+/// A setting is missing or wrong; it is named, with what to write.
+pub(crate) fn aws(of: &ProviderSettings) -> anyhow::Result<AwsSettings> {
+    let written = of.aws.clone().context("`aws` is missing: at least `aws: { region: …, ami: …, key_pair: … }`")?;
+    let settings: AwsSettings = serde_json::from_value(written).context("`aws`")?;
+    settings.check().map_err(anyhow::Error::msg).context("`aws`")?;
+    if settings.key_pair.is_none() {
+        tracing::warn!(
+            "`aws.key_pair` is not set: only an image that has the key of `ssh.key` already lets the autoscaler in"
+        );
+    }
+    Ok(settings)
 }
 
 fn seconds(field: &str, value: f64) -> anyhow::Result<Duration> {

@@ -33,7 +33,7 @@ impl Gateway {
 
     /// Lets the agent in, and keeps its identity in that directory; where the queue is. One that has an identity from before a
     /// crash is shut out first: nobody else has its key.
-    pub(super) async fn join(&self, id: &str, pool: &PoolName, certs_dir: &Path) -> io::Result<String> {
+    pub(crate) async fn join(&self, id: &str, pool: &PoolName, certs_dir: &Path) -> io::Result<String> {
         let agent = AgentId::parse(id).map_err(io::Error::other)?;
         self.forget(&agent).await?;
         let _ = std::fs::remove_dir_all(certs_dir);

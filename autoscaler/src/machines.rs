@@ -1,0 +1,133 @@
+//! Who has machines: what `providers` of the configuration names, checked before anything is bought.
+//!
+//! A cloud is an arm in [`of_kind`], a struct of settings in a crate of its own, and a feature that compiles its SDK.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use flux_provider::{Advice, ClusterName, NodeType, SharedProvider};
+use flux_runtime::{Settings, autoscaler_settings::ProviderSettings};
+
+use crate::{
+    configured,
+    join::Gateway,
+    local::{LocalOptions, LocalProvider, LocalType},
+    over_ssh::Ssh,
+};
+
+/// Machines of one provider.
+#[derive(Clone)]
+pub struct Machines {
+    pub provider: SharedProvider,
+    /// How each becomes an agent, where it does not by itself.
+    pub ssh: Option<Ssh>,
+}
+
+/// What is configured, by kind.
+///
+/// # Errors
+/// A setting is missing or wrong; it is named, with what to write.
+pub async fn configured(
+    settings: &Settings,
+    cluster: &ClusterName,
+    gateway: &Gateway,
+    agent_program: &Path,
+) -> anyhow::Result<BTreeMap<String, Machines>> {
+    let mut all = BTreeMap::new();
+    for provider in &settings.autoscaler.providers {
+        let machines = of_kind(settings, provider, cluster, gateway, agent_program).await;
+        let machines = machines.with_context(|| format!("`autoscaler.providers`, kind {}", provider.kind))?;
+        all.insert(provider.kind.clone(), machines);
+    }
+    Ok(all)
+}
+
+async fn of_kind(
+    settings: &Settings,
+    of: &ProviderSettings,
+    cluster: &ClusterName,
+    gateway: &Gateway,
+    agent_program: &Path,
+) -> anyhow::Result<Machines> {
+    match of.kind.as_str() {
+        "local" => {
+            let here = local(settings, of, cluster, gateway, agent_program)?;
+            Ok(Machines { provider: Arc::new(here), ssh: None })
+        }
+        "aws" => cloud(settings, of, aws(of, cluster).await?).await,
+        other => bail!("`{other}` is not one of: {}", configured::KINDS.join(", ")),
+    }
+}
+
+/// Machines that are set up over SSH, of types that there are.
+async fn cloud(settings: &Settings, of: &ProviderSettings, provider: SharedProvider) -> anyhow::Result<Machines> {
+    let ssh = configured::ssh(settings, of, provider.capabilities().console)?;
+    let names = of.node_types.iter().map(|of| NodeType::parse(&of.name).context("`node_types`"));
+    let names = names.collect::<anyhow::Result<Vec<_>>>()?;
+    match provider.describe_types(&names).await {
+        Ok(known) => {
+            let unknown = names.iter().filter(|name| known.iter().all(|details| details.node_type != **name));
+            let unknown: Vec<String> = unknown.map(|name| format!("`{name}`")).collect();
+            ensure!(
+                unknown.is_empty(),
+                "`node_types`: {} has no {}: write a `name` as the provider has it",
+                of.kind,
+                unknown.join(", ")
+            );
+        }
+        // It may answer when there is something to buy.
+        Err(error) if error.advice() == Advice::Again => {
+            tracing::warn!(provider = %of.kind, error = &error as &dyn std::error::Error, "whether there are such `node_types` is not known yet");
+        }
+        Err(error) => return Err(error).context("the provider was asked for its types, and refuses"),
+    }
+    Ok(Machines { provider, ssh: Some(ssh) })
+}
+
+#[cfg(feature = "aws")]
+async fn aws(of: &ProviderSettings, cluster: &ClusterName) -> anyhow::Result<SharedProvider> {
+    let provider = flux_provider_aws::AwsProvider::connect(configured::aws(of)?, cluster.clone()).await;
+    Ok(Arc::new(provider.context("`aws`")?))
+}
+
+#[cfg(not(feature = "aws"))]
+async fn aws(of: &ProviderSettings, _: &ClusterName) -> anyhow::Result<SharedProvider> {
+    // What is wrong with them is said first: they need no SDK.
+    configured::aws(of)?;
+    bail!(
+        "this flux-autoscaler was built without AWS; the Debian package has it, and so has `cargo build --release -p flux-autoscaler --features aws`"
+    )
+}
+
+fn local(
+    settings: &Settings,
+    of: &ProviderSettings,
+    cluster: &ClusterName,
+    gateway: &Gateway,
+    agent_program: &Path,
+) -> anyhow::Result<LocalProvider> {
+    let types = of
+        .node_types
+        .iter()
+        .map(|of| (of.name.clone(), LocalType { tasks: of.tasks, price_per_hour: of.price_per_hour }));
+    let options = LocalOptions {
+        cluster: cluster.clone(),
+        dir: dir(settings),
+        agent: agent_program.to_owned(),
+        types: types.collect(),
+        gateway: gateway.clone(),
+        queue_without_certificates: settings.disable_mtls.then(|| settings.queue.url.clone()),
+    };
+    LocalProvider::try_new(options).context("the directory of local nodes cannot be made")
+}
+
+/// Where the autoscaler keeps what is of this machine.
+pub(crate) fn dir(settings: &Settings) -> PathBuf {
+    let dir = settings.autoscaler.dir.clone();
+    let dir = dir.or_else(|| settings.data_dir.clone().map(|dir| dir.join("autoscaler")));
+    dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler"))
+}

@@ -1,0 +1,233 @@
+//! From a machine that runs to an agent that is heard of: beside the looks, so many at once, and begun anew after a crash.
+//!
+//! A machine that runs, belongs to a member that boots, and whose agent nobody hears, is to be set up. That is all there is to
+//! know, and it is in the record and at the provider: nothing is written for it. What fails makes its member leave.
+//!
+//! ```text
+//!   a look ──► take outcomes ──► (failed: the member leaves, the provider is not asked for a while)
+//!          └─► begin tasks, while there is room ──► SetUp::set_up ──► outcome
+//! ```
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use flux_protocol::{
+    AgentId, PoolName, Timestamp,
+    autoscaler::{ActionRecord, ManagedState, SaidReason},
+    limits,
+};
+use flux_provider::{Node, NodeId, NodeState};
+use flux_runtime::Tasks;
+use tokio::sync::oneshot;
+
+use crate::fleet::Fleet;
+
+/// What turns a running machine of a provider into an agent. A provider whose machines start their agents by themselves has none.
+///
+/// **Repeating.** May be called again for the same machine, after any outcome and after none. Dropped, it ends where it is.
+#[async_trait]
+pub trait SetUp: Send + Sync {
+    /// What the machine lacks to be set up, and may have at the next look; `None`: nothing.
+    fn lacks(&self, node: &Node) -> Option<String>;
+
+    /// Makes it the agent of that name. Comes back when that was heard of.
+    ///
+    /// # Errors
+    /// It was given up: the machine is of no use.
+    async fn set_up(&self, agent: &AgentId, pool: &PoolName, node: &Node) -> Result<(), NotSetUp>;
+
+    /// The machine is gone.
+    fn forget(&self, node: &NodeId);
+}
+
+/// Why a machine did not become an agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct NotSetUp {
+    pub why: String,
+    /// The end of what it printed, without secrets.
+    pub output: String,
+}
+
+type Outcome = Result<(), NotSetUp>;
+
+/// Failures of a provider's machines, one after the other.
+struct Failing {
+    times: u32,
+    said: String,
+    until: Timestamp,
+}
+
+/// The set-ups that go on.
+pub struct SetUps {
+    by_provider: BTreeMap<String, Arc<dyn SetUp>>,
+    tasks: Tasks,
+    /// Whoever drops a receiver ends its task.
+    running: BTreeMap<String, oneshot::Receiver<Outcome>>,
+    failing: BTreeMap<String, Failing>,
+    /// Machines that lack something, as of the last look.
+    lacking: Vec<String>,
+}
+
+impl SetUps {
+    pub fn new(by_provider: BTreeMap<String, Arc<dyn SetUp>>, tasks: Tasks) -> Self {
+        Self { by_provider, tasks, running: BTreeMap::new(), failing: BTreeMap::new(), lacking: Vec::new() }
+    }
+
+    /// Ends all that go on: they are another's to go on with.
+    pub(crate) fn drop_all(&mut self) {
+        self.running.clear();
+    }
+
+    /// Takes outcomes. Who failed leaves, and is told of.
+    pub(crate) fn take(&mut self, fleet: &mut Fleet, at: Timestamp) -> Vec<ActionRecord> {
+        let mut failed = Vec::new();
+        let mut running = std::mem::take(&mut self.running);
+        running.retain(|name, outcome| {
+            let Some(member) = fleet.members.get_mut(name) else { return false };
+            // One that is heard of already may be told its last words.
+            if !matches!(member.state, ManagedState::Booting | ManagedState::Ready) {
+                return false;
+            }
+            let outcome = match outcome.try_recv() {
+                Ok(outcome) => outcome,
+                Err(oneshot::error::TryRecvError::Empty) => return true,
+                // It panicked, or the process ends.
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    if self.tasks.shutdown().is_draining() {
+                        return false;
+                    }
+                    Err(NotSetUp { why: "setting it up ended without an outcome".to_owned(), output: String::new() })
+                }
+            };
+            match outcome {
+                Ok(()) => {
+                    self.failing.remove(&member.provider);
+                }
+                // It works, whatever became of the connection to it.
+                Err(_) if member.state == ManagedState::Ready => {}
+                Err(not) => {
+                    member.enter(ManagedState::Leaving, at);
+                    failed.push(self.failed(name, &member.provider, member.provider_id.as_ref(), &not, at));
+                }
+            }
+            false
+        });
+        self.running = running;
+        failed
+    }
+
+    fn failed(
+        &mut self,
+        name: &str,
+        provider: &str,
+        id: Option<&NodeId>,
+        not: &NotSetUp,
+        at: Timestamp,
+    ) -> ActionRecord {
+        let before = self.failing.get(provider).map_or(0, |failing| failing.times);
+        let pause = limits::SET_UP_FAILED.saturating_mul(1 << before.min(16)).min(limits::SET_UP_FAILED_MOST);
+        let id = id.map_or_else(String::new, |id| format!(" ({id} at {provider})"));
+        tracing::warn!(node = %name, why = %not.why, output = %not.output, pause_seconds = pause.as_secs(), "a machine could not be set up: it is terminated");
+        let said = format!("{}: a machine could not be set up: {}", provider, not.why);
+        self.failing.insert(provider.to_owned(), Failing { times: before + 1, said, until: at.plus(pause) });
+        let inputs = BTreeMap::from([
+            ("failed_one_after_another".to_owned(), f64::from(before + 1)),
+            ("asked_again_in_sec".to_owned(), pause.as_secs_f64()),
+        ]);
+        ActionRecord {
+            action: "terminate".to_owned(),
+            what: format!("{name}{id}"),
+            reason: SaidReason { rule: RULE.to_owned(), said: not.why.clone(), inputs },
+            output: Some(end_of(&not.output, limits::AUTOSCALER_OUTPUT)).filter(|output| !output.is_empty()),
+        }
+    }
+
+    /// Providers that are not to be asked for machines, and until when.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (&String, Timestamp)> {
+        self.failing.iter().map(|(provider, failing)| (provider, failing.until))
+    }
+
+    /// What is to be said at every look, until a machine of the provider was set up.
+    pub(crate) fn notes(&self, at: Timestamp) -> Vec<SaidReason> {
+        let failing = self.failing.values().map(|failing| {
+            let left = if failing.until > at { failing.until.since(at) } else { Duration::ZERO };
+            SaidReason {
+                rule: RULE.to_owned(),
+                said: failing.said.clone(),
+                // In tens: the status is published whenever it changes.
+                inputs: BTreeMap::from([("asked_again_in_sec".to_owned(), (left.as_secs_f64() / 10.0).ceil() * 10.0)]),
+            }
+        });
+        let lacking = self.lacking.iter().map(|said| SaidReason {
+            rule: RULE.to_owned(),
+            said: said.clone(),
+            inputs: BTreeMap::new(),
+        });
+        failing.chain(lacking).collect()
+    }
+
+    /// Begins what is to be begun. `listed` are machines under their members' names.
+    pub(crate) fn begin(&mut self, fleet: &Fleet, listed: &BTreeMap<String, Node>, pool: &PoolName) {
+        self.lacking.clear();
+        for (name, member) in &fleet.members {
+            let Some(set_up) = self.by_provider.get(&member.provider) else { continue };
+            let Some(node) = listed.get(name).filter(|node| node.state == NodeState::Running) else { continue };
+            if member.state != ManagedState::Booting || self.running.contains_key(name) {
+                continue;
+            }
+            if let Some(lacks) = set_up.lacks(node) {
+                self.lacking.push(format!("{} at {}: {lacks}", node.id, member.provider));
+                continue;
+            }
+            let Ok(agent) = AgentId::parse(name) else { continue };
+            if self.running.len() >= limits::BOOTSTRAPS_AT_ONCE {
+                break;
+            }
+            let (mut told, outcome) = oneshot::channel();
+            let (set_up, node, pool) = (Arc::clone(set_up), node.clone(), pool.clone());
+            let ends = Arc::clone(self.tasks.shutdown());
+            tracing::info!(node = %agent, provider_id = %node.id, "a machine is set up");
+            self.tasks.spawn("set-up", async move {
+                let outcome = tokio::select! {
+                    outcome = set_up.set_up(&agent, &pool, &node) => outcome,
+                    // Nobody waits for it any more.
+                    () = told.closed() => return,
+                    () = ends.draining() => return,
+                };
+                let _ = told.send(outcome);
+            });
+            self.running.insert(name.clone(), outcome);
+        }
+    }
+
+    pub(crate) fn forget(&self, provider: &str, node: &NodeId) {
+        if let Some(set_up) = self.by_provider.get(provider) {
+            set_up.forget(node);
+        }
+    }
+}
+
+/// As decisions and notes have it.
+const RULE: &str = "set_up";
+
+/// The last bytes, from the beginning of a character on.
+fn end_of(text: &str, most: usize) -> String {
+    let mut from = text.len().saturating_sub(most);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text[from..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_text_is_text() {
+        assert_eq!(end_of("abc", 5), "abc");
+        assert_eq!(end_of("abc", 2), "bc");
+        assert_eq!(end_of("ab\u{20ac}", 2), "", "a character that does not fit whole is left out");
+    }
+}

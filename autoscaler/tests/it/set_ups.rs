@@ -1,0 +1,115 @@
+//! Machines that are bare when they are launched.
+
+use flux_autoscaler::{book::Book as _, keeper::Keeper};
+use flux_protocol::{
+    autoscaler::{ActionRecord, AutoscalerRequest, AutoscalerStatus},
+    limits,
+};
+
+use crate::story::{STEP, World, settle};
+
+async fn look(world: &World, keeper: &mut Keeper) {
+    keeper.step(&world.seen(true)).await.expect("a queue that answers");
+    settle().await;
+    world.pass();
+}
+
+async fn status(world: &World) -> AutoscalerStatus {
+    let book = flux_autoscaler::book::QueueBook::new(std::sync::Arc::clone(&world.broker), STEP);
+    book.shown().await.expect("a queue that answers").expect("a status")
+}
+
+fn not_set_up(status: &AutoscalerStatus) -> Vec<ActionRecord> {
+    let actions = status.decisions.iter().flat_map(|decision| decision.actions.clone());
+    actions.filter(|action| action.reason.rule == "set_up").collect()
+}
+
+/// A machine that cannot be set up ends, with its reason and what it printed; its provider is left in peace for a while, longer each time.
+#[tokio::test]
+async fn who_cannot_be_set_up_is_terminated_and_the_reason_is_shown() {
+    let mut world = World::bare();
+    // Nothing but what is asked for: one machine.
+    (world.policy.providers[0].min_nodes, world.policy.providers[0].max_nodes) = (1, 1);
+    let made = world.made.clone().expect("bare machines");
+    made.lock().expect("nobody panics").fails = 2;
+    let (mut keeper, _dead) = world.keeper(None);
+    let mut first = None;
+    for _ in 0..6 {
+        look(&world, &mut keeper).await;
+        first = first.or(not_set_up(&status(&world).await).pop());
+    }
+    let first = first.expect("a reason");
+    assert_eq!((first.action.as_str(), first.reason.said.as_str()), ("terminate", "the agent was not installed"));
+    let output = first.output.expect("what it printed");
+    assert!(output.ends_with("E: no room\n") && output.len() <= limits::AUTOSCALER_OUTPUT, "{} bytes", output.len());
+    assert_eq!((world.provider.alive().len(), world.let_in()), (0, 0), "it is gone, and shut out");
+    assert_eq!(world.provider.bought().len(), 1, "the next is not bought at once");
+    let notes = status(&world).await.notes;
+    assert!(notes.iter().any(|note| note.said.contains("could not be set up")), "{notes:?}");
+
+    // 30 s, and 60 s after the second.
+    let mut bought_after = Vec::new();
+    for step in 6..40 {
+        let before = world.provider.bought().len();
+        look(&world, &mut keeper).await;
+        if world.provider.bought().len() > before {
+            bought_after.push(STEP * step);
+        }
+    }
+    let [second, third] = bought_after[..] else { panic!("bought at {bought_after:?}") };
+    assert!(second >= limits::SET_UP_FAILED && third - second >= limits::SET_UP_FAILED * 2, "{bought_after:?}");
+    let status = status(&world).await;
+    assert_eq!(not_set_up(&status).len(), 2);
+    assert!(status.notes.iter().all(|note| note.rule != "set_up"), "one was set up: {:?}", status.notes);
+    assert_eq!(world.provider.alive().len(), 1);
+}
+
+/// A gateway that is away when a machine goes revokes its identity when it is back, also for another autoscaler.
+#[tokio::test]
+async fn an_identity_is_revoked_however_late() {
+    let mut world = World::bare();
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        look(&world, &mut keeper).await;
+    }
+    let launched = world.provider.bought().len();
+    assert!(launched > 0 && world.let_in() == launched);
+    *world.gateway_is_away.lock().expect("nobody panics") = true;
+    keeper.answer(AutoscalerRequest::RemoveNodes, &world.seen(true)).await.expect("an answer");
+    world.pass();
+    look(&world, &mut keeper).await;
+    assert_eq!((world.provider.alive().len(), world.let_in()), (0, launched));
+    drop(keeper);
+    for _ in 0..4 {
+        world.pass();
+    }
+    *world.gateway_is_away.lock().expect("nobody panics") = false;
+    let (mut keeper, _dead) = world.keeper(None);
+    look(&world, &mut keeper).await;
+    assert_eq!(world.let_in(), 0);
+}
+
+/// One that takes over listens first: what works already is not set up again.
+#[tokio::test]
+async fn what_works_is_not_set_up_again() {
+    let mut world = World::bare();
+    let made = world.made.clone().expect("bare machines");
+    let calls = || made.lock().expect("nobody panics").calls;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..3 {
+        look(&world, &mut keeper).await;
+    }
+    // Set up, and not heard of yet.
+    let before = calls();
+    assert!(before > 0);
+    drop(keeper);
+    for _ in 0..4 {
+        world.pass();
+    }
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..4 {
+        look(&world, &mut keeper).await;
+    }
+    let launched = u64::try_from(world.provider.bought().len()).expect("a few");
+    assert!(calls() <= launched, "{} set-ups of {launched} machines", calls());
+}
