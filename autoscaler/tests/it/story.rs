@@ -213,11 +213,15 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::whose_machines_run_in(Duration::ZERO)
+    }
+
+    fn whose_machines_run_in(boots_in: Duration) -> Self {
         let clock = Arc::new(AtomicI64::new(1_000_000_000_000_000));
         let cluster = ClusterName::parse("story").expect("a name");
         let told = Arc::clone(&clock);
         let clock_of = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
-        let options = MemoryOptions { clock: clock_of, ..MemoryOptions::new(cluster) };
+        let options = MemoryOptions { clock: clock_of, boots_in, ..MemoryOptions::new(cluster) };
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(flux_broker::memory::MemoryLimits::default()));
         Self {
             clock,
@@ -235,7 +239,7 @@ impl World {
 
     /// Machines have to be set up.
     pub(crate) fn bare() -> Self {
-        Self { made: Some(Arc::default()), ..Self::new() }
+        Self { made: Some(Arc::default()), ..Self::whose_machines_run_in(BOOTS_IN) }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -291,9 +295,9 @@ impl World {
     pub(crate) fn seen(&self, busy: bool) -> Seen {
         let at = self.now();
         let made = self.made.as_ref().map(|made| made.lock().expect("nobody panics").agents.clone());
-        let booted = |bought: &&flux_provider::memory::Bought| {
-            let is_agent = made.as_ref().is_none_or(|made| made.contains(bought.client_token.as_str()));
-            is_agent && at.since(bought.launched_at) >= BOOTS_IN
+        let booted = |bought: &&flux_provider::memory::Bought| match &made {
+            Some(made) => made.contains(bought.client_token.as_str()),
+            None => at.since(bought.launched_at) >= BOOTS_IN,
         };
         let running = if busy { 4 } else { 0 };
         let load = Load {
