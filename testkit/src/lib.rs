@@ -9,6 +9,7 @@
 mod apart;
 mod api;
 mod archive;
+mod bare_machine;
 mod disk;
 mod dockerd;
 pub mod firecracker;
@@ -29,6 +30,7 @@ mod wait;
 pub use apart::{passable_dir, start_gateway, start_gateway_on};
 pub use api::{Api, Reply};
 pub use archive::{File, archive};
+pub use bare_machine::{BareMachine, in_own_network};
 pub use disk::Disk;
 pub use dockerd::Dockerd;
 pub use locate::{FluxBin, path_of_programs};

@@ -96,3 +96,68 @@ fn queue_url(settings: &Settings, s: &SshSettings) -> anyhow::Result<String> {
     );
     Ok(url.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// All that is needed, with a key that is there.
+    fn settings(certs: &Path) -> (Settings, ProviderSettings) {
+        Certs::at(certs).init(&[]).expect("a key");
+        let mut settings = Settings { certs_dir: Some(certs.to_owned()), ..Settings::default() };
+        settings.queue.url = "nats://10.0.0.1:4222".to_owned();
+        let agent = AgentPackage { present: true, ..AgentPackage::default() };
+        let ssh = SshSettings { agent, ..SshSettings::default() };
+        (settings, ProviderSettings { kind: "aws".to_owned(), ssh: Some(ssh), ..ProviderSettings::default() })
+    }
+
+    #[test]
+    fn what_is_not_written_is_what_is_usual() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (settings, provider) = settings(dir.path());
+        let usual = ssh(&settings, &provider, true).expect("a recipe");
+        assert_eq!((usual.recipe.user.as_str(), usual.port, usual.first_use), ("admin", 22, None));
+        assert_eq!(usual.queue_url, "nats://10.0.0.1:4222");
+        let without_console = ssh(&settings, &provider, false).expect("a recipe");
+        assert!(without_console.first_use.is_some_and(|dir| dir.ends_with("known_hosts")));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_with_what_to_write() {
+        type Change = fn(&mut Settings, &mut ProviderSettings);
+        fn of(provider: &mut ProviderSettings) -> &mut SshSettings {
+            provider.ssh.as_mut().expect("it is there")
+        }
+        let changes: [(&str, Change); 12] = [
+            ("`ssh` is missing", |_, p| p.ssh = None),
+            ("`disable_mtls`", |s, _| s.disable_mtls = true),
+            ("`ssh.key`: `flux pki init`", |_, p| of(p).key = Some("/nowhere/key".into())),
+            ("`ssh.user`", |_, p| of(p).user.clear()),
+            ("`ssh.agent` says", |_, p| of(p).agent.present = false),
+            ("by one of", |_, p| of(p).agent.package = Some("flux-agent".to_owned())),
+            ("`ssh.agent.sha256`", |_, p| of(p).agent.sha256 = Some("0".repeat(64))),
+            ("`ssh.agent.file`: /nowhere.deb", |_, p| {
+                of(p).agent = AgentPackage { file: Some("/nowhere.deb".into()), ..AgentPackage::default() };
+            }),
+            ("give the package's sha256", |_, p| {
+                of(p).agent = AgentPackage { url: Some("http://h/a.deb".to_owned()), ..AgentPackage::default() };
+            }),
+            ("`ssh.wait_sec`", |_, p| of(p).wait_sec = 0.0),
+            ("write `ssh.queue_url`", |s, _| s.queue.url = "nats://localhost:4222".to_owned()),
+            ("`ssh.queue_url` is", |_, p| of(p).queue_url = Some("redis://h".to_owned())),
+        ];
+        let dir = tempfile::tempdir().expect("a directory");
+        for (named, change) in changes {
+            let (mut settings, mut provider) = settings(dir.path());
+            change(&mut settings, &mut provider);
+            let error = format!("{:#}", ssh(&settings, &provider, true).expect_err(named));
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        let (settings, mut provider) = settings(dir.path());
+        of(&mut provider).host_key = Some(HostKeySource::Console);
+        let error = format!("{:#}", ssh(&settings, &provider, false).expect_err("no console"));
+        assert!(error.contains("`ssh.host_key: console`"), "{error}");
+    }
+}

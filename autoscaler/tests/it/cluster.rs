@@ -1,5 +1,7 @@
 //! A whole Flux whose nodes are agents of this machine: it grows under load, shrinks after it, and loses nothing.
 
+mod cloud;
+
 use std::time::Duration;
 
 use flux_testkit::{

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use flux_bootstrap::{AgentFiles, Heartbeats, Install};
 use flux_pki::Certs;
 use flux_protocol::{AgentId, PoolName};
-use flux_testkit::{Api, File, FluxBin, FluxUp, eventually};
+use flux_testkit::{Api, File, FluxBin, FluxUp, eventually, in_own_network};
 
-use crate::node::{Node, SOON, in_own_network};
+use crate::node::{Node, SOON};
 
 /// An agent as a gateway hears of it.
 struct Listed<'a>(&'a Api);

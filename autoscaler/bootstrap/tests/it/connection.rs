@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use flux_bootstrap::{HostKeys, Reason, Step};
 use flux_provider::Fingerprint;
-use flux_testkit::eventually;
+use flux_testkit::{eventually, in_own_network};
 
 use crate::{
     IDLE_AGENT, bootstrap,
-    node::{Node, SOON, in_own_network},
+    node::{Node, SOON},
     recipe,
 };
 
@@ -27,7 +27,7 @@ fn another_host_key_is_told_nothing() {
         let another = Fingerprint::of_key(b"another");
         let machine = node.machine(HostKeys::Pinned([another.clone()].into()));
         let failed = bootstrap(&node, &machine, &recipe(&node)).await.expect_err("the wrong machine");
-        let seen = node.host_key();
+        let seen = node.fingerprint();
         assert_eq!((failed.step, failed.tries), (Step::Connect, 1), "{failed}");
         assert_eq!(failed.reason, Reason::WrongHostKey { seen, expected: vec![another] });
         assert!(!node.log().contains(SHOWN), "no key was shown: {}", node.log());
@@ -43,7 +43,7 @@ fn the_key_of_the_first_use_is_kept_and_another_is_refused() {
         let first_use =
             |node: &Node| node.machine(HostKeys::FirstUse { known: node.known_hosts(), node: node.id.clone() });
         let first = bootstrap(&node, &first_use(&node), &recipe(&node)).await.expect("the first use");
-        assert_eq!(first.host_key, node.host_key());
+        assert_eq!(first.host_key, node.fingerprint());
         bootstrap(&node, &first_use(&node), &recipe(&node)).await.expect("the same machine");
         node.made_anew().await;
         let failed = bootstrap(&node, &first_use(&node), &recipe(&node)).await.expect_err("another machine");

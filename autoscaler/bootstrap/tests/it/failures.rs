@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use flux_bootstrap::{Reason, Step};
-use flux_testkit::eventually;
+use flux_testkit::{eventually, in_own_network};
 
 use crate::{
     IDLE_AGENT, Never, bootstrap, files,
-    node::{Node, SOON, in_own_network},
+    node::{Node, SOON},
     recipe,
 };
 
@@ -36,8 +36,7 @@ fn an_identity_is_there_whole_and_nobody_elses() {
         assert_eq!(node.mode(key), (0o600, flux));
         assert_eq!(node.mode("/etc/flux/certs"), (0o700, flux));
         assert_eq!(node.mode("/etc/flux/flux.yaml"), (0o640, 0), "root reads it: the agent may not change it");
-        let [certificate, own_key, ca] =
-            flux_pki::Certs::at(node.path("pki")).agent_files(&"far-1".parse().expect("an id"));
+        let [certificate, own_key, ca] = node.certs().agent_files(&"far-1".parse().expect("an id"));
         for (there, here) in
             [(key, own_key), ("/etc/flux/certs/agents/far-1/agent.pem", certificate), ("/etc/flux/certs/ca/ca.pem", ca)]
         {

@@ -6,11 +6,9 @@ use flux_bootstrap::{Install, Reason, Step};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{
-    IDLE_AGENT, bootstrap,
-    node::{Node, in_own_network},
-    recipe,
-};
+use flux_testkit::in_own_network;
+
+use crate::{IDLE_AGENT, bootstrap, node::Node, recipe};
 
 /// A package with an agent that does nothing, made by dpkg itself.
 fn package(dir: &Path, version: &str) -> PathBuf {

@@ -33,7 +33,7 @@ impl Heartbeats for Never {
 fn files(node: &Node, recipe: &Recipe) -> AgentFiles {
     let (agent, pool) = (AgentId::parse("far-1").expect("an id"), PoolName::parse("far").expect("a pool"));
     let config = serde_json::json!({ "queue": { "url": "nats://127.0.0.1:4222" } });
-    AgentFiles::mint(&flux_pki::Certs::at(node.path("pki")), agent, &pool, recipe, config).expect("minted")
+    AgentFiles::mint(&node.certs(), agent, &pool, recipe, config).expect("minted")
 }
 
 /// Sets the node up, with an agent that is a word in a file.
