@@ -9,7 +9,7 @@ use flux_provider::{
     Capabilities, ClusterName, ConsoleOutput, LaunchRequest, MemoryProvider, Node, NodeId, NodeState, NodeType,
     Provider, ProviderError, TypeDetails, Zone, memory::MemoryOptions,
 };
-use flux_runtime::{Settings, Shutdown, config};
+use flux_runtime::{Settings, Shutdown};
 use flux_testkit::{Api, BareMachine, File, FluxBin, FluxCommand, FluxUp, eventually, eventually_some, in_own_network};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -99,8 +99,8 @@ struct Story {
 }
 
 impl Story {
-    /// `ssh` are further lines of that section.
-    async fn begin(ssh: &str) -> Self {
+    /// `ssh` is what that section has further.
+    async fn begin(ssh: Value) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let gateway = dir.path().join("gateway.yaml");
         std::fs::write(&gateway, "gateway: { pools: [cloud] }\n").expect("written");
@@ -109,22 +109,27 @@ impl Story {
         std::fs::copy(FluxBin::locate("flux-agent"), &program).expect("copied");
         // Without symbols it is a fifth.
         assert!(Command::new("strip").arg(&program).status().expect("strip").success());
-        let text = format!(
-            "certs_dir: {certs:?}\nqueue: {{ url: {queue:?} }}\nautoscaler:\n  pool: cloud\n  gateway_url: {url:?}\n  api_key: {key:?}\n  \
-             dir: {dir:?}\n  poll_interval_sec: 0.5\n  evaluation_window_sec: 3600\n  cooldown_sec: 2\n  target_queue_seconds: 4\n  \
-             load_window_sec: 4\n  panic_window_sec: 1\n  scale_down_delay_sec: 2\n  recurring_gap_sec: 0\n  expected_boot_sec: 2\n  providers:\n    \
-             - kind: aws\n      max_nodes: 1\n      node_types: [{{ name: small, tasks: 2 }}]\n      aws: {{ region: here, ami: ami-0 }}\n      \
-             ssh:\n        user: root\n        agent: {{ file: {program:?} }}\n        queue_url: {queue:?}\n{ssh}",
-            certs = up.path("certs").display().to_string(),
-            queue = up.queue_url(),
-            url = up.api.base(),
-            key = up.api.key(),
-            dir = dir.path().join("autoscaler").display().to_string(),
-            program = program.display().to_string(),
-        );
-        let file = dir.path().join("autoscaler.yaml");
-        std::fs::write(&file, text).expect("written");
-        let settings: Settings = config::load(Some(&file), json!({})).expect("a configuration");
+        let (queue, mut of_ssh) = (up.queue_url(), ssh);
+        for (name, value) in
+            [("user", json!("root")), ("agent", json!({ "file": program })), ("queue_url", json!(queue))]
+        {
+            of_ssh[name] = value;
+        }
+        // Not by `config::load`, which reads the environment, and what nextest is told there.
+        let settings = json!({
+            "certs_dir": up.path("certs"),
+            "queue": { "url": queue },
+            "autoscaler": {
+                "pool": "cloud", "gateway_url": up.api.base(), "api_key": up.api.key(), "dir": dir.path().join("autoscaler"),
+                "poll_interval_sec": 0.5, "evaluation_window_sec": 3600, "cooldown_sec": 2, "target_queue_seconds": 4,
+                "load_window_sec": 4, "panic_window_sec": 1, "scale_down_delay_sec": 2, "recurring_gap_sec": 0, "expected_boot_sec": 2,
+                "providers": [{
+                    "kind": "aws", "max_nodes": 1, "node_types": [{ "name": "small", "tasks": 2 }],
+                    "aws": { "region": "here", "ami": "ami-0" }, "ssh": of_ssh,
+                }],
+            },
+        });
+        let settings: Settings = serde_json::from_value(settings).expect("a configuration");
         let cloud = Cloud::new(&Certs::at(up.path("certs")));
         Self { up, cloud, settings, dir }
     }
@@ -168,9 +173,8 @@ async fn nodes(api: &Api) -> Vec<Value> {
 fn a_machine_is_launched_set_up_used_and_given_back_though_the_autoscaler_ends_meanwhile() {
     in_own_network(async {
         // It is begun by one autoscaler, and goes on when the next has come.
-        let slow =
-            "        agent_setup_commands: ['echo x >>/run/begun; while [ ! -e /run/go ]; do sleep 0.1; done']\n";
-        let story = Story::begin(slow).await;
+        let slow = "echo x >>/run/begun; while [ ! -e /run/go ]; do sleep 0.1; done";
+        let story = Story::begin(json!({ "agent_setup_commands": [slow] })).await;
         let (api, cloud) = (&story.up.api, &story.cloud);
         let execution = story.waits_for_a_node().await;
         let begun = async || match cloud.path("run/begun").await {
@@ -202,8 +206,8 @@ fn a_machine_is_launched_set_up_used_and_given_back_though_the_autoscaler_ends_m
 #[test]
 fn a_machine_that_cannot_be_set_up_is_terminated_and_its_reason_is_shown() {
     in_own_network(async {
-        let fails = "        secrets: [token-4711]\n        \
-                     agent_setup_commands: ['echo with token-4711; echo no such mirror >&2; exit 7']\n";
+        let fails = "echo with token-4711; echo no such mirror >&2; exit 7";
+        let fails = json!({ "agent_setup_commands": [fails], "secrets": ["token-4711"] });
         let story = Story::begin(fails).await;
         let (api, cloud) = (&story.up.api, &story.cloud);
         story.waits_for_a_node().await;
