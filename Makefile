@@ -47,23 +47,31 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
+# Every cloud's SDK.
+CLOUDS = flux-autoscaler/aws,flux-provider-aws/sdk
+
 .PHONY: test-clouds
-test-clouds: ## the providers aws by EC2's real client, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
+test-clouds: ## the provider aws by EC2's real client, alone and in the autoscaler, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
 	@scripts/setup.sh clouds
-	cargo clippy $(LOCKED) -p flux-provider-aws --features sdk --lib -- -D warnings
-	cargo nextest run $(LOCKED) -p flux-provider-aws --features sdk
+	cargo build $(LOCKED) -p flux-cli -p flux-agent -p flux-gateway -p flux-autoscaler -p flux-provider-aws --features $(CLOUDS) --bins
+	cargo clippy $(LOCKED) -p flux-provider-aws -p flux-autoscaler --features $(CLOUDS) --all-targets -- -D warnings
+	FLUX_TEST_BINARIES=built cargo nextest run $(LOCKED) -p flux-provider-aws -p flux-autoscaler --features $(CLOUDS) \
+	    -E 'package(flux-provider-aws) | test(/^moto::/)'
 
 DEB_PROFILE ?= release
+AUTOSCALER_FEATURES ?= flux-autoscaler/aws
 
 .PHONY: deb
-deb: build ## Debian packages of gateway, agent and command line, into target/debian
+deb: build ## Debian packages of gateway, agent, autoscaler (with every cloud's SDK) and command line, into target/debian
 	@scripts/setup.sh deb
+	cargo build --release $(LOCKED) -p flux-autoscaler --features $(AUTOSCALER_FEATURES) --bins
 	@scripts/deb.sh $(or $(CARGO_TARGET_DIR),target)/debian
 
 .PHONY: deb-check
-deb-check: ## installs, upgrades, removes and purges them in a Debian of their own (root; DEB_PROFILE=dev takes a debug build)
+deb-check: ## installs, upgrades, removes and purges them in a Debian of their own (root; DEB_PROFILE=dev takes a debug build, AUTOSCALER_FEATURES= one without SDKs)
 	@scripts/setup.sh deb
-	cargo build --profile $(DEB_PROFILE) $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent --bins
+	cargo build --profile $(DEB_PROFILE) $(LOCKED) -p flux-cli -p flux-gateway -p flux-agent -p flux-autoscaler \
+	    $(if $(AUTOSCALER_FEATURES),--features $(AUTOSCALER_FEATURES)) --bins
 	@scripts/deb-check.sh $(DEB_PROFILE)
 
 MICROVM_IMAGE ?= $(CURDIR)/.tools/microvm

@@ -9,7 +9,7 @@ mkdir -p "$out"
 # Symbols stay in what is shipped: a backtrace without them says nothing. A debug build's are gigabytes.
 how=(--no-strip)
 [ "$profile" != dev ] || how=(--strip --fast)
-for package in flux-gateway flux-agent flux-cli; do
+for package in flux-gateway flux-agent flux-autoscaler flux-cli; do
     (cd "$ROOT" && cargo deb --quiet --no-build "${how[@]}" --profile "$profile" --package "$package" --output "$out/" \
         ${version:+--deb-version "$version"})
 done

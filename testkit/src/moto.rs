@@ -72,6 +72,20 @@ impl Moto {
         self.ask(put.header("authorization", who)).await;
     }
 
+    /// What EC2's API answers to an action without parameters, as XML.
+    pub async fn ec2(&self, action: &str) -> String {
+        let who =
+            "AWS4-HMAC-SHA256 Credential=x/20260101/eu-central-1/ec2/aws4_request, SignedHeaders=host, Signature=x";
+        let request = client().post(self.url()).header("authorization", who);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let answer =
+            request.body(format!("Action={action}&Version=2016-11-15")).send().await.expect("moto_server answers");
+        let status = answer.status();
+        let text = answer.text().await.unwrap_or_default();
+        assert!(status.is_success(), "{status}: {text}");
+        text
+    }
+
     async fn ask(&self, request: reqwest::RequestBuilder) {
         let answer = request.send().await.expect("moto_server answers");
         assert!(answer.status().is_success(), "{}: {}", answer.status(), answer.text().await.unwrap_or_default());

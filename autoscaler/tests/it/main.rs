@@ -2,6 +2,8 @@
 
 mod cluster;
 mod crashes;
+#[cfg(feature = "aws")]
+mod moto;
 mod orphans;
 mod set_ups;
 mod silence;
