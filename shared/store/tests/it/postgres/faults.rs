@@ -50,7 +50,8 @@ async fn the_commit_of_another_is_not_taken_for_ours() {
     let relay = Relay::start(server.port(), b"INSERT INTO executions").await;
     let store = crate::open(&url(&server, "reused").replace(&server.port().to_string(), &relay.port.to_string())).await;
     let id = ExecutionId::new();
-    let recording = tokio::spawn({
+    let mut recording = JoinSet::new();
+    recording.spawn({
         let (store, update) = (Arc::clone(&store), StatusUpdate { status: ended(id), sequence: 1 });
         async move { store.record(vec![update]).await }
     });
@@ -66,7 +67,7 @@ async fn the_commit_of_another_is_not_taken_for_ours() {
     let anothers = server.sql("SELECT id FROM t_reused.others").parse::<u64>();
     assert_eq!(anothers, Ok(ours), "the number is given again");
     relay.release.notify_one();
-    match recording.await.expect("it does not panic") {
+    match recording.join_next().await.expect("one").expect("it does not panic") {
         Ok(recorded) => assert!(recorded[0].became_terminal),
         // A restart that took long: whoever records tries again.
         Err(error) => {
