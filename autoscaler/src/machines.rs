@@ -131,3 +131,23 @@ pub(crate) fn dir(settings: &Settings) -> PathBuf {
     let dir = dir.or_else(|| settings.data_dir.clone().map(|dir| dir.join("autoscaler")));
     dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler"))
 }
+
+#[cfg(all(test, not(feature = "aws")))]
+mod tests {
+    use flux_runtime::autoscaler_settings::AutoscalerSettings;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cloud_that_is_not_built_in_is_refused_by_saying_how() {
+        let aws = Some(serde_json::json!({ "region": "here", "ami": "ami-0" }));
+        let provider = ProviderSettings { kind: "aws".to_owned(), aws, ..ProviderSettings::default() };
+        let autoscaler = AutoscalerSettings { providers: vec![provider], ..AutoscalerSettings::default() };
+        let settings = Settings { autoscaler, ..Settings::default() };
+        let (cluster, nowhere) = (ClusterName::parse("here").expect("a name"), Path::new("/nowhere"));
+        let gateway = Gateway::new("http://127.0.0.1:1", None, nowhere).expect("a gateway");
+        let refused = configured(&settings, &cluster, &gateway, nowhere).await.err().expect("no AWS");
+        let told = format!("{refused:#}");
+        assert!(told.contains("kind aws") && told.contains("--features aws"), "{told}");
+    }
+}

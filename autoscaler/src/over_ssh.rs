@@ -1,13 +1,20 @@
 //! A bare machine becomes an agent over SSH: an identity from the gateway, and `flux_bootstrap` for the rest.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use flux_bootstrap::{AgentFiles, HostKeys, KnownHosts, Machine, Recipe};
 use flux_pki::Certs;
-use flux_protocol::{AgentId, PoolName};
+use flux_protocol::{AgentId, PoolName, limits};
 use flux_provider::{Node, NodeId, SharedProvider};
 use flux_runtime::autoscaler_settings::MachineAddress;
+use tokio::time::Instant;
 
 use crate::{
     join::Gateway,
@@ -45,11 +52,25 @@ impl OverSsh {
         address.map(|address| SocketAddr::new(address, self.ssh.port))
     }
 
+    /// A gateway that is started anew costs no machine.
+    async fn join(&self, agent: &AgentId, pool: &PoolName, dir: &Path) -> io::Result<String> {
+        let (deadline, mut pause) = (Instant::now() + limits::BOOTSTRAP_IDENTITY, limits::BOOTSTRAP_PAUSE);
+        loop {
+            match self.gateway.join(agent.as_str(), pool, dir).await {
+                Err(error) if Instant::now() + pause < deadline => {
+                    tracing::debug!(node = %agent, %error, "no identity yet; asking again");
+                }
+                joined => return joined,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(limits::BOOTSTRAP_PAUSE_MOST);
+        }
+    }
+
     /// An identity and what is written beside it. The key is in a directory of its own for this moment alone.
     async fn files(&self, agent: &AgentId, pool: &PoolName, node: &Node) -> Result<AgentFiles, String> {
         let dir = tempfile::tempdir().map_err(|error| format!("no directory can be made: {error}"))?;
-        let joined = self.gateway.join(agent.as_str(), pool, dir.path()).await;
-        joined.map_err(|error| format!("the gateway gave no identity: {error}"))?;
+        self.join(agent, pool, dir.path()).await.map_err(|error| format!("the gateway gave no identity: {error}"))?;
         let mut config = serde_json::json!({ "queue": { "url": self.ssh.queue_url } });
         if let Some(tasks) = self.ssh.tasks.get(node.node_type.as_str()) {
             config["agent"] = serde_json::json!({ "tasks": tasks });

@@ -172,4 +172,27 @@ mod tests {
             assert!(error.contains(named), "{named}: {error}");
         }
     }
+
+    #[test]
+    fn what_is_wrong_of_a_cloud_is_named() {
+        let of = |aws: serde_json::Value| ProviderSettings {
+            kind: "aws".to_owned(),
+            aws: (!aws.is_null()).then_some(aws),
+            ..ProviderSettings::default()
+        };
+        for (named, written) in [
+            ("`aws` is missing", serde_json::json!(null)),
+            ("`region` is missing", serde_json::json!({ "ami": "ami-0" })),
+            ("`ami` is missing", serde_json::json!({ "region": "here" })),
+            ("`regoin`", serde_json::json!({ "regoin": "here" })),
+        ] {
+            let error = format!("{:#}", aws(&of(written)).expect_err(named));
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        aws(&of(serde_json::json!({ "region": "here", "ami": "ami-0" }))).expect("all that is needed");
+        let mut settings = local();
+        settings.providers[0].aws = Some(serde_json::json!({}));
+        let error = format!("{:#}", policy(&settings).expect_err("of another kind"));
+        assert!(error.contains("`aws` is of the kind aws"), "{error}");
+    }
 }

@@ -315,6 +315,8 @@ pub const STORE_BATCH_BYTES: usize = 8 * MIB;
 
 /// Setting up a machine: what is kept of a step's output, and how long a machine may take until SSH lets the autoscaler in.
 pub const BOOTSTRAP_OUTPUT: usize = 16 * KIB;
+/// How long a gateway may be away when a machine's identity is asked for.
+pub const BOOTSTRAP_IDENTITY: Duration = Duration::from_secs(60);
 /// Machines that are set up at once.
 pub const BOOTSTRAPS_AT_ONCE: usize = 16;
 /// A provider whose machine could not be set up is asked for none for so long; twice as long after each further one, up to the second.
