@@ -47,16 +47,16 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
-# Every cloud's SDK.
-CLOUDS = flux-autoscaler/aws,flux-provider-aws/sdk
+# Every cloud, in the autoscaler and by itself.
+CLOUDS = -p flux-autoscaler -p flux-provider-aws --features flux-autoscaler/aws,flux-provider-aws/sdk
 
 .PHONY: test-clouds
 test-clouds: ## the provider aws by EC2's real client, alone and in the autoscaler, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
+	@scripts/setup.sh all
 	@scripts/setup.sh clouds
-	cargo build $(LOCKED) -p flux-cli -p flux-agent -p flux-gateway -p flux-autoscaler -p flux-provider-aws --features $(CLOUDS) --bins
-	cargo clippy $(LOCKED) -p flux-provider-aws -p flux-autoscaler --features $(CLOUDS) --all-targets -- -D warnings
-	FLUX_TEST_BINARIES=built cargo nextest run $(LOCKED) -p flux-provider-aws -p flux-autoscaler --features $(CLOUDS) \
-	    -E 'package(flux-provider-aws) | test(/^moto::/)'
+	cargo build $(LOCKED) -p flux-cli -p flux-agent --bins
+	cargo clippy $(LOCKED) $(CLOUDS) --lib --tests -- -D warnings
+	FLUX_TEST_BINARIES=built cargo nextest run $(LOCKED) $(CLOUDS) -E 'package(flux-provider-aws) | test(/^moto::/)'
 
 DEB_PROFILE ?= release
 AUTOSCALER_FEATURES ?= flux-autoscaler/aws

@@ -193,6 +193,7 @@ impl Keeper {
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
+        self.set_ups.drop_leaving(&fleet);
         self.history.decided(&decision);
 
         self.hands.cordon(&fleet, &seen.loads).await;

@@ -79,16 +79,23 @@ impl SetUps {
         self.running.clear();
     }
 
+    /// Ends those of members that are to go: none asks for an identity that was revoked a moment ago.
+    pub(crate) fn drop_leaving(&mut self, fleet: &Fleet) {
+        self.running.retain(|name, _| {
+            fleet
+                .members
+                .get(name)
+                .is_some_and(|member| matches!(member.state, ManagedState::Booting | ManagedState::Ready))
+        });
+    }
+
     /// Takes outcomes. Who failed leaves, and is told of.
     pub(crate) fn take(&mut self, fleet: &mut Fleet, at: Timestamp) -> Vec<ActionRecord> {
+        self.drop_leaving(fleet);
         let mut failed = Vec::new();
         let mut running = std::mem::take(&mut self.running);
         running.retain(|name, outcome| {
             let Some(member) = fleet.members.get_mut(name) else { return false };
-            // One that is heard of already may be told its last words.
-            if !matches!(member.state, ManagedState::Booting | ManagedState::Ready) {
-                return false;
-            }
             let outcome = match outcome.try_recv() {
                 Ok(outcome) => outcome,
                 Err(oneshot::error::TryRecvError::Empty) => return true,
