@@ -1,6 +1,6 @@
 //! Who has machines: what `providers` of the configuration names, checked before anything is bought.
 //!
-//! A cloud is an arm in [`of_kind`], a struct of settings in a crate of its own, and a feature that compiles its SDK.
+//! A cloud is an arm in `of_kind`, a struct of settings in a crate of its own, and a feature that compiles its SDK.
 
 use std::{
     collections::BTreeMap,
