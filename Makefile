@@ -48,8 +48,10 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
 .PHONY: test-clouds
-test-clouds: ## the providers aws by EC2's real client, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
+test-clouds: ## the providers aws and gcp by the clouds' own clients, against moto and stand-ins (builds EC2's client: 7 GiB, minutes)
 	@scripts/setup.sh clouds
+	cargo clippy $(LOCKED) -p flux-provider-gcp --features sdk --all-targets -- -D warnings
+	cargo nextest run $(LOCKED) -p flux-provider-gcp --features sdk
 	cargo clippy $(LOCKED) -p flux-provider-aws --features sdk --lib -- -D warnings
 	cargo nextest run $(LOCKED) -p flux-provider-aws --features sdk
 

@@ -12,6 +12,8 @@
 
 #[cfg(feature = "sdk")]
 mod answer;
+#[cfg(feature = "sdk")]
+mod client;
 mod labels;
 #[cfg(any(test, feature = "sdk"))]
 mod meaning;

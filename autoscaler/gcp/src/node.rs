@@ -72,16 +72,9 @@ pub(crate) fn node(instance: &Instance) -> Option<Node> {
 fn state(status: Option<&Status>) -> NodeState {
     match status {
         Some(Status::Running) => NodeState::Running,
-        // Nobody starts a stopped one again (`TERMINATED` is one that is stopped), and its disk is paid for.
-        Some(
-            Status::Stopping
-            | Status::PendingStop
-            | Status::Stopped
-            | Status::Suspending
-            | Status::Suspended
-            | Status::Terminated
-            | Status::Deprovisioning,
-        ) => NodeState::Stopping,
+        Some(Status::Stopping | Status::PendingStop | Status::Deprovisioning) => NodeState::Stopping,
+        // One that is stopped (`TERMINATED`: by itself, by somebody) stays, and its disk is paid for. It is told as one that is
+        // there, so that it is missed where it is silent, and terminated, which a machine on its way out would not be.
         // One that is repaired boots again.
         _ => NodeState::Pending,
     }
@@ -103,15 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stopped_never_comes_back_and_what_is_new_is_pending() {
+    fn what_is_stopped_stays_until_it_is_terminated() {
         for (status, expected) in [
             ("PROVISIONING", NodeState::Pending),
             ("STAGING", NodeState::Pending),
             ("REPAIRING", NodeState::Pending),
             ("RUNNING", NodeState::Running),
             ("STOPPING", NodeState::Stopping),
-            ("TERMINATED", NodeState::Stopping),
-            ("SUSPENDED", NodeState::Stopping),
+            ("TERMINATED", NodeState::Pending),
+            ("SUSPENDED", NodeState::Pending),
             ("SOMETHING_NEW", NodeState::Pending),
         ] {
             assert_eq!(state(Some(&Status::from(status))), expected, "{status}");

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::Path,
     time::Duration,
 };
 
@@ -12,12 +11,11 @@ use flux_provider::{
     ProviderError, TypeDetails, Zone, tag,
 };
 use futures::future::{join_all, try_join_all};
-use google_cloud_auth::credentials::{self, Credentials, service_account};
 use google_cloud_compute_v1::{
     client::{Instances, MachineTypes},
     model::{Instance, Operation, instances_scoped_list::warning::Code},
 };
-use google_cloud_gax::{client_builder::ClientBuilder, paginator::Paginator as _, retry_policy::NeverRetry};
+use google_cloud_gax::paginator::Paginator as _;
 use google_cloud_lro::{Poller, PollingResult};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -25,21 +23,21 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     GcpSettings,
     answer::{failure, meant, refusal},
+    client,
     node::{Place, is_of, node},
     request,
 };
 
-/// One request, and all that a method asks.
-const REQUEST: Duration = Duration::from_secs(15);
+/// All that a method asks.
 const METHOD: Duration = Duration::from_secs(50);
 /// How long an insert's operation is waited for; a machine whose operation takes longer is returned as it is.
 const SETTLES: Duration = Duration::from_secs(25);
 const LOOKS_AFTER: Duration = Duration::from_millis(250);
 const LOOKS_AT_MOST: Duration = Duration::from_secs(3);
-const SCOPE: &str = "https://www.googleapis.com/auth/compute";
+/// Tokens whose failures are remembered.
+const FAILED_AT_MOST: usize = 1024;
 /// Where Linux machines write what they say while they boot.
 const CONSOLE_PORT: i32 = 1;
-const CONNECT: &str = "connect to Google Compute Engine";
 
 pub struct GcpProvider {
     instances: Instances,
@@ -70,17 +68,12 @@ impl GcpProvider {
     pub async fn connect(settings: GcpSettings, cluster: ClusterName) -> Result<Self, ProviderError> {
         settings.validate()?;
         let zones = settings.zones()?;
-        let credentials = match &settings.key_file {
-            Some(path) => of_key_file(path).await?,
-            None => credentials::Builder::default()
-                .with_scopes([SCOPE])
-                .build()
-                .map_err(|error| ProviderError::credentials(CONNECT, error))?,
-        };
-        let unusable = |error| ProviderError::invalid("endpoint_url", CONNECT, error);
-        let instances = configured(Instances::builder(), &settings, &credentials).build().await.map_err(unusable)?;
+        let credentials = client::credentials(&settings).await?;
+        let unusable = |error| client::unusable(&settings, error);
+        let instances =
+            client::configured(Instances::builder(), &settings, &credentials).build().await.map_err(unusable)?;
         let machine_types =
-            configured(MachineTypes::builder(), &settings, &credentials).build().await.map_err(unusable)?;
+            client::configured(MachineTypes::builder(), &settings, &credentials).build().await.map_err(unusable)?;
         let (launching, failed) = (Mutex::default(), Mutex::default());
         Ok(Self { instances, machine_types, settings, cluster, zones, launching, failed })
     }
@@ -136,8 +129,11 @@ impl GcpProvider {
                 None => None,
                 Some(refusal) if refusal.is_conflict() => Some(refusal.into_error(attempted)),
                 Some(refusal) => {
-                    *self.failed.lock().entry(token.clone()).or_default() += 1;
-                    return Err(self.unless_offered_elsewhere(refusal.into_error(attempted), request, attempted).await);
+                    let error = refusal.into_error(attempted);
+                    if error.is_retryable() {
+                        self.note_failure(token);
+                    }
+                    return Err(self.unless_offered_elsewhere(error, request, attempted).await);
                 }
             },
             Ok(Err(error)) if error.kind().bought_nothing() => {
@@ -172,6 +168,15 @@ impl GcpProvider {
             return ProviderError::capacity(attempted, error);
         }
         error
+    }
+
+    fn note_failure(&self, token: &ClientToken) {
+        let mut failed = self.failed.lock();
+        // Who is forgotten is answered with the old failure once more.
+        if failed.len() >= FAILED_AT_MOST {
+            failed.clear();
+        }
+        *failed.entry(token.clone()).or_default() += 1;
     }
 
     /// Of one try: the same for the same request as long as it is not known to have failed.
@@ -230,33 +235,6 @@ impl GcpProvider {
         let lines: String =
             host_keys.filter_map(|item| Some(format!("{} {}\n", item.key.as_ref()?, item.value.as_ref()?))).collect();
         format!("\n-----BEGIN SSH HOST KEY KEYS-----\n{lines}-----END SSH HOST KEY KEYS-----\n")
-    }
-}
-
-async fn of_key_file(path: &Path) -> Result<Credentials, ProviderError> {
-    let invalid = |why: String| ProviderError::invalid("key_file", CONNECT, format!("{}: {why}", path.display()));
-    let text = tokio::fs::read(path).await.map_err(|error| invalid(error.to_string()))?;
-    let key: serde_json::Value = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
-    if key.get("type").and_then(serde_json::Value::as_str) != Some("service_account") {
-        let why = "it is no service account's key; for other credentials leave `key_file` out and set GOOGLE_APPLICATION_CREDENTIALS";
-        return Err(invalid(why.to_owned()));
-    }
-    let of_compute = service_account::AccessSpecifier::from_scopes([SCOPE]);
-    let built = service_account::Builder::new(key).with_access_specifier(of_compute).build();
-    built.map_err(|error| invalid(error.to_string()))
-}
-
-fn configured<F>(
-    builder: ClientBuilder<F, Credentials>,
-    settings: &GcpSettings,
-    credentials: &Credentials,
-) -> ClientBuilder<F, Credentials> {
-    // The caller repeats, with its own pauses and to the next type or zone.
-    let builder =
-        builder.with_credentials(credentials.clone()).with_retry_policy(NeverRetry).with_attempt_timeout(REQUEST);
-    match &settings.endpoint_url {
-        Some(url) => builder.with_endpoint(url),
-        None => builder,
     }
 }
 

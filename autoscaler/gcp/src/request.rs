@@ -12,7 +12,8 @@ use crate::{GcpSettings, labels, settings::region_of};
 
 const IMAGE_PROJECT: &str = "debian-cloud";
 const IMAGE_FAMILY: &str = "debian-12";
-const SSH_USER: &str = "flux";
+/// As on Debian's images at AWS.
+const SSH_USER: &str = "admin";
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 /// # Errors

@@ -42,7 +42,7 @@ pub struct GcpSettings {
     pub disk_gb: Option<u32>,
     /// Without it Google's default for the type of machine.
     pub disk_type: Option<String>,
-    /// Whom the autoscaler logs in as; `flux` unless set.
+    /// Whom the autoscaler logs in as; `admin` unless set. Google's images make it, and let it be root.
     pub ssh_user: Option<String>,
     /// The autoscaler's public key, as a `.pub` file has it. Without it nobody is let in but by the image.
     pub ssh_public_key: Option<String>,
@@ -56,7 +56,9 @@ pub struct GcpSettings {
 const LABELS: usize = 64;
 /// `diskSizeGb` of a boot disk.
 const DISK_GB: std::ops::RangeInclusive<u32> = 10..=65_536;
-const CONNECT: &str = "connect to Google Compute Engine";
+/// Root is not let in by Google's images; the others are those of Flux's packages, which must not become root.
+const NOT_USERS: [&str; 3] = ["root", "flux", "flux-runner"];
+pub(crate) const CONNECT: &str = "connect to Google Compute Engine";
 
 impl GcpSettings {
     /// The zones that these settings make.
@@ -160,10 +162,12 @@ impl GcpSettings {
                 && user.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
                 && user.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
         };
-        if let Some(user) = self.ssh_user.as_ref().filter(|user| *user == "root" || !of_user(user)) {
+        let is_login = |user: &str| of_user(user) && !NOT_USERS.contains(&user);
+        if let Some(user) = self.ssh_user.as_ref().filter(|user| !is_login(user)) {
+            let not = NOT_USERS.join(", ");
             return refuse(
                 "ssh_user",
-                format!("`{user}`: use a user's name other than root, whom Google's images do not let in"),
+                format!("`{user}`: use a user's name of 1 to 32 of a-z 0-9 _ -, and none of {not}"),
             );
         }
         let is_key = |key: &str| {
@@ -257,7 +261,8 @@ mod tests {
                 (s.service_account, s.scopes) = (Some("n@p".to_owned()), vec!["compute".to_owned()]);
             }),
             ("disk_gb", "10", |s| s.disk_gb = Some(9)),
-            ("ssh_user", "root", |s| s.ssh_user = Some("root".to_owned())),
+            ("ssh_user", "none of root", |s| s.ssh_user = Some("root".to_owned())),
+            ("ssh_user", "flux-runner", |s| s.ssh_user = Some("flux".to_owned())),
             ("ssh_public_key", ".pub", |s| s.ssh_public_key = Some("flux:ssh-ed25519 AAAA".to_owned())),
             ("ssh_public_key", ".pub", |s| s.ssh_public_key = Some("ssh-ed25519 AAAA\nssh-rsa BBBB".to_owned())),
             ("endpoint_url", "http://", |s| s.endpoint_url = Some("localhost".to_owned())),

@@ -167,6 +167,19 @@ async fn guest_attributes_that_may_not_be_read_are_said_in_the_console() {
 }
 
 #[tokio::test]
+async fn a_machine_that_shut_itself_down_is_not_taken_for_one_that_goes() {
+    let google = Google::start().await;
+    let provider = google.provider("here").await;
+    let node = provider.launch(&request("here-1")).await.expect("launched");
+    google.compute.world(|world| world.stop("europe-west3-a", "here-1"));
+    provider.list().await.expect("the first list is late");
+    let listed = provider.list().await.expect("listed");
+    assert!(listed[0].state.is_alive(), "its disk is paid for: {listed:?}");
+    provider.terminate(&node.id).await.expect("terminated");
+    assert_eq!(google.compute.world(|world| world.alive()), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_node_that_went_by_itself_is_terminated_without_an_error() {
     let google = Google::start().await;
     let provider = google.provider("here").await;

@@ -160,11 +160,13 @@ async fn no_answer_says_nothing_about_what_was_bought() {
     google.compute.world(|world| world.trouble(Method::POST, "/instances", Trouble::Silence));
     let error = provider.launch(&request("here-1")).await.expect_err("no answer");
     assert!(!error.kind().bought_nothing(), "{error:?}");
-    // Nobody listens any more.
-    let Google { compute, key: _key } = google;
-    drop(compute);
-    let error = provider.launch(&request("here-1")).await.expect_err("nobody is there");
-    holds(&error, ErrorKind::Unavailable, "connect");
+    // Nobody listens.
+    let mut settings = google.settings();
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    settings.endpoint_url = Some(format!("http://{port}"));
+    let error =
+        google.provider_with("here", settings).await.launch(&request("here-1")).await.expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
 }
 
 #[tokio::test]

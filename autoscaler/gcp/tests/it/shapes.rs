@@ -1,6 +1,7 @@
 //! Requests as they go out: a changed one is a decision.
 
 use axum::http::Method;
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use flux_provider::{Provider as _, ProviderError, Zone};
 use serde_json::{Value, json};
 
@@ -56,7 +57,7 @@ async fn all_that_is_configured_is_asked_for() {
     settings.spot = true;
     settings.disk_gb = Some(20);
     settings.disk_type = Some("pd-balanced".to_owned());
-    settings.ssh_user = Some("admin".to_owned());
+    settings.ssh_user = Some("crew".to_owned());
     settings.ssh_public_key = Some("ssh-ed25519 AAAA flux\n".to_owned());
     let mut asked = request("here-1");
     asked.zone = Some(Zone::parse(ZONES[1]).expect("a zone"));
@@ -89,7 +90,7 @@ async fn all_that_is_configured_is_asked_for() {
                 { "key": "enable-oslogin", "value": "FALSE" },
                 { "key": "enable-guest-attributes", "value": "TRUE" },
                 { "key": "block-project-ssh-keys", "value": "TRUE" },
-                { "key": "ssh-keys", "value": "admin:ssh-ed25519 AAAA flux" },
+                { "key": "ssh-keys", "value": "crew:ssh-ed25519 AAAA flux" },
                 { "key": "startup-script", "value": "#!/bin/sh\ntrue\n" },
             ] },
             "tags": { "items": ["flux-node"] },
@@ -126,12 +127,41 @@ async fn what_is_asked_for_is_signed_by_the_service_account_and_asks_for_this_cl
     let [list] = &seen[..] else { panic!("one request: {seen:?}") };
     assert_eq!((&list.method, list.path.as_str()), (&Method::GET, "/compute/v1/projects/crew-1/aggregated/instances"));
     assert_eq!(list.query["filter"], "labels.flux-cluster = \"here\"");
-    let token = list.authorization.strip_prefix("Bearer ").expect("a token");
-    let claims =
-        base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, token.split('.').nth(1).expect("a JWT"));
-    let claims: Value = serde_json::from_slice(&claims.expect("base64")).expect("JSON");
+    let claims = claims(&list.authorization);
     assert_eq!(claims["iss"], "autoscaler@crew-1.iam.gserviceaccount.com");
     assert_eq!(claims["scope"], "https://www.googleapis.com/auth/compute");
+}
+
+/// What the token says of itself.
+fn claims(authorization: &str) -> Value {
+    let token = authorization.strip_prefix("Bearer ").expect("a token");
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("a JWT")).expect("base64");
+    serde_json::from_slice(&claims).expect("JSON")
+}
+
+/// Run by the test below, in an environment that names a key.
+#[tokio::test]
+#[ignore = "needs GOOGLE_APPLICATION_CREDENTIALS"]
+async fn asks_by_application_default_credentials() {
+    let google = Google::start().await;
+    let mut settings = google.settings();
+    settings.key_file = None;
+    google.provider_with("here", settings).await.list().await.expect("listed");
+    let seen = google.compute.world(|world| world.seen.clone());
+    assert_eq!(claims(&seen[0].authorization)["iss"], "autoscaler@crew-1.iam.gserviceaccount.com");
+}
+
+#[test]
+fn without_a_key_file_the_environment_names_the_credentials() {
+    let key = crate::KeyFile::new();
+    let this = std::env::current_exe().expect("a program");
+    let ran = std::process::Command::new(this)
+        .args(["--ignored", "--exact", "shapes::asks_by_application_default_credentials"])
+        .env("GOOGLE_APPLICATION_CREDENTIALS", key.path())
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[tokio::test]

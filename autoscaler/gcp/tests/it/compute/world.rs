@@ -31,6 +31,7 @@ struct Machine {
     /// How often it was not in a list.
     lists: u32,
     done: bool,
+    stopped: bool,
     /// Looks since it was deleted.
     deleted: Option<u32>,
 }
@@ -89,7 +90,12 @@ impl World {
         alive.map(|((zone, name), _)| format!("{zone}/{name}")).collect()
     }
 
-    /// Somebody stopped it at Google.
+    /// It shut itself down.
+    pub(crate) fn stop(&mut self, zone: &str, name: &str) {
+        self.machines.get_mut(&(zone.to_owned(), name.to_owned())).expect("a machine").stopped = true;
+    }
+
+    /// Somebody deleted it at Google.
     pub(crate) fn delete_elsewhere(&mut self, zone: &str, name: &str) {
         self.machines.remove(&(zone.to_owned(), name.to_owned()));
     }
@@ -114,8 +120,15 @@ impl World {
             return refusal(409, "alreadyExists", &format!("The resource '{path}' already exists"));
         }
         self.number += 1;
-        let machine =
-            Machine { body: body.clone(), number: self.number, looks: 0, lists: 0, done: false, deleted: None };
+        let machine = Machine {
+            body: body.clone(),
+            number: self.number,
+            looks: 0,
+            lists: 0,
+            done: false,
+            stopped: false,
+            deleted: None,
+        };
         self.machines.insert(key, machine);
         let failed = (!self.inserts_fail.is_empty()).then(|| self.inserts_fail.remove(0));
         self.begin("insert", zone, name, self.operations_take, failed, request_id)
@@ -300,6 +313,7 @@ impl Machine {
         let status = match (self.deleted, self.done, self.looks) {
             (Some(looks), ..) if looks > 2 => return None,
             (Some(_), ..) => "STOPPING",
+            (None, ..) if self.stopped => "TERMINATED",
             (None, false, _) => "PROVISIONING",
             (None, true, _) if !self.is_up() => "STAGING",
             (None, true, _) => "RUNNING",
