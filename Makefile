@@ -141,7 +141,7 @@ setup-chaos: ## install what only chaos needs (libfaketime)
 	@scripts/setup.sh chaos
 
 .PHONY: chaos
-chaos: setup-chaos build ## kill, stop, starve a Flux under load and prove what held; TOPOLOGY=embedded|cluster SEED= MINUTES=
+chaos: setup-chaos build ## kill, stop, starve a Flux under load and prove what held; TOPOLOGY=embedded|cluster|redis|postgres-rabbitmq SEED= MINUTES=
 	cargo build --release $(LOCKED) -p flux-chaos --bins
 	$(or $(CARGO_TARGET_DIR),target)/release/flux-chaos run --topology $(TOPOLOGY) $(if $(SEED),--seed $(SEED)) \
 	    --minutes $(MINUTES) --history chaos-history.jsonl --report docs/reliability.md

@@ -1,8 +1,8 @@
 //! Doing to a topology what the plan says, and waiting until it is well again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use flux_testkit::{Api, eventually};
+use flux_testkit::{Api, Process, eventually};
 use reqwest::Method;
 use serde_json::json;
 
@@ -17,6 +17,7 @@ use crate::{
 pub(crate) const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 /// Less than any deadline of the load, more than any lease.
 const CLOCK_STEP_SECONDS: i64 = 20;
+const BETWEEN_PROBES: Duration = Duration::from_millis(50);
 /// One try of the call that tells that it is well again.
 const PROBE: Duration = Duration::from_secs(3);
 
@@ -26,19 +27,27 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
     let hold = Duration::from_millis(step.hold_ms);
     match step.fault {
         Fault::Kill(victim) => {
-            let Some(process) = topology.process(victim) else { return false };
+            let processes = topology.processes(victim);
+            if processes.is_empty() {
+                return false;
+            }
             history.note(struck());
-            process.kill9();
-            eventually(RECOVERS_WITHIN, format!("{} to be dead", victim.role()), || async { !process.is_alive() })
-                .await;
+            processes.iter().for_each(Process::kill9);
+            eventually(RECOVERS_WITHIN, format!("{} to be dead", victim.role()), || async {
+                !processes.iter().any(Process::is_alive)
+            })
+            .await;
             topology.mend().await;
         }
         Fault::Pause(victim) => {
-            let Some(process) = topology.process(victim) else { return false };
+            let processes = topology.processes(victim);
+            if processes.is_empty() {
+                return false;
+            }
             history.note(struck());
-            process.pause();
+            processes.iter().for_each(Process::pause);
             tokio::time::sleep(hold).await;
-            process.resume();
+            processes.iter().for_each(Process::resume);
             history.note(Event::Lifted { fault });
         }
         Fault::DiskFull => {
@@ -66,9 +75,9 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             topology.set_clock(victim, 0);
             history.note(Event::Lifted { fault });
         }
-        Fault::Link(victim, kind) => {
+        Fault::Link(victim, far, kind) => {
             history.note(struck());
-            let bad = topology.set_links(victim, kind);
+            let bad = topology.set_links(victim, far, kind);
             // A reset is over at once.
             if bad && kind != FaultKind::BrokenLink {
                 tokio::time::sleep(hold).await;
@@ -88,9 +97,14 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
 }
 
 /// Waits until calls succeed again on every gateway.
-async fn recovered<T: Topology>(topology: &T, fault: u64, history: &History) {
+async fn recovered<T: Topology>(topology: &mut T, fault: u64, history: &History) {
     for api in topology.apis() {
-        eventually(RECOVERS_WITHIN, "a call to succeed", || async { probe(&api).await }).await;
+        let until = Instant::now() + RECOVERS_WITHIN;
+        while !probe(&api).await {
+            assert!(Instant::now() < until, "no call succeeded within {RECOVERS_WITHIN:?} of {}", api.base());
+            topology.supervise();
+            tokio::time::sleep(BETWEEN_PROBES).await;
+        }
     }
     history.note(Event::Recovered { fault });
 }
