@@ -53,6 +53,14 @@ async fn two_processes_that_launch_the_same_at_once_get_one_machine() {
 }
 
 #[tokio::test]
+async fn a_machine_whose_operation_takes_long_is_returned_as_it_is() {
+    let google = Google::start().await;
+    google.compute.world(|world| world.operations_take = u32::MAX);
+    let node = google.provider("here").await.launch(&request("here-1")).await.expect("it is there");
+    assert_eq!((node.id.as_str(), node.state), ("europe-west3-a/here-1", NodeState::Pending));
+}
+
+#[tokio::test]
 async fn a_zone_without_room_leaves_nothing_and_the_next_takes_the_same_token() {
     let google = Google::start().await;
     let failed = crate::refusals::operation_error("ZONE_RESOURCE_POOL_EXHAUSTED", "does not have enough resources");
