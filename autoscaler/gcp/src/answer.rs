@@ -5,8 +5,13 @@ use std::{error::Error as StdError, time::Duration};
 use flux_provider::ProviderError;
 use google_cloud_compute_v1::model::Operation;
 use google_cloud_gax::error::{CredentialsError, Error, rpc::StatusDetails};
+use google_cloud_lro::{Poller, PollingResult};
 
 use crate::meaning::Refusal;
+
+/// Pauses between looks at an operation.
+const LOOKS_AFTER: Duration = Duration::from_millis(250);
+const LOOKS_AT_MOST: Duration = Duration::from_secs(3);
 
 /// `None` where it was not Google who said it.
 pub(crate) fn refusal(error: &Error) -> Option<Refusal> {
@@ -40,6 +45,28 @@ pub(crate) fn meant(error: &Error, attempted: &str) -> ProviderError {
         below = source.source();
     }
     if refused { ProviderError::credentials(attempted, text) } else { ProviderError::unavailable(attempted, text) }
+}
+
+/// An operation once it is done, failed or not. An error that says that nothing was bought is of the request itself.
+pub(crate) async fn settled(
+    mut poller: impl Poller<Operation, Operation>,
+    attempted: &str,
+) -> Result<Operation, ProviderError> {
+    let (mut asked, mut pause) = (false, LOOKS_AFTER);
+    loop {
+        match poller.poll().await {
+            Some(PollingResult::Completed(Ok(operation))) => return Ok(operation),
+            Some(PollingResult::Completed(Err(error))) if !asked => return Err(meant(&error, attempted)),
+            Some(PollingResult::Completed(Err(error))) => {
+                return Err(ProviderError::unavailable(attempted, meant(&error, "look at the operation")));
+            }
+            Some(PollingResult::InProgress(_) | PollingResult::PollingError(_)) => {}
+            None => return Err(ProviderError::unavailable(attempted, "Google answered without an operation")),
+        }
+        asked = true;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOKS_AT_MOST);
+    }
 }
 
 /// What an operation that is done failed with.

@@ -13,16 +13,15 @@ use flux_provider::{
 use futures::future::{join_all, try_join_all};
 use google_cloud_compute_v1::{
     client::{Instances, MachineTypes},
-    model::{Instance, Operation, instances_scoped_list::warning::Code},
+    model::{Instance, instances_scoped_list::warning::Code},
 };
 use google_cloud_gax::paginator::Paginator as _;
-use google_cloud_lro::{Poller, PollingResult};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     GcpSettings,
-    answer::{failure, meant, refusal},
+    answer::{failure, meant, refusal, settled},
     client,
     node::{Place, is_of, node},
     request,
@@ -32,8 +31,6 @@ use crate::{
 const METHOD: Duration = Duration::from_secs(50);
 /// How long an insert's operation is waited for; a machine whose operation takes longer is returned as it is.
 const SETTLES: Duration = Duration::from_secs(25);
-const LOOKS_AFTER: Duration = Duration::from_millis(250);
-const LOOKS_AT_MOST: Duration = Duration::from_secs(3);
 /// Tokens whose failures are remembered.
 const FAILED_AT_MOST: usize = 1024;
 /// Where Linux machines write what they say while they boot.
@@ -46,7 +43,7 @@ pub struct GcpProvider {
     cluster: ClusterName,
     zones: Vec<Zone>,
     launching: Mutex<HashSet<ClientToken>>,
-    /// How often a token's operation came to nothing. Google answers a `requestId` that it knows with the operation that it was
+    /// How often a token's operation came to nothing, or what it made went. Google answers a `requestId` that it knows with the operation that it was
     /// of, failed or not: asking again takes another.
     failed: Mutex<HashMap<ClientToken, u32>>,
 }
@@ -133,11 +130,11 @@ impl GcpProvider {
                     if error.is_retryable() {
                         self.note_failure(token);
                     }
-                    return Err(self.unless_offered_elsewhere(error, request, attempted).await);
+                    return Err(self.unless_offered_elsewhere(error, request, zone, attempted).await);
                 }
             },
             Ok(Err(error)) if error.kind().bought_nothing() => {
-                return Err(self.unless_offered_elsewhere(error, request, attempted).await);
+                return Err(self.unless_offered_elsewhere(error, request, zone, attempted).await);
             }
             Ok(Err(error)) => Some(error),
             Err(late) => Some(ProviderError::unavailable(attempted, late)),
@@ -148,9 +145,11 @@ impl GcpProvider {
             Err(error) => return Err(unsure.unwrap_or_else(|| ProviderError::unavailable(attempted, error))),
         };
         let Some(node) = found.as_ref().and_then(node) else {
-            return Err(
-                unsure.unwrap_or_else(|| ProviderError::unavailable(attempted, "it was gone as soon as it was there"))
-            );
+            return Err(unsure.unwrap_or_else(|| {
+                // It was made and went since, lately or when this request was made for the first time.
+                self.note_failure(token);
+                ProviderError::unavailable(attempted, "it went again")
+            }));
         };
         self.failed.lock().remove(token);
         Ok(node)
@@ -161,10 +160,14 @@ impl GcpProvider {
         &self,
         error: ProviderError,
         request: &LaunchRequest,
+        zone: &Zone,
         attempted: &str,
     ) -> ProviderError {
         let is_type = matches!(error, ProviderError::Invalid { field: "node_types", .. });
-        if is_type && matches!(self.describe(&request.node_type, attempted).await, Ok(Some(_))) {
+        if is_type
+            && matches!(self.offered(zone, &request.node_type, attempted).await, Ok(None))
+            && matches!(self.describe(&request.node_type, attempted).await, Ok(Some(_)))
+        {
             return ProviderError::capacity(attempted, error);
         }
         error
@@ -191,26 +194,33 @@ impl GcpProvider {
     /// By the first of the zones that has it.
     async fn describe(&self, wanted: &NodeType, attempted: &str) -> Result<Option<TypeDetails>, ProviderError> {
         for zone in &self.zones {
-            let get = self.machine_types.get().set_project(&self.settings.project).set_zone(zone.as_str());
-            let described = match get.set_machine_type(wanted.as_str()).send().await {
-                Ok(described) => described,
-                // 400: it is not even a name.
-                Err(error) if matches!(error.http_status_code(), Some(400 | 404)) => continue,
-                Err(error) => return Err(meant(&error, attempted)),
-            };
-            let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok());
-            let (Some(cpus), Some(memory_mb)) = (number(described.guest_cpus), number(described.memory_mb)) else {
-                continue;
-            };
-            let cpu_millicores = cpus.saturating_mul(1_000);
-            return Ok(Some(TypeDetails {
-                node_type: wanted.clone(),
-                cpu_millicores,
-                memory_mb,
-                price_per_hour: None,
-            }));
+            if let Some(details) = self.offered(zone, wanted, attempted).await? {
+                return Ok(Some(details));
+            }
         }
         Ok(None)
+    }
+
+    async fn offered(
+        &self,
+        zone: &Zone,
+        wanted: &NodeType,
+        attempted: &str,
+    ) -> Result<Option<TypeDetails>, ProviderError> {
+        let get = self.machine_types.get().set_project(&self.settings.project).set_zone(zone.as_str());
+        let offered = match get.set_machine_type(wanted.as_str()).send().await {
+            Ok(offered) => offered,
+            // 400: it is not even a name.
+            Err(error) if matches!(error.http_status_code(), Some(400 | 404)) => return Ok(None),
+            Err(error) => return Err(meant(&error, attempted)),
+        };
+        let number = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok());
+        Ok(number(offered.guest_cpus).zip(number(offered.memory_mb)).map(|(cpus, memory_mb)| TypeDetails {
+            node_type: wanted.clone(),
+            cpu_millicores: cpus.saturating_mul(1_000),
+            memory_mb,
+            price_per_hour: None,
+        }))
     }
 
     /// Host keys, where Google's agent wrote them; as a block of a console, that they are read by the same rules.
@@ -235,25 +245,6 @@ impl GcpProvider {
         let lines: String =
             host_keys.filter_map(|item| Some(format!("{} {}\n", item.key.as_ref()?, item.value.as_ref()?))).collect();
         format!("\n-----BEGIN SSH HOST KEY KEYS-----\n{lines}-----END SSH HOST KEY KEYS-----\n")
-    }
-}
-
-/// An operation once it is done, failed or not. An error that says that nothing was bought is of the request itself.
-async fn settled(mut poller: impl Poller<Operation, Operation>, attempted: &str) -> Result<Operation, ProviderError> {
-    let (mut asked, mut pause) = (false, LOOKS_AFTER);
-    loop {
-        match poller.poll().await {
-            Some(PollingResult::Completed(Ok(operation))) => return Ok(operation),
-            Some(PollingResult::Completed(Err(error))) if !asked => return Err(meant(&error, attempted)),
-            Some(PollingResult::Completed(Err(error))) => {
-                return Err(ProviderError::unavailable(attempted, meant(&error, "look at the operation")));
-            }
-            Some(PollingResult::InProgress(_) | PollingResult::PollingError(_)) => {}
-            None => return Err(ProviderError::unavailable(attempted, "Google answered without an operation")),
-        }
-        asked = true;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LOOKS_AT_MOST);
     }
 }
 

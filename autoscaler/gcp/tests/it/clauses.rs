@@ -92,6 +92,18 @@ async fn what_failed_at_google_is_asked_for_anew_and_not_answered_from_memory() 
 }
 
 #[tokio::test]
+async fn what_went_since_is_launched_anew_though_google_remembers_the_request() {
+    let google = Google::start().await;
+    google.provider("here").await.launch(&request("here-1")).await.expect("launched");
+    google.compute.world(|world| world.delete_elsewhere("europe-west3-a", "here-1"));
+    let after = google.provider("here").await;
+    let went = after.launch(&request("here-1")).await.expect_err("Google answers with the operation of then");
+    assert_eq!(went.kind(), ErrorKind::Unavailable, "{went:?}");
+    after.launch(&request("here-1")).await.expect("launched anew");
+    assert_eq!(google.compute.world(|world| world.alive()), ["europe-west3-a/here-1"]);
+}
+
+#[tokio::test]
 async fn a_type_that_one_zone_has_is_no_wrong_setting_in_another() {
     let google = Google::start().await;
     let provider = google.provider("here").await;
@@ -103,6 +115,13 @@ async fn a_type_that_one_zone_has_is_no_wrong_setting_in_another() {
     provider.launch(&asked).await.expect("the second has it");
     let described = provider.describe_types(&[node_type("c4-standard-8")]).await.expect("described");
     assert_eq!((described[0].cpu_millicores, described[0].memory_mb), (8_000, 30_720));
+    // What is wrong with a type that the zone has, another zone does not mend.
+    let wrong = "Invalid value for field 'resource.machineType': 'c4-standard-8'. It does not go with the image's architecture.";
+    let wrong = crate::compute::refusal(400, "invalid", wrong);
+    google.compute.world(|world| world.trouble(Method::POST, "/instances", Trouble::Answer(wrong)));
+    asked.client_token = request("here-2").client_token;
+    let error = provider.launch(&asked).await.expect_err("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:?}");
 }
 
 #[tokio::test]
