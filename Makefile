@@ -47,13 +47,15 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	cargo build --workspace --all-targets $(LOCKED)
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
-# Every cloud, in the autoscaler and by itself.
+# Clouds that the autoscaler has, in it and by themselves.
 CLOUDS = -p flux-autoscaler -p flux-provider-aws --features flux-autoscaler/aws,flux-provider-aws/sdk
 
 .PHONY: test-clouds
-test-clouds: ## the provider aws by EC2's real client, alone and in the autoscaler, against moto and a stand-in (builds EC2's client: 7 GiB, minutes)
+test-clouds: ## the providers aws and gcp by the clouds' own clients, aws in the autoscaler too, against moto and stand-ins (builds EC2's client: 7 GiB, minutes)
 	@scripts/setup.sh all
 	@scripts/setup.sh clouds
+	cargo clippy $(LOCKED) -p flux-provider-gcp --features sdk --all-targets -- -D warnings
+	cargo nextest run $(LOCKED) -p flux-provider-gcp --features sdk
 	cargo build $(LOCKED) -p flux-cli -p flux-agent --bins
 	cargo clippy $(LOCKED) $(CLOUDS) --lib --tests -- -D warnings
 	FLUX_TEST_BINARIES=built cargo nextest run $(LOCKED) $(CLOUDS) -E 'package(flux-provider-aws) | test(/^moto::/)'
@@ -147,7 +149,7 @@ setup-chaos: ## install what only chaos needs (libfaketime)
 	@scripts/setup.sh chaos
 
 .PHONY: chaos
-chaos: setup-chaos build ## kill, stop, starve a Flux under load and prove what held; TOPOLOGY=embedded|cluster SEED= MINUTES=
+chaos: setup-chaos build ## kill, stop, starve a Flux under load and prove what held; TOPOLOGY=embedded|cluster|redis|postgres-rabbitmq SEED= MINUTES=
 	cargo build --release $(LOCKED) -p flux-chaos --bins
 	$(or $(CARGO_TARGET_DIR),target)/release/flux-chaos run --topology $(TOPOLOGY) $(if $(SEED),--seed $(SEED)) \
 	    --minutes $(MINUTES) --history chaos-history.jsonl --report docs/reliability.md

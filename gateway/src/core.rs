@@ -22,16 +22,16 @@ use std::{
 };
 
 use flux_artifacts::Tiered;
-use flux_broker::Broker;
+use flux_broker::{Broker, BrokerError};
 use flux_pki::Certs;
 use flux_protocol::{AgentId, ErrorCode, ExecutionId, GatewayId, PoolName, agent::NodeStatus, limits, subject};
 use flux_runtime::{
     Tasks,
     settings::{Durability, GatewaySettings},
 };
-use flux_store::SharedStore;
+use flux_store::{SharedStore, StoreError};
 
-use crate::refusal::Refusal;
+use crate::{patience::Patience, refusal::Refusal};
 
 mod admission;
 mod agents;
@@ -196,15 +196,21 @@ impl Gateway {
         pools.dedup();
         let id = GatewayId::random();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        broker.provision(&pools).await.map_err(StartError::to("make its streams and buckets"))?;
-        let replies = broker.listen(&subject::replies(&id)).await.map_err(StartError::to("listen for replies"))?;
-        let keys = Keys::start(Arc::clone(&store), Arc::clone(&broker), settings.requests_per_second, &tasks)
+        let patience = Patience::of(&tasks);
+        patience
+            .go_on(BrokerError::is_retryable, || broker.provision(&pools))
             .await
-            .map_err(StartError::to("read the API keys"))?;
+            .map_err(StartError::to("make its streams and buckets"))?;
+        let replies = broker.listen(&subject::replies(&id)).await.map_err(StartError::to("listen for replies"))?;
+        let start_keys = || Keys::start(Arc::clone(&store), Arc::clone(&broker), settings.requests_per_second, &tasks);
+        let keys =
+            patience.go_on(StoreError::is_retryable, start_keys).await.map_err(StartError::to("read the API keys"))?;
         let tokens = Tokens::try_new(&settings.jwt, settings.requests_per_second, &tasks)
             .map_err(StartError::to("use `gateway.jwt`"))?;
-        let ticket_key =
-            store.shared_key(TICKETS, rand::random()).await.map_err(StartError::to("share a key for tickets"))?;
+        let ticket_key = patience
+            .go_on(StoreError::is_retryable, || store.shared_key(TICKETS, rand::random()))
+            .await
+            .map_err(StartError::to("share a key for tickets"))?;
         let fleet = Fleet::start(Arc::clone(&broker), &tasks);
         let inner = Arc::new(Inner {
             functions: FunctionCache::start(Arc::clone(&store), Arc::clone(&broker), &tasks),

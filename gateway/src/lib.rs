@@ -11,6 +11,7 @@ pub mod core;
 pub mod fuzzing;
 pub mod http;
 mod identities;
+mod patience;
 pub mod refusal;
 
 pub use core::Gateway;

@@ -32,6 +32,19 @@ async fn invocations_are_refused_and_taken_back_and_accepted_again_after() {
     assert!(gateway.readiness().await.store);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_starts_waits_for_it() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    store.set_away(true);
+    let comes_back = async {
+        eventually("it was asked twice", || async { store.refused() >= 2 }).await;
+        store.set_away(false);
+    };
+    let (gateway, ()) = tokio::join!(world.gateway_over(store.clone()), comes_back);
+    assert!(gateway.readiness().await.store);
+}
+
 /// It may lie in its queue for longer than agents remember a cancel.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_refused_and_cannot_be_taken_back_is_written_down() {

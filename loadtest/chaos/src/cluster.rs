@@ -280,6 +280,10 @@ impl Topology for Cluster {
     async fn mend(&mut self) {
         self.queue.mend().await;
         self.store.mend().await;
+        self.supervise();
+    }
+
+    fn supervise(&mut self) {
         self.gateways.iter_mut().chain(&mut self.agents).for_each(Piece::mend);
     }
 

@@ -1,6 +1,6 @@
 //! Doing to a topology what the plan says, and waiting until it is well again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flux_testkit::{Api, Process, eventually};
 use reqwest::Method;
@@ -17,6 +17,7 @@ use crate::{
 pub(crate) const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
 /// Less than any deadline of the load, more than any lease.
 const CLOCK_STEP_SECONDS: i64 = 20;
+const BETWEEN_PROBES: Duration = Duration::from_millis(50);
 /// One try of the call that tells that it is well again.
 const PROBE: Duration = Duration::from_secs(3);
 
@@ -96,9 +97,14 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
 }
 
 /// Waits until calls succeed again on every gateway.
-async fn recovered<T: Topology>(topology: &T, fault: u64, history: &History) {
+async fn recovered<T: Topology>(topology: &mut T, fault: u64, history: &History) {
     for api in topology.apis() {
-        eventually(RECOVERS_WITHIN, "a call to succeed", || async { probe(&api).await }).await;
+        let until = Instant::now() + RECOVERS_WITHIN;
+        while !probe(&api).await {
+            assert!(Instant::now() < until, "no call succeeded within {RECOVERS_WITHIN:?} of {}", api.base());
+            topology.supervise();
+            tokio::time::sleep(BETWEEN_PROBES).await;
+        }
     }
     history.note(Event::Recovered { fault });
 }

@@ -57,6 +57,9 @@ pub(crate) trait Topology {
     /// Starts again what died and nobody else starts.
     async fn mend(&mut self);
 
+    /// Starts again what is somebody's to start whenever it ended, as systemd does: it may not be able to start while a fault lasts.
+    fn supervise(&mut self) {}
+
     /// In order. Panics where that does not succeed.
     async fn stop(&mut self);
 }

@@ -190,6 +190,8 @@ pub const RECONCILE_EVERY: Duration = Duration::from_secs(2);
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Terminal executions are kept at least this long (`history`).
 pub const HISTORY: Duration = Duration::from_secs(24 * 3600);
+/// A gateway that starts waits so long for its queue and store, together.
+pub const STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// Status messages recorded in one store transaction.
 pub const STATUS_BATCH: usize = 256;
 /// Rows of one page of a list.

@@ -143,7 +143,7 @@ fn count(entries: &[&Entry], stories: &Stories, violations: &[Violation]) -> Cou
     for (id, story) in &stories.executions {
         counts.accepted += u64::from(story.accepted_us.is_some());
         counts.attempts += story.starts.len() as u64;
-        let repeated: Vec<bool> = rules::repeated(&stories, story).map(|(_, late)| late).collect();
+        let repeated: Vec<bool> = rules::repeated(stories, story).map(|(_, late)| late).collect();
         counts.numbers_repeated += u64::from(repeated.contains(&false));
         counts.sent_late += u64::from(repeated.contains(&true));
         counts.run_again += u64::from(story.starts.len() > 1);
