@@ -7,13 +7,11 @@ use flux_store::Store;
 
 use crate::BackupError;
 
-/// How long a gateway that died keeps its lease, with some time to spare.
-const DEAD_WITHIN: Duration = Duration::from_secs(15);
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Takes a lease, waiting for one that may be a dead one's. False: somebody has it, and renews it.
-pub(crate) async fn take(store: &dyn Store, name: &str, holder: &str) -> Result<bool, BackupError> {
-    let deadline = tokio::time::Instant::now() + DEAD_WITHIN;
+/// Takes a lease, waiting for so long for one that may be a dead one's. False: somebody has it.
+pub(crate) async fn take(store: &dyn Store, name: &str, holder: &str, patience: Duration) -> Result<bool, BackupError> {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if store.lease(name, holder, now(), limits::BACKUP_ALIVE).await?.is_some() {
             return Ok(true);

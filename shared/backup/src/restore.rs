@@ -5,6 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io::{BufReader, Seek as _, SeekFrom},
+    time::Duration,
 };
 
 use flux_artifacts::ArtifactStore;
@@ -15,6 +16,8 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use crate::{BackupError, Counts, Header, KeyFile, Piece, lease, read};
 
 const ON_THEIR_WAY: usize = 16;
+/// A gateway that was killed has its lease for 6 s more.
+const GATEWAY_DEAD_WITHIN: Duration = Duration::from_secs(8);
 const READ_AHEAD: usize = 256 * 1024;
 
 /// A backup that is whole.
@@ -123,7 +126,7 @@ pub async fn fill(
     holder: &str,
     confirm: impl AsyncFnOnce() -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
-    if !lease::take(store, RECONCILER_LEASE, holder).await? {
+    if !lease::take(store, RECONCILER_LEASE, holder, GATEWAY_DEAD_WITHIN).await? {
         return Err(BackupError::GatewayAlive);
     }
     let work = async {

@@ -38,7 +38,7 @@ pub async fn take<W: Write + Send + 'static>(
     (header, keys, incomplete, holder): (Header, Vec<KeyFile>, bool, &str),
     out: W,
 ) -> Result<Taken<W>, BackupError> {
-    if !lease::take(store, COPYING_LEASE, holder).await? {
+    if !lease::take(store, COPYING_LEASE, holder, Duration::ZERO).await? {
         return Err(BackupError::Busy);
     }
     let copied = copy(store, archives, (header, keys, incomplete), out);

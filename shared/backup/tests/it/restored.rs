@@ -84,7 +84,7 @@ async fn what_breaks_off_in_the_middle_changes_nothing() {
     assert!(store.function(&name("f")).await.expect("read").is_none());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn nothing_is_restored_where_a_gateway_lives_nor_copied_twice_at_once() {
     let (store, dir) = (store().await, tempfile::tempdir().expect("a folder"));
     let archives = archives(&dir);
