@@ -4,3 +4,4 @@ mod broken;
 mod form;
 mod made;
 mod restored;
+mod seeds;
