@@ -90,6 +90,15 @@ impl PostgresServer {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.server.is_running()
+    }
+
+    /// Its process. Panics while it is down.
+    pub fn pid(&self) -> i32 {
+        self.server.pid()
+    }
+
     /// SIGKILL, to all of its processes at once.
     pub fn kill9(&mut self) {
         if self.server.is_running() {

@@ -131,6 +131,15 @@ impl RedisServer {
         cli
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.server.is_running()
+    }
+
+    /// Its process. Panics while it is down.
+    pub fn pid(&self) -> i32 {
+        self.server.pid()
+    }
+
     /// SIGKILL: it is gone when this returns, its files are not.
     pub fn kill9(&mut self) {
         self.server.kill9();

@@ -1,23 +1,24 @@
-//! The pieces apart: two gateways on one SQLite file, three agents, three `nats-server` with three replicas of
-//! everything. Each gateway and agent reaches each server by a connection of its own that can be made bad, and has a wall
-//! clock of its own that can be set: what it starts is loaded with Debian's `libfaketime`.
+//! The pieces apart: two gateways and three agents, on a queue and a store of some engine. Each gateway and agent reaches each
+//! server by a connection of its own that can be made bad, and has a wall clock of its own that can be set: what it starts is
+//! loaded with Debian's `libfaketime`.
 
 use std::{path::PathBuf, time::Duration};
 
 use flux_runtime::{Shutdown, Tasks};
-use flux_testkit::{Api, Disk, FluxCommand, FluxProcess, NatsServer, Process, eventually, free_port};
+use flux_testkit::{Api, Disk, FluxCommand, FluxProcess, Process, eventually, free_port};
 use tempfile::TempDir;
 
 use crate::{
+    engines::{Engines, Queue, Store},
     history::FaultKind,
     link::{Link, Weather},
-    plan::{Fault, Menu, Victim},
+    plan::{Far, Fault, Menu, Victim},
+    producer::Producer,
     strike::Topology,
 };
 
 const GATEWAYS: usize = 2;
 const AGENTS: usize = 3;
-const SERVERS: usize = 3;
 const KEY: &str = "chaos";
 /// The links between the pieces look into no certificates, and their servers ask for none.
 const PLAIN: (&str, &str) = ("FLUX_DISABLE_MTLS", "true");
@@ -32,7 +33,9 @@ pub(crate) struct Cluster {
     // In the order in which they are to go.
     gateways: Vec<Piece>,
     agents: Vec<Piece>,
-    servers: Vec<NatsServer>,
+    engines: Engines,
+    queue: Queue,
+    store: Store,
     tasks: Tasks,
     dir: TempDir,
 }
@@ -42,13 +45,26 @@ struct Piece {
     process: FluxProcess,
     program: &'static str,
     args: Vec<String>,
-    links: Vec<Link>,
+    links: Links,
     clock: Clock,
     api: Option<Api>,
 }
 
+/// Its connections.
+struct Links {
+    queue: Vec<Link>,
+    store: Option<Link>,
+}
+
+impl Links {
+    fn to(&self, far: Far) -> impl Iterator<Item = &Link> {
+        let queue = self.queue.iter().filter(move |_| far == Far::Queue);
+        queue.chain(self.store.iter().filter(move |_| far == Far::Store))
+    }
+}
+
 impl Piece {
-    fn start(program: &'static str, args: Vec<String>, links: Vec<Link>, clock: Clock, api: Option<Api>) -> Self {
+    fn start(program: &'static str, args: Vec<String>, links: Links, clock: Clock, api: Option<Api>) -> Self {
         let process = clock.command(program).args(&args).spawn();
         Self { process, program, args, links, clock, api }
     }
@@ -95,21 +111,23 @@ impl Clock {
 }
 
 impl Cluster {
-    pub(crate) async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start(engines: Engines) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("flux-chaos-").tempdir()?;
         // Where the tests are root, the user `flux` works in it.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let servers = NatsServer::start_cluster(SERVERS).await;
+        let (queue, store) = engines.start().await;
         let tasks = Tasks::new(Shutdown::new());
-        let mut cluster = Self { gateways: Vec::new(), agents: Vec::new(), servers, tasks, dir };
+        let mut cluster = Self { gateways: Vec::new(), agents: Vec::new(), engines, queue, store, tasks, dir };
         for n in 0..GATEWAYS {
-            let (links, urls) = cluster.links().await?;
+            let (queue, urls) = cluster.queue.links(&cluster.tasks).await?;
+            let (store, store_url) = cluster.store.link(cluster.dir.path(), &cluster.tasks).await?;
+            let links = Links { queue, store };
+            let replicas = cluster.queue.replicas();
             let listen = format!("127.0.0.1:{}", free_port());
             let path = |name: &str| cluster.dir.path().join(name);
             let text = format!(
-                "disable_mtls: true\nqueue: {{ url: \"{urls}\", replicas: {SERVERS} }}\nstore: {{ url: \"sqlite://{}\" }}\n\
+                "disable_mtls: true\nqueue: {{ url: \"{urls}\", replicas: {replicas} }}\nstore: {{ url: \"{store_url}\" }}\n\
                  artifacts: {{ dir: {:?} }}\ngateway: {{ listen: \"{listen}\", api_key: {KEY} }}\n",
-                path("flux.db").display(),
                 path("artifacts"),
             );
             let config = path(&format!("gateway-{n}.yaml"));
@@ -121,7 +139,8 @@ impl Cluster {
             api.ready(READY_WITHIN).await;
         }
         for n in 0..AGENTS {
-            let (links, urls) = cluster.links().await?;
+            let (queue, urls) = cluster.queue.links(&cluster.tasks).await?;
+            let links = Links { queue, store: None };
             let id = format!("agent-{n}");
             let work_dir = cluster.dir.path().join(&id).display().to_string();
             let tasks = Self::TASKS.to_string();
@@ -138,32 +157,29 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// To every server, and the URLs that go by them.
-    async fn links(&self) -> std::io::Result<(Vec<Link>, String)> {
-        let mut links = Vec::new();
-        for server in &self.servers {
-            links.push(Link::to(server.port(), &self.tasks).await?);
-        }
-        let urls: Vec<String> = links.iter().map(|link| format!("nats://127.0.0.1:{}", link.port)).collect();
-        Ok((links, urls.join(",")))
+    fn links(&self, victim: Victim, far: Far) -> impl Iterator<Item = &Link> {
+        self.piece(victim).into_iter().flat_map(move |piece| piece.links.to(far))
     }
 
     fn piece(&self, victim: Victim) -> Option<&Piece> {
         match victim {
             Victim::Gateway(n) => self.gateways.get(n),
             Victim::Agent(n) | Victim::AgentRoot(n) | Victim::Launcher(n) => self.agents.get(n),
-            Victim::Worker | Victim::Nats(_) | Victim::Root => None,
+            _ => None,
         }
     }
 }
 
 impl Topology for Cluster {
-    const NAME: &'static str = "cluster";
     const AGENTS: u32 = 3;
     const TASKS: usize = 16;
 
+    fn name(&self) -> &'static str {
+        self.engines.name()
+    }
+
     fn menu(&self) -> Menu {
-        let mut faults = vec![(Fault::Wipe, 2)];
+        let mut faults = vec![(Fault::Wipe, if self.queue.can_be_wiped() { 2 } else { 0 })];
         for n in 0..GATEWAYS {
             faults.extend([(Fault::Kill(Victim::Gateway(n)), 10), (Fault::Pause(Victim::Gateway(n)), 2)]);
         }
@@ -175,13 +191,16 @@ impl Topology for Cluster {
                 (Fault::Pause(Victim::Agent(n)), 2),
             ]);
         }
-        for n in 0..SERVERS {
-            faults.extend([(Fault::Kill(Victim::Nats(n)), 3), (Fault::Pause(Victim::Nats(n)), 1)]);
+        let store = self.store.victim().map(|victim| (victim, 6));
+        for (victim, often) in self.queue.victims().into_iter().chain(store) {
+            faults.extend([(Fault::Kill(victim), often), (Fault::Pause(victim), often.div_ceil(3))]);
         }
         let connected = (0..GATEWAYS).map(Victim::Gateway).chain((0..AGENTS).map(Victim::Agent));
         for victim in connected {
             for kind in [FaultKind::SlowLink, FaultKind::StalledLink, FaultKind::BrokenLink] {
-                faults.push((Fault::Link(victim, kind), 1));
+                let all = [Far::Queue, Far::Store].map(|far| (far, self.links(victim, far).count()));
+                let there = all.into_iter().filter(|(_, links)| *links > 0);
+                faults.extend(there.map(|(far, _)| (Fault::Link(victim, far, kind), 1)));
             }
             faults.push((Fault::Clock(victim), 2));
         }
@@ -192,12 +211,8 @@ impl Topology for Cluster {
         self.gateways.iter().filter_map(|piece| piece.api.clone()).collect()
     }
 
-    fn queue_urls(&self) -> Vec<String> {
-        self.servers.iter().map(NatsServer::url).collect()
-    }
-
-    fn queue_options(&self) -> async_nats::ConnectOptions {
-        async_nats::ConnectOptions::new()
+    async fn producer(&self) -> anyhow::Result<Producer> {
+        self.queue.producer().await
     }
 
     fn markers(&self) -> Vec<String> {
@@ -206,7 +221,8 @@ impl Topology for Cluster {
 
     fn process(&self, victim: Victim) -> Option<Process> {
         let found = match victim {
-            Victim::Nats(n) => Process::of(self.servers.get(n)?.pid()),
+            Victim::Nats(_) | Victim::Rabbit => Process::of(self.queue.pid(victim)?),
+            Victim::Redis | Victim::Postgres => self.store.processes().into_iter().next(),
             Victim::Gateway(_) | Victim::AgentRoot(_) => Process::of(self.piece(victim)?.process.pid()),
             Victim::Agent(_) | Victim::Launcher(_) => {
                 let launcher = matches!(victim, Victim::Launcher(_));
@@ -219,21 +235,29 @@ impl Topology for Cluster {
         found.filter(Process::is_alive)
     }
 
+    fn processes(&self, victim: Victim) -> Vec<Process> {
+        match victim {
+            Victim::Redis | Victim::Postgres => self.store.processes(),
+            _ => self.process(victim).into_iter().collect(),
+        }
+    }
+
+    async fn remembers(&self) {
+        self.queue.remembers().await;
+    }
+
     fn disk(&self) -> Option<&Disk> {
         None
     }
 
-    fn set_links(&self, victim: Victim, kind: FaultKind) -> bool {
+    fn set_links(&self, victim: Victim, far: Far, kind: FaultKind) -> bool {
         let weather = match kind {
             FaultKind::SlowLink => Weather::Slow(SLOW),
             FaultKind::StalledLink => Weather::Stalled,
             FaultKind::BrokenLink => Weather::Broken,
             _ => return false,
         };
-        self.piece(victim).is_some_and(|piece| {
-            piece.links.iter().for_each(|link| link.set(weather));
-            true
-        })
+        self.links(victim, far).inspect(|link| link.set(weather)).count() > 0
     }
 
     fn set_clock(&self, victim: Victim, seconds: i64) -> bool {
@@ -245,18 +269,17 @@ impl Topology for Cluster {
 
     fn clear_links(&self) {
         let pieces = self.gateways.iter().chain(&self.agents);
-        pieces.flat_map(|piece| &piece.links).for_each(|link| link.set(Weather::Clear));
+        let links = pieces.flat_map(|piece| piece.links.queue.iter().chain(&piece.links.store));
+        links.for_each(|link| link.set(Weather::Clear));
     }
 
     async fn wipe(&mut self) {
-        self.servers.iter_mut().for_each(NatsServer::wipe_store);
-        NatsServer::start_together(&mut self.servers).await;
+        self.queue.wipe().await;
     }
 
     async fn mend(&mut self) {
-        if self.servers.iter_mut().any(|server| !server.is_running()) {
-            NatsServer::start_together(&mut self.servers).await;
-        }
+        self.queue.mend().await;
+        self.store.mend().await;
         self.gateways.iter_mut().chain(&mut self.agents).for_each(Piece::mend);
     }
 

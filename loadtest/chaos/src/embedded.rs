@@ -7,7 +7,8 @@ use flux_testkit::{Api, Disk, FluxUp, Process, eventually_some};
 use crate::{
     faults::RECOVERS_WITHIN,
     history::FaultKind,
-    plan::{Fault, Menu, Victim},
+    plan::{Far, Fault, Menu, Victim},
+    producer::Producer,
     strike::Topology,
 };
 
@@ -34,9 +35,12 @@ impl Embedded {
 }
 
 impl Topology for Embedded {
-    const NAME: &'static str = "embedded";
     const AGENTS: u32 = 1;
     const TASKS: usize = 32;
+
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
 
     fn menu(&self) -> Menu {
         let mut faults = vec![
@@ -60,12 +64,8 @@ impl Topology for Embedded {
         vec![self.up.api.clone()]
     }
 
-    fn queue_urls(&self) -> Vec<String> {
-        vec![self.up.queue_url()]
-    }
-
-    fn queue_options(&self) -> async_nats::ConnectOptions {
-        self.up.queue_options()
+    async fn producer(&self) -> anyhow::Result<Producer> {
+        Producer::nats(self.up.queue_options(), vec![self.up.queue_url()]).await
     }
 
     fn markers(&self) -> Vec<String> {
@@ -78,7 +78,7 @@ impl Topology for Embedded {
             Victim::Worker => "__serve",
             Victim::Launcher(_) => "__launcher",
             Victim::Nats(_) => "nats-server",
-            Victim::Gateway(_) | Victim::Agent(_) | Victim::AgentRoot(_) => return None,
+            _ => return None,
         };
         let tree = self.up.process.descendants();
         tree.into_iter().find(|process| process.name.contains(part) || process.command.contains(part))
@@ -89,7 +89,7 @@ impl Topology for Embedded {
     }
 
     /// What is in one tree finds its queue itself.
-    fn set_links(&self, _victim: Victim, _kind: FaultKind) -> bool {
+    fn set_links(&self, _victim: Victim, _far: Far, _kind: FaultKind) -> bool {
         false
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flux_testkit::{Api, eventually};
+use flux_testkit::{Api, Process, eventually};
 use reqwest::Method;
 use serde_json::json;
 
@@ -26,19 +26,27 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
     let hold = Duration::from_millis(step.hold_ms);
     match step.fault {
         Fault::Kill(victim) => {
-            let Some(process) = topology.process(victim) else { return false };
+            let processes = topology.processes(victim);
+            if processes.is_empty() {
+                return false;
+            }
             history.note(struck());
-            process.kill9();
-            eventually(RECOVERS_WITHIN, format!("{} to be dead", victim.role()), || async { !process.is_alive() })
-                .await;
+            processes.iter().for_each(Process::kill9);
+            eventually(RECOVERS_WITHIN, format!("{} to be dead", victim.role()), || async {
+                !processes.iter().any(Process::is_alive)
+            })
+            .await;
             topology.mend().await;
         }
         Fault::Pause(victim) => {
-            let Some(process) = topology.process(victim) else { return false };
+            let processes = topology.processes(victim);
+            if processes.is_empty() {
+                return false;
+            }
             history.note(struck());
-            process.pause();
+            processes.iter().for_each(Process::pause);
             tokio::time::sleep(hold).await;
-            process.resume();
+            processes.iter().for_each(Process::resume);
             history.note(Event::Lifted { fault });
         }
         Fault::DiskFull => {
@@ -66,9 +74,9 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             topology.set_clock(victim, 0);
             history.note(Event::Lifted { fault });
         }
-        Fault::Link(victim, kind) => {
+        Fault::Link(victim, far, kind) => {
             history.note(struck());
-            let bad = topology.set_links(victim, kind);
+            let bad = topology.set_links(victim, far, kind);
             // A reset is over at once.
             if bad && kind != FaultKind::BrokenLink {
                 tokio::time::sleep(hold).await;

@@ -10,8 +10,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{HeaderMap, jetstream};
-use flux_protocol::{ExecutionId, FunctionName, Lane, PoolName, invocation::header, subject::QueueName};
+use flux_protocol::ExecutionId;
 use flux_runtime::{Shutdown, Tasks};
 use flux_testkit::{Api, Reply, Seed, archive};
 use reqwest::{Method, RequestBuilder};
@@ -19,7 +18,8 @@ use serde_json::json;
 
 use crate::{
     function,
-    history::{Answer, Ask, AskKind, Event, History, Place, Seen},
+    history::{Answer, Ask, AskKind, Event, History, Seen},
+    producer::Producer,
 };
 
 /// With its key an invocation is tried again this often.
@@ -40,7 +40,7 @@ pub(crate) struct Load {
     pub(crate) history: Arc<History>,
     /// One for each gateway.
     pub(crate) apis: Vec<Api>,
-    pub(crate) queue: async_nats::Client,
+    pub(crate) producer: Arc<Producer>,
     /// Where functions report.
     pub(crate) port: u16,
     pub(crate) stop: AtomicBool,
@@ -158,22 +158,14 @@ impl Load {
     /// Straight into the queue: half of them with an id of their own, the rest bare.
     async fn publish(&self, seed: &mut Seed) -> bool {
         let work = Work::draw(seed);
-        let execution = seed.chance(50).then(|| ExecutionId::new().to_string());
-        let op = self.asked(Ask { execution: execution.clone(), ..work.ask(AskKind::Direct) });
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ARGS, json!(function::args(self.port, &work.seconds, work.exit, op)).to_string());
-        if let Some(execution) = execution {
-            headers.insert(header::EXECUTION_ID, execution);
-        }
-        let name = FunctionName::parse(work.function).expect("a function's name");
-        let subject = QueueName::new(Lane::Invoke, PoolName::default(), name).subject();
-        let stored = async {
-            let queue = jetstream::new(self.queue.clone());
-            let ack = queue.publish_with_headers(subject, headers, "{}".into()).await.map_err(|e| e.to_string())?;
-            ack.await.map_err(|error| error.to_string())
-        };
+        let named = seed.chance(50) || self.producer.needs_an_id();
+        let execution = named.then(ExecutionId::new);
+        let said = execution.map(|id| id.to_string());
+        let op = self.asked(Ask { execution: said, ..work.ask(AskKind::Direct) });
+        let args = json!(function::args(self.port, &work.seconds, work.exit, op)).to_string();
+        let stored = self.producer.publish(work.function, args, execution);
         let answer = match tokio::time::timeout(STORED_WITHIN, stored).await {
-            Ok(Ok(ack)) => Answer::Stored { place: Some(Place { stream: ack.stream, sequence: ack.sequence }) },
+            Ok(Ok(place)) => Answer::Stored { place },
             Ok(Err(why)) => Answer::None { why },
             Err(_) => Answer::None { why: "no ack in time".to_owned() },
         };

@@ -17,6 +17,16 @@ pub enum Victim {
     Agent(usize),
     /// The root of an agent's processes.
     AgentRoot(usize),
+    Rabbit,
+    Redis,
+    Postgres,
+}
+
+/// What a connection leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Far {
+    Queue,
+    Store,
 }
 
 impl Victim {
@@ -29,6 +39,9 @@ impl Victim {
             Self::Gateway(_) => "gateway",
             Self::Agent(_) => "agent",
             Self::AgentRoot(_) => "agent root",
+            Self::Rabbit => "rabbitmq-server",
+            Self::Redis => "redis-server",
+            Self::Postgres => "postgres",
         }
     }
 }
@@ -37,8 +50,8 @@ impl Victim {
 pub enum Fault {
     Kill(Victim),
     Pause(Victim),
-    /// The connection of this gateway or agent to the queue.
-    Link(Victim, FaultKind),
+    /// The connections of this gateway or agent.
+    Link(Victim, Far, FaultKind),
     DiskFull,
     Wipe,
     /// The wall clock of this gateway or agent.
@@ -50,7 +63,7 @@ impl Fault {
         match self {
             Self::Kill(_) => FaultKind::Kill,
             Self::Pause(_) => FaultKind::Pause,
-            Self::Link(_, kind) => kind,
+            Self::Link(_, _, kind) => kind,
             Self::DiskFull => FaultKind::DiskFull,
             Self::Wipe => FaultKind::Wipe,
             Self::Clock(_) => FaultKind::ClockStep,
@@ -60,14 +73,15 @@ impl Fault {
     /// The process that it is done to, or whose connection.
     pub fn victim(self) -> Option<Victim> {
         match self {
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) | Self::Clock(victim) => Some(victim),
+            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _, _) | Self::Clock(victim) => Some(victim),
             Self::DiskFull | Self::Wipe => None,
         }
     }
 
     pub fn target(self) -> &'static str {
         match self {
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _) | Self::Clock(victim) => victim.role(),
+            Self::Link(_, Far::Store, _) => "gateway to store",
+            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _, _) | Self::Clock(victim) => victim.role(),
             Self::DiskFull => "data directory",
             Self::Wipe => "nats-server",
         }

@@ -19,6 +19,7 @@ use crate::{
     cluster::Cluster,
     collector::Collector,
     embedded::Embedded,
+    engines::Engines,
     faults, function,
     history::{AskKind, Event, History, Seen},
     leaks,
@@ -37,8 +38,12 @@ const PAGE: usize = 1_000;
 pub enum Shape {
     /// `flux up`.
     Embedded,
-    /// Two gateways, three agents, three `nats-server`.
+    /// Two gateways on one SQLite file, three agents, three `nats-server`.
     Cluster,
+    /// The same on Redis.
+    Redis,
+    /// Two gateways on PostgreSQL, three agents, RabbitMQ.
+    PostgresRabbitmq,
 }
 
 /// How long, how much, and by which seed.
@@ -66,7 +71,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let others = leaks::launchers_cgroups();
     match options.shape {
         Shape::Embedded => run_on(Embedded::start().await, options, others).await,
-        Shape::Cluster => run_on(Cluster::start().await?, options, others).await,
+        Shape::Cluster => run_on(Cluster::start(Engines::SqliteNats).await?, options, others).await,
+        Shape::Redis => run_on(Cluster::start(Engines::RedisNats).await?, options, others).await,
+        Shape::PostgresRabbitmq => run_on(Cluster::start(Engines::PostgresRabbit).await?, options, others).await,
     }
 }
 
@@ -75,7 +82,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options, others: BTreeSe
     let history = Arc::new(History::create(&options.history).context("the history cannot be written")?);
     history.note(Event::Opened {
         seed: options.seed,
-        topology: T::NAME.to_owned(),
+        topology: topology.name().to_owned(),
         agents: T::AGENTS,
         max_losses: flux_protocol::limits::LOSSES,
     });
@@ -86,22 +93,18 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options, others: BTreeSe
         flux_testkit::eventually(READY_WITHIN, "a first call", || faults::probe(api)).await;
     }
     let before = leaks::descriptors(&topology);
-    let queue = topology
-        .queue_options()
-        .retry_on_initial_connect()
-        .connect(topology.queue_urls())
-        .await
-        .context("no connection to the queue")?;
+    let producer = Arc::new(topology.producer().await.context("no connection to the queue")?);
     let load = Arc::new(Load {
         history: Arc::clone(&history),
         apis: apis.clone(),
-        queue: queue.clone(),
+        producer: Arc::clone(&producer),
         port: collector.port,
         stop: AtomicBool::new(false),
         ops: AtomicU64::new(1),
         editions: AtomicU64::new(2),
     });
     let clients = load.start(seed.fork(), options.clients);
+    topology.remembers().await;
     let mut menu = topology.menu();
     menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull | Fault::Wipe));
     let plan = Plan::new(seed.fork(), menu);
@@ -112,7 +115,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options, others: BTreeSe
     history.note(Event::Closing);
     read_all(&apis[0], &history).await;
     let mut report = checker::check(&history.entries());
-    report.leaks = leaks::of_running(&topology, &queue, &before).await;
+    report.leaks = leaks::of_running(&topology, &producer, &before).await;
     topology.stop().await;
     report.leaks.extend(leaks::of_stopped(&topology, &launchers, &others).await);
     Ok(report)

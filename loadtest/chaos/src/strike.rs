@@ -4,15 +4,17 @@ use flux_testkit::{Api, Disk, Process};
 
 use crate::{
     history::FaultKind,
-    plan::{Menu, Victim},
+    plan::{Far, Menu, Victim},
+    producer::Producer,
 };
 
 #[allow(async_fn_in_trait, reason = "one implementation at a time, awaited in place")]
 pub(crate) trait Topology {
-    const NAME: &'static str;
     const AGENTS: u32;
     /// That one agent runs at once.
     const TASKS: usize;
+
+    fn name(&self) -> &'static str;
 
     /// What can be done to it here.
     fn menu(&self) -> Menu;
@@ -20,9 +22,8 @@ pub(crate) trait Topology {
     /// One for each gateway.
     fn apis(&self) -> Vec<Api>;
 
-    fn queue_urls(&self) -> Vec<String>;
-    /// How to connect there, as who may do everything.
-    fn queue_options(&self) -> async_nats::ConnectOptions;
+    /// Someone who may publish everything.
+    async fn producer(&self) -> anyhow::Result<Producer>;
 
     /// What is in the arguments of each of its processes.
     fn markers(&self) -> Vec<String>;
@@ -30,11 +31,19 @@ pub(crate) trait Topology {
     /// The process that has this role now.
     fn process(&self, victim: Victim) -> Option<Process>;
 
+    /// All that go when this role does: more than one, where a server is several processes.
+    fn processes(&self, victim: Victim) -> Vec<Process> {
+        self.process(victim).into_iter().collect()
+    }
+
+    /// Until what the load has made by now survives the death of anything.
+    async fn remembers(&self) {}
+
     /// What its data is on, where that can be filled.
     fn disk(&self) -> Option<&Disk>;
 
-    /// Makes the connections of this process to the queue bad. Whether there are any that can be.
-    fn set_links(&self, victim: Victim, kind: FaultKind) -> bool;
+    /// Makes these connections of this process bad. Whether there are any that can be.
+    fn set_links(&self, victim: Victim, far: Far, kind: FaultKind) -> bool;
 
     /// Sets the wall clock of this process so far off the machine's. Whether it has one of its own.
     fn set_clock(&self, victim: Victim, seconds: i64) -> bool;

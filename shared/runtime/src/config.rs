@@ -183,12 +183,30 @@ mod tests {
             ("agent_redis_url: redis://x\n", "queue: { url:"),
             ("agent_port: 50052\n", "agent: { probe:"),
             ("tls: { enabled: true }\n", "gateway: { tls:"),
+            ("cors: \"*\"\n", "gateway: { cors: [\"*\"] }"),
             ("gateway: { tls: { enabled: true, cert: a, key: b } }\n", "`gateway.tls` is off"),
         ] {
             let told = refused(yaml);
             assert!(told.contains("of the predecessor") && told.contains(instead), "{yaml}: {told}");
         }
         assert!(refused("gateway: { liste: x }\n").contains("did you mean `listen`"));
+    }
+
+    #[test]
+    fn the_star_of_a_predecessor_s_file_lets_every_page_ask() {
+        let read = |yaml: &str| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let file = dir.path().join("flux.yaml");
+            std::fs::write(&file, yaml).expect("written");
+            let figment = Figment::from(Serialized::defaults(Settings::default()));
+            let settings = figment.merge(Serialized::defaults(read_yaml(&file).expect("YAML"))).extract::<Settings>();
+            settings.expect("settings").gateway.cors
+        };
+        assert_eq!(read("gateway: { cors: \"*\" }\n"), ["*"]);
+        assert_eq!(read("gateway: { cors: [\"https://a.example\", \"https://b.example\"] }\n").len(), 2);
+        assert_eq!(read("log: { level: info }\n"), [""; 0]);
+        let told = refused("gateway: { cors: 7 }\n");
+        assert!(told.contains("gateway.cors") && told.contains("or a list of them"), "{told}");
     }
 
     #[test]

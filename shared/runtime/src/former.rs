@@ -16,6 +16,9 @@ const FIELDS: &[(&str, &str)] = &[
     ("tls", "`gateway: { tls: { cert: FILE, key: FILE } }`, which is off where it is not written"),
     ("tls.enabled", "`gateway: { tls: { cert: FILE, key: FILE } }`, which is off where it is not written"),
     ("gateway.tls.enabled", "nothing: `gateway.tls` is off where it is not written"),
+    ("cors", "`gateway: { cors: [\"*\"] }`, or the origins whose pages may ask"),
+    ("cors_origins", "`gateway: { cors: [\"*\"] }`, or the origins whose pages may ask"),
+    ("allowed_origins", "`gateway: { cors: [\"*\"] }`, or the origins whose pages may ask"),
     ("log_level", "`log: { level: … }`"),
 ];
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::telemetry::LogFormat;
 
@@ -161,12 +161,27 @@ pub struct GatewaySettings {
     /// The file of the keys that secrets are encrypted with; `secrets.key` in the data directory unless it is set. Made when
     /// the first secret is. Gateways of one store need the same.
     pub secrets_key: Option<PathBuf>,
-    /// Origins whose pages may ask from a browser; `"*"` is any. None gives no browser leave.
+    /// Origins whose pages may ask from a browser; `"*"` is any. None gives no browser leave. One need not be a list: a predecessor's file
+    /// says `"*"`.
+    #[serde(deserialize_with = "one_or_many")]
     pub cors: Vec<String>,
     /// HTTPS instead of HTTP: `auto`, or a certificate's files.
     pub tls: Option<TlsSettings>,
     /// Whose tokens (JWT) are taken beside API keys.
     pub jwt: Vec<IssuerSettings>,
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "an origin, such as \"https://app.example.org\" or \"*\", or a list of them")]
+    enum Given {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::One(one) => vec![one],
+        Given::Many(many) => many,
+    })
 }
 
 /// `auto`, or `{ cert, key }`.

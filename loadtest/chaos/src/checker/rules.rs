@@ -15,6 +15,9 @@ const SEEN_WITHIN_US: u64 = 250_000;
 /// A `nats-server` writes a consumer's deliveries down some 25 ms behind; the rest is for a busy machine.
 const COUNTED_WITHIN_US: u64 = 300_000;
 
+/// What lay in the buffers of a server that goes on is out by then.
+const SENT_LATE_WITHIN_US: u64 = 2_000_000;
+
 pub(super) fn broken(stories: &Stories) -> Vec<Violation> {
     let mut found = Vec::new();
     if !stories.opened || stories.closing_us.is_none() {
@@ -126,9 +129,13 @@ fn is_lost(record: &Seen) -> bool {
 }
 
 /// The one agent died in the moment of the answer, before it could say the outcome, and the queue that held the call in its
-/// memory died before an agent that lived long enough got it again: nobody is left who knows.
+/// memory died before an agent that lived long enough got it again: nobody is left who knows. Or everything that the queue stored was
+/// taken from it in that moment, and the outcome with it, before a gateway read it.
 fn record_died(stories: &Stories, answered_us: u64) -> bool {
     let from_us = answered_us.saturating_sub(SEEN_WITHIN_US);
+    if stories.fault_within(from_us, answered_us + SEEN_WITHIN_US, |kind| kind == FaultKind::Wipe) {
+        return true;
+    }
     if stories.agents != 1 || !stories.killed_within(from_us, answered_us + SEEN_WITHIN_US, &["root", "worker"]) {
         return false;
     }
@@ -142,10 +149,16 @@ fn record_died(stories: &Stories, answered_us: u64) -> bool {
     stories.killed_within(from_us, until_us, &["root", "nats-server"])
 }
 
+/// The starts whose number is not above that of the one before; whether a server sent that one late.
+pub(super) fn repeated<'a>(stories: &'a Stories, story: &'a Story) -> impl Iterator<Item = (usize, bool)> + 'a {
+    let pairs = story.starts.windows(2).enumerate().filter(|(_, pair)| pair[1].attempt <= pair[0].attempt);
+    pairs.map(|(n, pair)| (n + 1, was_sent_late(stories, &story.starts[..=n], &pair[1])))
+}
+
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
-    for (n, after) in story.starts.iter().enumerate().skip(1) {
-        let before = &story.starts[n - 1];
-        if after.attempt <= before.attempt && !count_was_forgotten(stories, &story.starts[..n], after) {
+    for (n, late) in repeated(stories, story) {
+        let (before, after) = (&story.starts[n - 1], &story.starts[n]);
+        if !late && !count_was_forgotten(stories, &story.starts[..n], after) {
             broken(Rule::Attempts, format!("attempt {} started after attempt {}", after.attempt, before.attempt));
         }
     }
@@ -156,12 +169,26 @@ fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
 
 /// A server of the queue died as it delivered one of the earlier attempts, and took the count of it along; and the agent
 /// that knew is not the one that started this.
-pub(super) fn count_was_forgotten(stories: &Stories, earlier: &[Start], after: &Start) -> bool {
+fn count_was_forgotten(stories: &Stories, earlier: &[Start], after: &Start) -> bool {
     earlier.iter().any(|start| {
         let (from_us, to_us) = (start.at_us.saturating_sub(COUNTED_WITHIN_US), start.at_us + COUNTED_WITHIN_US);
         stories.killed_within(from_us, to_us, &["nats-server", "root"])
             && (stories.agents > 1 || stories.killed_within(from_us, after.at_us, &["worker", "root"]))
     })
+}
+
+/// A server of a cluster stood still with this delivery in its buffers, while another one delivered the message again, and sent it
+/// when it went on: the agent is behind a third one, and sees nothing of that.
+fn was_sent_late(stories: &Stories, earlier: &[Start], after: &Start) -> bool {
+    stories.agents > 1
+        && earlier.iter().any(|start| {
+            stories.faults.values().any(|fault| {
+                (fault.kind, fault.target.as_str()) == (FaultKind::Pause, "nats-server")
+                    && fault.from_us < start.at_us
+                    && (fault.to_us.saturating_sub(SEEN_WITHIN_US)..fault.to_us + SENT_LATE_WITHIN_US)
+                        .contains(&after.at_us)
+            })
+        })
 }
 
 fn cancelled(stories: &Stories, id: &str, story: &Story, broken: &mut Broken<'_>) {

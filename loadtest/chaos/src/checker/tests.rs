@@ -244,6 +244,9 @@ fn an_answered_call_is_lost_only_with_all_that_knew_of_it() {
     let again_and_again =
         [(SECOND + 60, "worker"), (3 * SECOND, "worker"), (11 * SECOND / 2, "worker"), (8 * SECOND, "nats-server")];
     holds(&lost(1, &again_and_again));
+    let wiped = |at_us| lost(3, &[]).tap(struck(at_us, 0, FaultKind::Wipe, "nats-server"));
+    holds(&wiped(SECOND + 40).tap(at(2 * SECOND, Event::Lifted { fault: 0 })));
+    refused(&wiped(3 * SECOND).tap(at(4 * SECOND, Event::Lifted { fault: 0 })), Rule::SecondOutcome);
     for (agents, kills) in [
         (1, vec![]),
         (1, vec![(SECOND + 60, "worker")]),
@@ -280,6 +283,37 @@ fn attempts_grow() {
     let forgotten = again(1, &[(SECOND + 40, "nats-server"), (5 * SECOND, "worker")]);
     holds(&forgotten);
     assert_eq!(check(&forgotten).counts.numbers_repeated, 1);
+}
+
+#[test]
+fn a_server_that_stood_still_may_send_an_attempt_late() {
+    // The second attempt started while it stood still, and the first when it went on.
+    let late = |agents, kind, target: &str, lifted| {
+        let entries = [
+            at(SECOND, Event::Asked { op: 7, ask: ask(AskKind::Async) }),
+            accepted(SECOND + 10, 7),
+            struck(SECOND + 20, 0, kind, target),
+            began(3 * SECOND, 7, 2, 1),
+            finished(3 * SECOND + 30, 7, 2),
+            gone(3 * SECOND + 40, 7, 2),
+            at(lifted, Event::Lifted { fault: 0 }),
+            began(5 * SECOND, 7, 1, 1),
+            finished(5 * SECOND + 30, 7, 1),
+            gone(5 * SECOND + 40, 7, 1),
+            read(101 * SECOND, 7, success(7, 2, 1)),
+        ];
+        history(agents, entries)
+    };
+    let held = late(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9);
+    holds(&held);
+    let counts = check(&held).counts;
+    assert_eq!((counts.sent_late, counts.numbers_repeated), (1, 0));
+    refused(&late(1, FaultKind::Pause, "nats-server", 5 * SECOND - 9), Rule::Attempts);
+    refused(&late(3, FaultKind::Pause, "agent", 5 * SECOND - 9), Rule::Attempts);
+    refused(&late(3, FaultKind::StalledLink, "nats-server", 5 * SECOND - 9), Rule::Attempts);
+    // Long after it, or before it went on.
+    refused(&late(3, FaultKind::Pause, "nats-server", 2 * SECOND), Rule::Attempts);
+    refused(&late(3, FaultKind::Pause, "nats-server", 9 * SECOND), Rule::Attempts);
 }
 
 #[test]

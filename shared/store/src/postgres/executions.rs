@@ -111,9 +111,10 @@ pub(super) async fn record(
 ) -> Result<Vec<Recorded>, Fault> {
     // What a commit did is told to its caller once: had it succeeded and were it done again, nobody would be told.
     let before = unheard.lock().take();
+    let mut committed = None;
     if let Some((begun, results)) = before {
         match transaction::ended_well(session, &begun).await {
-            Ok(Some(true)) => return Ok(results),
+            Ok(Some(true)) => committed = Some(results),
             Ok(Some(false)) => {}
             other => {
                 *unheard.lock() = Some((begun, results));
@@ -126,8 +127,10 @@ pub(super) async fn record(
     let MergedBatch { results, changed } = batch::merge(known, updates);
     if changed.is_empty() {
         transaction::undo(session).await?;
-        return Ok(results);
+        return Ok(committed.unwrap_or(results));
     }
+    // Something is to be written, so that commit was another's: a server that was killed gives the number of a transaction again of
+    // which nothing had come to its log.
     let (stored, new): (Vec<_>, Vec<_>) = changed.into_iter().partition(|record| was.contains(&record.execution_id));
     let stored: Vec<Row> = stored.into_iter().map(Row::of).collect();
     let mut new: Vec<Row> = new.into_iter().map(Row::of).collect();

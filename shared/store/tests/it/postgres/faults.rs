@@ -1,8 +1,19 @@
 //! A PostgreSQL that goes away, hangs, or is not to be used as it is.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use flux_protocol::{ExecutionId, Timestamp};
 use flux_store::{StatusUpdate, StoreError, Tuning};
 use flux_testkit::PostgresServer;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinSet,
+};
 
 use super::{open, url};
 use crate::{
@@ -27,6 +38,94 @@ async fn a_server_that_is_killed_and_one_that_hangs() {
     let acknowledged = writing.end().await;
     all_there(&store, &acknowledged).await;
     comes_back(&store).await;
+}
+
+/// A transaction's number is given again after a crash, where nothing of the first one had come to the server's log: that the number
+/// was committed says nothing of ours then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commit_of_another_is_not_taken_for_ours() {
+    let mut server = PostgresServer::start().await;
+    // The schema is there, and the store's connections have used no statement yet.
+    drop(open(&server, "reused").await);
+    let relay = Relay::start(server.port(), b"INSERT INTO executions").await;
+    let store = crate::open(&url(&server, "reused").replace(&server.port().to_string(), &relay.port.to_string())).await;
+    let id = ExecutionId::new();
+    let mut recording = JoinSet::new();
+    recording.spawn({
+        let (store, update) = (Arc::clone(&store), StatusUpdate { status: ended(id), sequence: 1 });
+        async move { store.record(vec![update]).await }
+    });
+    // It has its number, and has written nothing.
+    relay.held.notified().await;
+    let ours: u64 = server
+        .sql("SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL")
+        .parse()
+        .expect("a number");
+    server.kill9();
+    server.restart().await;
+    server.sql("CREATE TABLE t_reused.others AS SELECT pg_current_xact_id()::text AS id");
+    let anothers = server.sql("SELECT id FROM t_reused.others").parse::<u64>();
+    assert_eq!(anothers, Ok(ours), "the number is given again");
+    relay.release.notify_one();
+    match recording.join_next().await.expect("one").expect("it does not panic") {
+        Ok(recorded) => assert!(recorded[0].became_terminal),
+        // A restart that took long: whoever records tries again.
+        Err(error) => {
+            assert!(error.is_retryable(), "{error:?}");
+            comes_back(&store).await;
+            store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("recorded");
+        }
+    }
+    assert!(store.execution(id).await.expect("read").expect("it is there").is_terminal());
+}
+
+/// Between a store and its server: passes everything until a client sends something, which it keeps until it is told to drop that
+/// connection. What comes after passes.
+struct Relay {
+    port: u16,
+    held: Arc<Notify>,
+    release: Arc<Notify>,
+    _tasks: JoinSet<()>,
+}
+
+impl Relay {
+    async fn start(to: u16, holds: &'static [u8]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let (held, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let mut tasks = JoinSet::new();
+        let shared = (Arc::clone(&held), Arc::clone(&release), Arc::new(AtomicBool::new(false)));
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.expect("accepted");
+                let (held, release, done) = shared.clone();
+                connections.spawn(async move {
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+                    let (mut from_client, mut to_client) = client.into_split();
+                    let (mut from_server, mut to_server) = server.into_split();
+                    let back = tokio::io::copy(&mut from_server, &mut to_client);
+                    let forth = async {
+                        let mut chunk = vec![0; 64 * 1024];
+                        while let Ok(length @ 1..) = from_client.read(&mut chunk).await {
+                            let sent = &chunk[..length];
+                            if sent.windows(holds.len()).any(|window| window == holds) && !done.swap(true, Ordering::Relaxed) {
+                                held.notify_one();
+                                release.notified().await;
+                                return;
+                            }
+                            if to_server.write_all(sent).await.is_err() {
+                                return;
+                            }
+                        }
+                    };
+                    // The held connection outlives its server: its client hears nothing meanwhile.
+                    tokio::select! { () = forth => {}, () = async { let _ = back.await; if done.load(Ordering::Relaxed) { std::future::pending().await } } => {} }
+                });
+            }
+        });
+        Self { port, held, release, _tasks: tasks }
+    }
 }
 
 /// A mishap of the server's own passes; damaged data does not, and is said to be that.
