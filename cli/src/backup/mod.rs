@@ -69,7 +69,9 @@ fn problem(error: BackupError) -> CliError {
              versions have to be deployed again"
         }
         BackupError::Busy => "wait for it; one that was killed is believed dead after a minute",
-        BackupError::GatewayAlive => "nothing was changed; stop every gateway of this store first",
+        BackupError::GatewayAlive => {
+            "nothing was changed; stop every gateway of this store first (a restore that was killed looks like one for a minute)"
+        }
         BackupError::NotEmpty { .. } => {
             "nothing was changed; with --force all of that is replaced by what the backup has"
         }

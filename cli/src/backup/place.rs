@@ -19,9 +19,20 @@ pub(super) fn settings(which: &Which) -> Result<Settings, CliError> {
     };
     let file = config::file(which.config.as_deref()).map_err(failed)?;
     let mut settings: Settings = config::load(file.as_deref(), serde_json::json!({})).map_err(failed)?;
-    let data_dir = settings.data_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/flux/gateway"));
+    let data_dir = settings.data_dir.clone().map_or_else(default_dir, Ok)?;
     compose::keep_in(&mut settings, &data_dir);
     Ok(settings)
+}
+
+/// As `flux-gateway` has it.
+fn default_dir() -> Result<PathBuf, CliError> {
+    if nix::unistd::Uid::effective().is_root() {
+        return Ok(PathBuf::from("/var/lib/flux/gateway"));
+    }
+    let home = config::env("HOME").ok_or_else(|| {
+        CliError::problem("there is no HOME that a gateway's files would be in", "set `data_dir` in the configuration")
+    })?;
+    Ok(Path::new(&home).join(".local/share/flux/gateway"))
 }
 
 /// The database's file, where it is one.

@@ -156,7 +156,11 @@ pub(crate) fn settings_at(data_dir: Option<PathBuf>, config: Option<&std::path::
     if config.is_none() && written.exists() {
         let cannot = |source| CliError::local(format!("{} cannot be read", written.display()), source);
         let text = std::fs::read(&written).map_err(cannot)?;
-        return serde_json::from_slice(&text).map_err(|error| cannot(error.into()));
+        let written: Settings = serde_json::from_slice(&text).map_err(|error| cannot(error.into()))?;
+        // A directory that was copied or moved still names what it was.
+        if written.data_dir.as_deref().and_then(|of| of.canonicalize().ok()) == dir.canonicalize().ok() {
+            return Ok(written);
+        }
     }
     keep_in(&mut settings, &dir);
     Ok(settings)

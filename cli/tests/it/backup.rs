@@ -50,7 +50,7 @@ async fn refuses(args: &[&str]) -> String {
 struct Site {
     api: Api,
     gateway: FluxProcess,
-    agent: Option<FluxProcess>,
+    agents: Vec<FluxProcess>,
     config: String,
     nats: NatsServer,
     dir: TempDir,
@@ -61,7 +61,7 @@ impl Site {
         let config = dir.join("gateway.yaml");
         let text = format!(
             "disable_mtls: true\nqueue: {{ url: \"{nats}\" }}\nstore: {{ url: \"{store}\" }}\nartifacts: {{ dir: {:?} }}\n\
-             gateway: {{ listen: \"{listen}\", api_key: {KEY}, secrets_key: {secrets_key:?} }}\n",
+             gateway: {{ listen: \"{listen}\", api_key: {KEY}, pools: [late], secrets_key: {secrets_key:?} }}\n",
             dir.join("artifacts"),
         );
         std::fs::write(&config, text).expect("a file");
@@ -78,21 +78,19 @@ impl Site {
         let gateway = FluxCommand::new("flux-gateway").args(["--config", &config]).spawn();
         let api = Api::new(format!("http://{listen}"), KEY);
         api.ready(ENDS).await;
-        Self { api, gateway, agent: None, config, nats, dir }
+        Self { api, gateway, agents: Vec::new(), config, nats, dir }
     }
 
-    async fn add_agent(&mut self) {
-        let agent = FluxCommand::new("flux-agent").env("FLUX_DISABLE_MTLS", "true");
-        let agent = agent.args(["--queue-url", &self.nats.url(), "--id", "only", "--tasks", "8"]).arg("--work-dir");
-        self.agent = Some(agent.arg(self.dir.path().join("agent")).spawn());
-        eventually(ENDS, "the agent", || async { self.api.get("/agents").await.text().contains("\"online\"") }).await;
-    }
-
-    async fn remove_agent(&mut self) {
-        let Some(mut agent) = self.agent.take() else { return };
-        agent.terminate();
-        agent.wait_exit(ENDS).await;
-        eventually(ENDS, "no agent", || async { !self.api.get("/agents").await.text().contains("\"online\"") }).await;
+    /// Of this pool, and by its name.
+    async fn add_agent(&mut self, pool: &str) {
+        let agent = FluxCommand::new("flux-agent").env("FLUX_DISABLE_MTLS", "true").env("FLUX_AGENT__POOL", pool);
+        let agent = agent.args(["--queue-url", &self.nats.url(), "--id", pool, "--tasks", "8"]).arg("--work-dir");
+        self.agents.push(agent.arg(self.dir.path().join(pool)).spawn());
+        eventually(ENDS, "the agent", || async {
+            let agents = self.api.get("/agents").await.json;
+            agents.as_array().is_some_and(|all| all.iter().any(|one| one["id"] == pool && one["status"] == "online"))
+        })
+        .await;
     }
 
     async fn stop_gateway(&mut self) {
@@ -135,6 +133,13 @@ fn names(functions: &Value) -> Vec<String> {
     all.iter().map(|function| function["name"].as_str().expect("a name").to_owned()).collect()
 }
 
+/// Asynchronously, of the function that nobody runs yet.
+async fn accept_once(api: &Api, hop: usize) -> String {
+    let request = api.request(Method::POST, "/execute/late/async").header("Idempotency-Key", format!("once-{hop}"));
+    let accepted = Api::try_send(request.json(&json!({ "payload": hop }))).await.expect("sent").expect(202).json;
+    accepted["execution_id"].as_str().expect("an id").to_owned()
+}
+
 /// SQLite, PostgreSQL, SQLite, Redis: what was deployed, set, run and accepted is there each time, and goes on.
 #[tokio::test]
 async fn a_flux_moves_from_engine_to_engine() {
@@ -153,49 +158,45 @@ async fn a_flux_moves_from_engine_to_engine() {
     api.delete("/functions/gone").await.expect(200);
     let made = api.post("/keys", &json!({ "name": "ci", "scopes": ["read"] })).await.expect(201).json;
     let key = made["key"].as_str().expect("a key").to_owned();
-    site.add_agent().await;
+    // Nobody runs this one until the end.
+    api.deploy("late", &YAML.replace("name: say", "name: late\npool: late"), &code("late")).await;
 
     let postgres = PostgresServer::start().await;
     let redis = RedisServer::start().await;
-    let mut ended: Vec<Value> = Vec::new();
+    let (mut ended, mut open): (Vec<Value>, Vec<String>) = (Vec::new(), Vec::new());
     for (hop, store) in [Some(postgres.url()), None, Some(redis.url())].into_iter().enumerate() {
+        site.add_agent("default").await;
         let said = site.api.execute("say", &json!(hop)).await.expect(200).json;
         assert_eq!(said["output"], "one HIDDEN\n", "{said:#}");
         ended.push(site.api.outcome(said["execution_id"].as_str().expect("an id"), ENDS).await);
-        site.remove_agent().await;
-        // Nobody runs it here any more.
-        let once =
-            site.api.request(Method::POST, "/execute/say/async").header("Idempotency-Key", format!("once-{hop}"));
-        let accepted = Api::try_send(once.json(&json!({ "payload": hop }))).await.expect("sent").expect(202).json;
-        let open = accepted["execution_id"].as_str().expect("an id").to_owned();
+        open.push(accept_once(&site.api, hop).await);
         let before = site.lists().await;
         site.stop_gateway().await;
 
         let file = site.dir.path().join("flux.backup").display().to_string();
         let told = succeeds(&["backup", &file, "--config", &site.config]).await;
-        assert!(told.contains("2 functions") && told.contains("(1 without an outcome)"), "{told}");
+        let without_outcome = format!("({} without an outcome)", open.len());
+        assert!(told.contains("3 functions") && told.contains(&without_outcome), "{told}");
         let restore = async |config: &str| {
             let told = succeeds(&["restore", &file, "--config", config]).await;
-            assert!(told.contains("1 executions had no outcome"), "{told}");
+            assert!(told.contains(&format!("{} executions had no outcome", open.len())), "{told}");
         };
         site = Site::start(store, &secrets_key, restore).await;
 
         assert_eq!(site.lists().await, before, "hop {hop}");
         assert_eq!(site.api.with_key(&key).get("/functions").await.status, 200, "a key goes on opening");
-        site.add_agent().await;
-        let record = site.api.outcome(&open, ENDS).await;
-        assert_eq!(record["status"], "success", "{record:#}");
-        assert_eq!(record["output"], "one HIDDEN\n", "{record:#}");
-        let again =
-            site.api.request(Method::POST, "/execute/say/async").header("Idempotency-Key", format!("once-{hop}"));
-        let again = Api::try_send(again.json(&json!({ "payload": hop }))).await.expect("sent").expect(202).json;
-        assert_eq!(again["execution_id"], open.as_str(), "the key stands for the same execution");
-        ended.push(record);
-        // What had ended is what it was: nothing of it ran again.
-        for record in &ended {
-            let id = record["execution_id"].as_str().expect("an id");
-            assert_eq!(&site.api.get(&format!("/executions/{id}")).await.expect(200).json, record, "hop {hop}");
-        }
+        assert_eq!(&accept_once(&site.api, hop).await, open.last().expect("one"), "it stands for the same execution");
+    }
+    site.add_agent("default").await;
+    site.add_agent("late").await;
+    for id in &open {
+        let record = site.api.outcome(id, ENDS).await;
+        assert_eq!((&record["status"], &record["output"]), (&json!("success"), &json!("late HIDDEN\n")), "{record:#}");
+    }
+    // What had ended is what it was: nothing of it ran again.
+    for record in &ended {
+        let id = record["execution_id"].as_str().expect("an id");
+        assert_eq!(&site.api.get(&format!("/executions/{id}")).await.expect(200).json, record);
     }
     // The old versions are there too, and numbers go on.
     site.api.post("/functions/say/rollback", &json!({ "version": 2 })).await.expect(200);
@@ -249,13 +250,13 @@ async fn a_backup_under_load_is_consistent_and_a_flux_up_comes_back_from_it() {
     }
 
     // Into a directory where nothing was, with the identities of before.
-    let fresh = passable_dir("flux-backup-up-");
-    let fresh_dir = fresh.path().join("data").display().to_string();
+    let fresh = tempfile::Builder::new().prefix("flux-backup-up-").tempdir().expect("a folder");
+    let fresh_dir = fresh.path().display().to_string();
     let before = std::fs::read(up.path("certs/ca/ca-key.pem")).expect("the CA's key");
     assert!(refuses(&["restore", &path("keys.backup"), "--data-dir", &data]).await.contains("another `flux up`"));
     up.stop().await;
     succeeds(&["restore", &path("keys.backup"), "--data-dir", &fresh_dir]).await;
-    let restored = std::fs::read(fresh.path().join("data/certs/ca/ca-key.pem")).expect("the CA's key");
+    let restored = std::fs::read(fresh.path().join("certs/ca/ca-key.pem")).expect("the CA's key");
     assert_eq!(restored, before);
     let listen = format!("127.0.0.1:{}", free_port());
     let args = ["up", "--data-dir", &fresh_dir, "--listen", &listen, "--api-key", KEY];

@@ -9,8 +9,8 @@
 //!  end/<sha256>             how many there were, and a digest over all of their names and digests
 //! ```
 //!
-//! It is a tar: `tar tf` lists it, and each name is the SHA-256 of what is under it. Whoever reads one ([`read`]) gets nothing that
-//! is not what was written, and learns at the end whether it was all.
+//! It is a tar: `tar tf` lists it, and each name is the SHA-256 of what is under it. Whoever reads one ([`read`]) gets no entry
+//! that is not what was written (but the first, whose name is no digest), and learns at the end whether that was all of it.
 //!
 //! **Architecture Invariant:** nothing here holds more than one entry in memory, and nothing is changed by a file that was not
 //! read to its end before.

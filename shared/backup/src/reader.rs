@@ -145,14 +145,16 @@ fn content_of(entry: &mut tar::Entry<'_, impl Read>, most: usize, name: &str) ->
     if content.len() as u64 == size { Ok(content) } else { Err(BackupError::CutOff) }
 }
 
+const CUT: [&str; 2] = ["failed to read entire block", "unexpected EOF"];
+
 /// What an error of the tar's means, after so many entries.
 fn broken(entries: u64) -> impl Fn(io::Error) -> BackupError {
     move |error| match error.kind() {
         _ if error.raw_os_error().is_some() => BackupError::Read(error),
         _ if entries == 0 => BackupError::NotABackup { problem: error.to_string() },
         io::ErrorKind::UnexpectedEof => BackupError::CutOff,
-        // As the tar's reader says that half a head is there.
-        _ if error.to_string().contains("failed to read entire block") => BackupError::CutOff,
+        // As the tar's reader says that half a head is there, or half of what fills a block up.
+        _ if CUT.iter().any(|said| error.to_string().contains(said)) => BackupError::CutOff,
         _ => BackupError::Damaged { entry: "a head".to_owned(), problem: format!("is none: {error}") },
     }
 }

@@ -23,16 +23,3 @@ fn backup() {
     assert_eq!(read_back(&kept).expect("it is whole").0, small());
     smoke::smoke(&root, "backup", 5_000, fuzzing::backup);
 }
-
-#[test]
-fn zz_write() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/backup");
-    let bytes = crate::made::written(&small());
-    fs::write(root.join("small.backup"), &bytes).unwrap();
-    fs::write(root.join("cut.backup"), &bytes[..1700]).unwrap();
-    let empty = crate::made::written(&crate::made::Content::default());
-    fs::write(root.join("empty.backup"), &empty).unwrap();
-    let newer = flux_backup::Header { flux_backup: 2, ..crate::made::header() };
-    let (_, bytes) = flux_backup::Writer::begin(Vec::new(), &newer).unwrap().end(Vec::new()).unwrap();
-    fs::write(root.join("newer.backup"), &bytes).unwrap();
-}
