@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     process::Output,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -208,6 +209,10 @@ async fn a_flux_moves_from_engine_to_engine() {
     assert_eq!(again["version"], 2, "{again:#}");
 }
 
+/// Backups that are looked at, and deployments that there are beside all of them at least.
+const KEPT: usize = 4;
+const DEPLOYED: usize = 12;
+
 /// While functions are deployed and executions are accepted: each backup is of one moment.
 #[tokio::test]
 async fn a_backup_under_load_is_consistent_and_a_flux_up_comes_back_from_it() {
@@ -218,29 +223,30 @@ async fn a_backup_under_load_is_consistent_and_a_flux_up_comes_back_from_it() {
     let scratch = passable_dir("flux-backup-load-");
     let path = |name: &str| scratch.path().join(name).display().to_string();
     let data = up.marker();
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let (over, deployed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let load = async {
-        let mut n = 0;
-        while !over.load(std::sync::atomic::Ordering::Relaxed) {
-            n += 1;
+        while !over.load(Ordering::Relaxed) {
+            let n = deployed.fetch_add(1, Ordering::Relaxed);
             let archive = flux_testkit::archive(&code(&n.to_string()));
             up.api.put("/deploy/say", "application/zip", archive).await.expect(201);
-            for _ in 0..5 {
+            for _ in 0..3 {
                 up.api.execute_async("say", &json!(n)).await;
             }
         }
-        n
     };
     let backups = async {
-        for n in 0..3 {
-            succeeds(&["backup", &path(&format!("{n}.backup")), "--data-dir", &data]).await;
+        let mut made = 0;
+        while made < KEPT || deployed.load(Ordering::Relaxed) < DEPLOYED {
+            succeeds(&["backup", &path(&format!("{}.backup", made % KEPT)), "--data-dir", &data]).await;
+            made += 1;
         }
         succeeds(&["backup", &path("keys.backup"), "--data-dir", &data, "--with-keys"]).await;
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
+        made
     };
-    let (deployed, ()) = tokio::join!(load, backups);
-    println!("{deployed} deployments beside four backups");
-    for n in 0..3 {
+    let ((), made) = tokio::join!(load, backups);
+    println!("{} deployments beside {made} backups", deployed.into_inner());
+    for n in 0..KEPT {
         let dir = scratch.path().join(format!("restored-{n}"));
         std::fs::create_dir(&dir).expect("a folder");
         let store = format!("sqlite://{}", dir.join("flux.db").display());

@@ -17,7 +17,7 @@ pub enum Entry {
     /// Whole: with output and invocation.
     Execution(Box<ExecutionRecord>),
     Idempotency(HeldKey),
-    ApiKey(UsedKey),
+    ApiKey(Box<UsedKey>),
     Audit(NumberedEntry),
     SharedKey(SharedKey),
     #[serde(with = "sealed")]
@@ -53,8 +53,8 @@ pub struct UsedKey {
 }
 
 impl UsedKey {
-    pub(crate) fn of(record: ApiKeyRecord) -> Self {
-        Self { last_used_at: record.last_used_at, record: ApiKeyRecord { last_used_at: None, ..record } }
+    pub(crate) fn of(record: ApiKeyRecord) -> Box<Self> {
+        Box::new(Self { last_used_at: record.last_used_at, record: ApiKeyRecord { last_used_at: None, ..record } })
     }
 }
 

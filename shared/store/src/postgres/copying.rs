@@ -34,10 +34,13 @@ pub(super) async fn census(session: &Session) -> Result<Census, Fault> {
     })
 }
 
+/// From a row to an entry.
+type Reading = fn(&Found) -> Result<Entry, Fault>;
+
 pub(super) async fn export(session: &Session, into: &mpsc::Sender<Entry>) -> Result<(), Fault> {
     session.client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     session.client.batch_execute(PATIENT).await?;
-    let tables: [(&str, fn(&Found) -> Result<Entry, Fault>); 8] = [
+    let tables: [(&str, Reading); 8] = [
         ("SELECT name, current, last FROM functions", head),
         ("SELECT version, digest, spec, created_at FROM versions", |row| {
             Ok(Entry::Version(Box::new(functions::version_from(row)?)))
@@ -161,7 +164,8 @@ async fn write(session: &Session, entry: Entry) -> Result<(), Fault> {
             let function = held.function.as_str();
             client.execute(&statement, &[&function, &held.key, &execution, &body, &at, &expires_at]).await?;
         }
-        Entry::ApiKey(UsedKey { record, last_used_at }) => {
+        Entry::ApiKey(used) => {
+            let UsedKey { record, last_used_at } = *used;
             let sql = "INSERT INTO api_keys (id, record, last_used_at) VALUES ($1, $2, $3)";
             let used = last_used_at.map(Timestamp::as_micros);
             let json = access::written("an API key", &record)?;

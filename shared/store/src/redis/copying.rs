@@ -119,11 +119,14 @@ async fn scan(wire: &mut Wire, pattern: &str, cursor: u64) -> Result<(u64, Vec<S
     Ok(command.query_async(wire).await?)
 }
 
+/// Execution, body, when, and until when.
+type Held = (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i64>);
+
 async fn held_keys(mut wire: Wire, prefix: String, cursor: u64) -> Result<(u64, Vec<Entry>), Fault> {
     let (next, names) = scan(&mut wire, &format!("{prefix}*"), cursor).await?;
     let mut entries = Vec::new();
     for name in names {
-        let (execution, body, at, until): (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i64>) =
+        let (execution, body, at, until): Held =
             redis::cmd("HMGET").arg(&name).arg(&["execution", "body", "at", "until"]).query_async(&mut wire).await?;
         // It may have run out since.
         let (Some(execution), Some(body), Some(at), Some(until)) = (execution, body, at, until) else { continue };
@@ -328,7 +331,8 @@ async fn put(mut wire: Wire, keys: &Keys, entry: Entry) -> Result<(), Fault> {
         Entry::Version(version) => functions::put_version(&mut wire, keys, &version).await,
         Entry::Execution(_) => Ok(()), // in groups
         Entry::Idempotency(held) => super::claims::put(&mut wire, keys, &held).await,
-        Entry::ApiKey(UsedKey { record, last_used_at }) => {
+        Entry::ApiKey(used) => {
+            let UsedKey { record, last_used_at } = *used;
             let id = record.id.as_str();
             let _: i64 = wire.hset(keys.api_keys(), id, access::written("an API key", &record)?).await?;
             if let Some(used) = last_used_at {

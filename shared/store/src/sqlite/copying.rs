@@ -169,7 +169,8 @@ fn write(database: &Connection, entry: Entry) -> Result<(), Fault> {
                     expires_at.as_micros()
                 ])?;
         }
-        Entry::ApiKey(UsedKey { record, last_used_at }) => {
+        Entry::ApiKey(used) => {
+            let UsedKey { record, last_used_at } = *used;
             let used = last_used_at.map(Timestamp::as_micros);
             database
                 .prepare_cached("INSERT INTO api_keys (id, record, last_used_at) VALUES (?1, ?2, ?3)")?
