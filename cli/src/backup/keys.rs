@@ -29,7 +29,7 @@ pub(super) fn read(settings: &Settings) -> Result<Vec<KeyFile>, CliError> {
             Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => continue,
             Err(error) => return Err(cannot(&certs, error.into())),
         };
-        let below = entry.path().strip_prefix(&certs).unwrap_or(entry.path());
+        let below = entry.path().strip_prefix(&certs).unwrap_or_else(|_| entry.path());
         // A lock, or a file that is being written.
         let passes = entry.file_name().to_str().is_none_or(|name| name.starts_with('.') || name.ends_with(".lock"));
         if entry.file_type().is_file() && !passes {
