@@ -12,8 +12,8 @@
 //! It is a tar: `tar tf` lists it, and each name is the SHA-256 of what is under it. Whoever reads one ([`read`]) gets no entry
 //! that is not what was written (but the first, whose name is no digest), and learns at the end whether that was all of it.
 //!
-//! **Architecture Invariant:** nothing here holds more than one entry in memory, and nothing is changed by a file that was not
-//! read to its end before.
+//! **Architecture Invariant:** nothing here holds more in memory than a few entries and the names of versions, and nothing is
+//! changed by a file that was not read to its end before.
 
 use flux_artifacts::ArtifactError;
 use flux_protocol::{Digest, Timestamp};
