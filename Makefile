@@ -48,7 +48,7 @@ test: ## everything: unit, conformance and whole-cluster tests (nextest), and do
 	FLUX_TEST_BINARIES=built cargo nextest run --workspace $(LOCKED)
 
 # Clouds that the autoscaler has, in it and by themselves.
-CLOUDS = -p flux-autoscaler -p flux-provider-aws --features flux-autoscaler/aws,flux-provider-aws/sdk
+CLOUDS = -p flux-autoscaler -p flux-provider-aws --features flux-autoscaler/aws,flux-autoscaler/gcp,flux-provider-aws/sdk
 
 .PHONY: test-clouds
 test-clouds: ## the providers aws and gcp by the clouds' own clients, aws in the autoscaler too, against moto and stand-ins (builds EC2's client: 7 GiB, minutes)
@@ -61,7 +61,7 @@ test-clouds: ## the providers aws and gcp by the clouds' own clients, aws in the
 	FLUX_TEST_BINARIES=built cargo nextest run $(LOCKED) $(CLOUDS) -E 'package(flux-provider-aws) | test(/^moto::/)'
 
 DEB_PROFILE ?= release
-AUTOSCALER_FEATURES ?= flux-autoscaler/aws
+AUTOSCALER_FEATURES ?= flux-autoscaler/aws,flux-autoscaler/gcp
 
 .PHONY: deb
 deb: build ## Debian packages of gateway, agent, autoscaler (with every cloud's SDK) and command line, into target/debian

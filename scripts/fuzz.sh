@@ -10,7 +10,8 @@ if ((${#targets[@]} == 0)); then
     mapfile -t targets < <(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' fuzz/Cargo.toml)
 fi
 features=()
-if [[ " ${targets[*]} " == *" jwt "* ]]; then features=(--features gateway); fi
+if [[ " ${targets[*]} " == *" jwt "* ]]; then features+=(--features gateway); fi
+if [[ " ${targets[*]} " == *" backup "* ]]; then features+=(--features backup); fi
 host=$(rustc -vV | sed -n 's/^host: //p')
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
 coverage+=" -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions"

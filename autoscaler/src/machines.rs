@@ -59,6 +59,7 @@ async fn of_kind(
             Ok(Machines { provider: Arc::new(here), ssh: None })
         }
         "aws" => cloud(settings, of, aws(of, cluster).await?).await,
+        "gcp" => cloud(settings, of, gcp(settings, of, cluster).await?).await,
         other => bail!("`{other}` is not one of: {}", configured::KINDS.join(", ")),
     }
 }
@@ -103,6 +104,20 @@ async fn aws(of: &ProviderSettings, _: &ClusterName) -> anyhow::Result<SharedPro
     )
 }
 
+#[cfg(feature = "gcp")]
+async fn gcp(settings: &Settings, of: &ProviderSettings, cluster: &ClusterName) -> anyhow::Result<SharedProvider> {
+    let provider = flux_provider_gcp::GcpProvider::connect(configured::gcp(settings, of)?, cluster.clone()).await;
+    Ok(Arc::new(provider.context("`gcp`")?))
+}
+
+#[cfg(not(feature = "gcp"))]
+async fn gcp(settings: &Settings, of: &ProviderSettings, _: &ClusterName) -> anyhow::Result<SharedProvider> {
+    configured::gcp(settings, of)?;
+    bail!(
+        "this flux-autoscaler was built without GCP; the Debian package has it, and so has `cargo build --release -p flux-autoscaler --features gcp`"
+    )
+}
+
 fn local(
     settings: &Settings,
     of: &ProviderSettings,
@@ -132,7 +147,7 @@ pub(crate) fn dir(settings: &Settings) -> PathBuf {
     dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler"))
 }
 
-#[cfg(all(test, not(feature = "aws")))]
+#[cfg(all(test, not(feature = "aws"), not(feature = "gcp")))]
 mod tests {
     use flux_runtime::autoscaler_settings::AutoscalerSettings;
 
@@ -141,13 +156,20 @@ mod tests {
     #[tokio::test]
     async fn a_cloud_that_is_not_built_in_is_refused_by_saying_how() {
         let aws = Some(serde_json::json!({ "region": "here", "ami": "ami-0" }));
-        let provider = ProviderSettings { kind: "aws".to_owned(), aws, ..ProviderSettings::default() };
+        told(ProviderSettings { kind: "aws".to_owned(), aws, ..ProviderSettings::default() }, "aws").await;
+        let gcp = Some(
+            serde_json::json!({ "project": "here", "zones": ["europe-west3-a"], "ssh_public_key": "ssh-ed25519 AAAA" }),
+        );
+        told(ProviderSettings { kind: "gcp".to_owned(), gcp, ..ProviderSettings::default() }, "gcp").await;
+    }
+
+    async fn told(provider: ProviderSettings, kind: &str) {
         let autoscaler = AutoscalerSettings { providers: vec![provider], ..AutoscalerSettings::default() };
         let settings = Settings { autoscaler, ..Settings::default() };
         let (cluster, nowhere) = (ClusterName::parse("here").expect("a name"), Path::new("/nowhere"));
         let gateway = Gateway::new("http://127.0.0.1:1", None, nowhere).expect("a gateway");
-        let refused = configured(&settings, &cluster, &gateway, nowhere).await.err().expect("no AWS");
+        let refused = configured(&settings, &cluster, &gateway, nowhere).await.err().expect("it has none");
         let told = format!("{refused:#}");
-        assert!(told.contains("kind aws") && told.contains("--features aws"), "{told}");
+        assert!(told.contains(&format!("kind {kind}")) && told.contains(&format!("--features {kind}")), "{told}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    bench,
+    backup, bench,
     commands::{
         agent, agents, audit, autoscaler, cancel, delete, deploy, dlq, functions, gc, init, invoke, keys, logs, pki,
         ps, rollback, secrets, top,
@@ -89,6 +89,10 @@ pub(crate) enum Command {
     Audit(audit::Args),
     /// Remove code archives that no version names; gateways do so once a day
     Gc(gc::Args),
+    /// Write everything that a Flux knows into one file: functions with their code, executions, keys, secrets
+    Backup(backup::Args),
+    /// Bring a Flux back from what `flux backup` wrote, into whatever store it has now; no gateway may run
+    Restore(backup::RestoreArgs),
     /// Write a small working function
     Init(init::Args),
     /// Prepare this machine's agent for functions in microVMs

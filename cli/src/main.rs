@@ -1,7 +1,7 @@
 //! The `flux` command: a client of the public HTTP API, and `flux up`, which composes a gateway, an agent and a
 //! `nats-server` into one process tree.
 //!
-//! **Architecture Invariant:** outside [`up`] and [`mod@bench`] nothing here knows brokers, stores or agents: a command
+//! **Architecture Invariant:** outside [`up`], [`backup`] and [`mod@bench`] nothing here knows brokers, stores or agents: a command
 //! sees what any HTTP client sees.
 
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod args;
+mod backup;
 mod bench;
 mod client;
 mod commands;
@@ -56,6 +57,8 @@ fn run(cli: Cli, out: Output) -> Result<(), CliError> {
         Command::Pki(args) => commands::pki::run(args, out),
         Command::Init(args) => commands::init::run(&args, out),
         Command::Microvm(args) => microvm::run(args, out),
+        Command::Backup(args) => backup::run(&args, out),
+        Command::Restore(args) => backup::restore(&args, out),
         Command::Version => {
             commands::version::run(out);
             Ok(())

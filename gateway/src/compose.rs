@@ -76,7 +76,10 @@ pub fn names(settings: &Settings) -> Vec<String> {
 }
 
 /// Where code archives are kept: the bucket where one is set, else the folder.
-async fn archives(settings: &ArtifactSettings) -> anyhow::Result<Arc<dyn Origin>> {
+///
+/// # Errors
+/// The folder cannot be made, or the bucket does not answer as one.
+pub async fn archives(settings: &ArtifactSettings) -> anyhow::Result<Arc<dyn Origin>> {
     let Some(url) = &settings.url else {
         let folder = settings.dir.clone().context("`artifacts.dir` is not set")?;
         return Ok(Arc::new(Filesystem::open(folder).context("the folder of code archives cannot be opened")?));
@@ -130,7 +133,7 @@ pub fn queue_options(settings: &Settings, certs: Option<&Certs>, name: &str) -> 
 }
 
 /// The store's commits promise what the queue's acks do: an invocation is accepted once both hold it.
-fn tuning(durability: Durability) -> Tuning {
+pub fn tuning(durability: Durability) -> Tuning {
     let durability = match durability {
         Durability::Process => flux_store::Durability::Process,
         Durability::Fsync => flux_store::Durability::Power,

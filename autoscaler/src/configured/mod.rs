@@ -5,15 +5,20 @@ mod ssh;
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
+use flux_pki::Certs;
 use flux_plan::{NodeType, Policy, ProviderPolicy, ScheduledMinimum};
 use flux_protocol::limits;
 use flux_provider_aws::AwsSettings;
-use flux_runtime::autoscaler_settings::{AutoscalerSettings, ProviderSettings};
+use flux_provider_gcp::GcpSettings;
+use flux_runtime::{
+    Settings,
+    autoscaler_settings::{AutoscalerSettings, ProviderSettings},
+};
 
 pub use ssh::ssh;
 
 /// Who may have machines.
-pub(crate) const KINDS: [&str; 2] = ["local", "aws"];
+pub(crate) const KINDS: [&str; 3] = ["local", "aws", "gcp"];
 
 /// # Errors
 /// A field is out of range, or two contradict each other; it is named.
@@ -92,8 +97,12 @@ fn provider(settings: &ProviderSettings) -> anyhow::Result<ProviderPolicy> {
             "`autoscaler.providers`: `ssh` is for machines of a cloud; those of local are agents by themselves"
         );
     }
-    if s.kind != "aws" {
-        ensure!(s.aws.is_none(), "`autoscaler.providers`: `aws` is of the kind aws, and this is {}", s.kind);
+    for (cloud, of) in [("aws", &s.aws), ("gcp", &s.gcp)] {
+        ensure!(
+            s.kind == cloud || of.is_none(),
+            "`autoscaler.providers`: `{cloud}` is of the kind {cloud}, and this is {}",
+            s.kind
+        );
     }
     ensure!(s.min_nodes <= s.max_nodes, "`autoscaler.providers`: `min_nodes` of {} is above its `max_nodes`", s.kind);
     ensure!(s.share > 0.0, "`autoscaler.providers`: `share` of {} is more than 0", s.kind);
@@ -129,6 +138,38 @@ pub(crate) fn aws(of: &ProviderSettings) -> anyhow::Result<AwsSettings> {
     Ok(settings)
 }
 
+/// Who logs in, and with which key, is what `ssh` says unless it is written.
+///
+/// # Errors
+/// As of [`aws`].
+pub(crate) fn gcp(all: &Settings, of: &ProviderSettings) -> anyhow::Result<GcpSettings> {
+    let written =
+        of.gcp.clone().context("`gcp` is missing: at least `gcp: { project: …, zones: [europe-west3-a] }`")?;
+    let mut settings: GcpSettings = serde_json::from_value(written).context("`gcp`")?;
+    if let Some(ssh) = &of.ssh {
+        let user = settings.ssh_user.get_or_insert_with(|| ssh.user.clone());
+        ensure!(
+            *user == ssh.user,
+            "`gcp.ssh_user` is {user}, and `ssh.user` is {}: whom machines let in is whom the autoscaler logs in as",
+            ssh.user
+        );
+    }
+    if settings.ssh_public_key.is_none() {
+        let [_, public] = Certs::at(all.certs_dir()).ssh_files();
+        let own = of.ssh.as_ref().and_then(|ssh| ssh.key.as_ref());
+        let file = own.map_or(public, |key| key.with_extension("pub"));
+        let text = std::fs::read_to_string(&file).with_context(|| {
+            format!(
+                "`gcp.ssh_public_key` is not set, and {} cannot be read: `flux pki init` makes a pair in `certs_dir`",
+                file.display()
+            )
+        })?;
+        settings.ssh_public_key = Some(text.trim().to_owned());
+    }
+    settings.validate().context("`gcp`")?;
+    Ok(settings)
+}
+
 fn seconds(field: &str, value: f64) -> anyhow::Result<Duration> {
     // A year.
     ensure!((0.0..=31_536_000.0).contains(&value), "`autoscaler.{field}` is a time in seconds, and not negative");
@@ -137,7 +178,7 @@ fn seconds(field: &str, value: f64) -> anyhow::Result<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use flux_runtime::autoscaler_settings::NodeTypeSettings;
+    use flux_runtime::autoscaler_settings::{NodeTypeSettings, SshSettings};
 
     use super::*;
 
@@ -190,6 +231,29 @@ mod tests {
             assert!(error.contains(named), "{named}: {error}");
         }
         aws(&of(serde_json::json!({ "region": "here", "ami": "ami-0" }))).expect("all that is needed");
+        let certs = tempfile::tempdir().expect("a directory");
+        let all = Settings { certs_dir: Some(certs.path().to_owned()), ..Settings::default() };
+        let gcp = |written: serde_json::Value, ssh: Option<&str>| {
+            let ssh = ssh.map(|user| SshSettings { user: user.to_owned(), ..SshSettings::default() });
+            let of =
+                ProviderSettings { kind: "gcp".to_owned(), gcp: Some(written), ssh, ..ProviderSettings::default() };
+            gcp(&all, &of)
+        };
+        let key = "ssh-ed25519 AAAA";
+        for (named, written, user) in [
+            ("`project`", serde_json::json!({ "ssh_public_key": key, "zones": ["europe-west3-a"] }), None),
+            ("`zones`", serde_json::json!({ "ssh_public_key": key, "project": "here" }), None),
+            ("`gcp.ssh_user` is ops", serde_json::json!({ "ssh_user": "ops" }), Some("admin")),
+            ("`gcp.ssh_public_key` is not set", serde_json::json!({ "project": "here" }), None),
+        ] {
+            let error = format!("{:#}", gcp(written, user).expect_err(named));
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        std::fs::create_dir(certs.path().join("ssh")).expect("a directory");
+        std::fs::write(certs.path().join("ssh/flux-agent.pub"), format!("{key}\n")).expect("written");
+        let read = gcp(serde_json::json!({ "project": "here", "zones": ["europe-west3-a"] }), Some("ops"))
+            .expect("all that is needed");
+        assert_eq!((read.ssh_user.as_deref(), read.ssh_public_key.as_deref()), (Some("ops"), Some(key)));
         let mut settings = local();
         settings.providers[0].aws = Some(serde_json::json!({}));
         let error = format!("{:#}", policy(&settings).expect_err("of another kind"));

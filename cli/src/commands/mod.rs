@@ -59,6 +59,8 @@ pub(crate) async fn run(command: Command, cx: &Context) -> Result<(), CliError> 
         | Command::Pki(_)
         | Command::Init(_)
         | Command::Microvm(_)
+        | Command::Backup(_)
+        | Command::Restore(_)
         | Command::Version => Ok(()),
     }
 }

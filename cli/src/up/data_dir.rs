@@ -63,7 +63,7 @@ impl DataDir {
     pub(super) fn open(given: Option<PathBuf>, identity: &Identity) -> Result<Self, CliError> {
         let path = match given {
             Some(path) => path,
-            None => default_path(identity)?,
+            None => default_path()?,
         };
         let cannot = |source| CliError::local(format!("the data directory {} cannot be used", path.display()), source);
         // Without a slash at its end, which would follow a link.
@@ -198,8 +198,14 @@ impl DataDir {
     }
 }
 
-fn default_path(identity: &Identity) -> Result<PathBuf, CliError> {
-    if identity.is_root() {
+/// The one that is given, or that `flux up` of this user has.
+pub(super) fn path(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
+    let path = given.map_or_else(default_path, Ok)?;
+    std::path::absolute(&path).map_err(|source| CliError::local(format!("{} cannot be used", path.display()), source))
+}
+
+fn default_path() -> Result<PathBuf, CliError> {
+    if nix::unistd::Uid::effective().is_root() {
         return Ok(SYSTEM.into());
     }
     let home = || env("HOME").map(|home| Path::new(&home).join(".local/share"));

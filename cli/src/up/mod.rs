@@ -146,6 +146,31 @@ pub(crate) fn find_nats_server() -> Result<PathBuf, CliError> {
     nats_server::find(None, &Identity { platform: None, runner: None })
 }
 
+/// The settings of a `flux up` that need not run: what it was last started with, unless a configuration is named, and else what it
+/// would be started with. Nothing is made.
+pub(crate) fn settings_at(data_dir: Option<PathBuf>, config: Option<&std::path::Path>) -> Result<Settings, CliError> {
+    let named = config.map(std::path::Path::to_owned);
+    let mut settings = loaded(named.as_deref(), data_dir.map(|dir| serde_json::json!({ "data_dir": dir })))?;
+    let dir = data_dir::path(settings.data_dir.take())?;
+    let written = dir.join("run/settings.json");
+    if config.is_none() && written.exists() {
+        let cannot = |source| CliError::local(format!("{} cannot be read", written.display()), source);
+        let text = std::fs::read(&written).map_err(cannot)?;
+        let written: Settings = serde_json::from_slice(&text).map_err(|error| cannot(error.into()))?;
+        // A directory that was copied or moved still names what it was.
+        if written.data_dir.as_deref().and_then(|of| of.canonicalize().ok()) == dir.canonicalize().ok() {
+            return Ok(written);
+        }
+    }
+    keep_in(&mut settings, &dir);
+    Ok(settings)
+}
+
+/// Makes the directories of a `flux up`, and keeps others from starting on them for as long as the answer lives.
+pub(crate) fn hold(data_dir: &std::path::Path, settings: &Settings) -> Result<impl Sized + use<>, CliError> {
+    DataDir::open(Some(data_dir.to_owned()), &Identity::find(settings)?)
+}
+
 /// The file, then the environment, then the command line.
 fn settings(args: &Args) -> Result<Settings, CliError> {
     let mut given = serde_json::Map::new();
@@ -163,8 +188,13 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
     if let Some(dir) = &args.data_dir {
         given.insert("data_dir".to_owned(), serde_json::json!(dir));
     }
-    let file = flux_runtime::config::file(args.config.as_deref());
-    file.and_then(|file| flux_runtime::config::load(file.as_deref(), given.into())).map_err(|error| {
+    loaded(args.config.as_deref(), Some(given.into()))
+}
+
+fn loaded(named: Option<&std::path::Path>, given: Option<serde_json::Value>) -> Result<Settings, CliError> {
+    let file = flux_runtime::config::file(named);
+    let given = given.unwrap_or_else(|| serde_json::json!({}));
+    file.and_then(|file| flux_runtime::config::load(file.as_deref(), given)).map_err(|error| {
         let cause = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
         CliError::problem(format!("{error}{cause}"), "docs/operating.md lists every field and its default")
     })
@@ -173,19 +203,24 @@ fn settings(args: &Args) -> Result<Settings, CliError> {
 /// The settings with nothing left to be guessed.
 fn complete(settings: Settings, data: &DataDir, queue: &ports::Queue, key: String) -> Settings {
     let mut settings = settings;
-    settings.data_dir = Some(data.path().to_owned());
-    settings.certs_dir.get_or_insert_with(|| data.path().join("certs"));
+    keep_in(&mut settings, data.path());
     settings.queue.accounts_file = Some(data.worker("accounts.conf"));
     settings.queue.server_pid_file = Some(data.worker("nats.pid"));
     settings.queue.names.extend(queue.name());
     settings.queue.url = queue.url();
     settings.gateway.api_key = Some(key);
     settings.agent.tasks.get_or_insert_with(default_tasks);
-    settings.store_url_or(|| format!("sqlite://{}", data.path().join("db/flux.db").display()));
-    settings.artifacts.dir.get_or_insert_with(|| data.path().join("artifacts"));
-    settings.gateway.secrets_key.get_or_insert_with(|| data.path().join("keys/secrets.key"));
     settings.agent.work_dir.get_or_insert_with(|| data.path().join("agent"));
     settings
+}
+
+/// Where what is kept is kept, as far as it is not set.
+fn keep_in(settings: &mut Settings, dir: &std::path::Path) {
+    settings.data_dir = Some(dir.to_owned());
+    settings.certs_dir.get_or_insert_with(|| dir.join("certs"));
+    settings.store_url_or(|| format!("sqlite://{}", dir.join("db/flux.db").display()));
+    settings.artifacts.dir.get_or_insert_with(|| dir.join("artifacts"));
+    settings.gateway.secrets_key.get_or_insert_with(|| dir.join("keys/secrets.key"));
 }
 
 fn default_tasks() -> u32 {

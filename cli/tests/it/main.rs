@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "measured times belong into the test's own output")]
 
+mod backup;
 mod bad_input;
 mod big;
 mod cancel;

@@ -1,7 +1,7 @@
 //! Archives that no version names any more: removed when somebody asks, and once a day by the gateway that reconciles.
 //! Why that is safe beside deployments is in [`flux_artifacts::collect`].
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 use flux_artifacts::{
@@ -9,7 +9,7 @@ use flux_artifacts::{
     collect::{Collected, Names, Rule, collect},
 };
 use flux_protocol::{Digest, ErrorCode, limits, time::now};
-use flux_store::StoreError;
+use flux_store::{COPYING_LEASE, StoreError};
 
 use super::{Gateway, Inner, functions::artifact_refusal};
 use crate::refusal::Refusal;
@@ -23,6 +23,8 @@ const FIRST: u64 = 1;
 pub(super) enum Failed {
     Archives(ArtifactError),
     Names(StoreError),
+    /// Somebody copies archives away, and may need what nobody names any more.
+    Copied,
 }
 
 impl From<ArtifactError> for Failed {
@@ -36,6 +38,10 @@ impl From<Failed> for Refusal {
         match failed {
             Failed::Archives(error) => artifact_refusal(error),
             Failed::Names(error) => error.into(),
+            Failed::Copied => Self::new(
+                ErrorCode::BackupRunning,
+                "a backup is being made, and no code archive is removed meanwhile; try again when it has ended",
+            ),
         }
     }
 }
@@ -44,7 +50,15 @@ impl From<Failed> for Refusal {
 impl Names for Inner {
     type Error = Failed;
 
+    /// Asked last of all before anything is dropped. A backup that takes its lease later than that finds in its store what was
+    /// named then, and nothing that was dropped.
     async fn named(&self) -> Result<HashSet<Digest>, Failed> {
+        let asking = format!("{}-{:016x}", self.id, rand::random::<u64>());
+        // For no time at all: it only tells whether somebody has it.
+        let free = self.store.lease(COPYING_LEASE, &asking, now(), Duration::ZERO).await.map_err(Failed::Names)?;
+        if free.is_none() {
+            return Err(Failed::Copied);
+        }
         Ok(self.store.digests().await.map_err(Failed::Names)?.into_iter().collect())
     }
 }

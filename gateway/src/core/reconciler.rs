@@ -32,7 +32,7 @@ use super::{
 };
 use crate::refusal::Refusal;
 
-const LEASE: &str = "reconciler";
+const LEASE: &str = flux_store::RECONCILER_LEASE;
 /// Survives two missed rounds.
 const LEASE_TTL: Duration = Duration::from_secs(6);
 /// Executions looked at in one round; the next goes on where it ended. Each costs a question to the broker, except

@@ -14,10 +14,10 @@ use flux_protocol::{
     Timestamp, execution::QueuePosition,
 };
 use flux_store::{
-    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
-    StatusUpdate, Store, StoreError,
+    ApiKeyRecord, AuditEntry, Census, Claim, Deployed, Entry, ExecutionFilter, Function, Lease, Part, Recorded,
+    SealedSecret, SharedStore, StatusUpdate, Store, StoreError,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 pub(crate) struct FlakyStore {
     inner: SharedStore,
@@ -204,5 +204,8 @@ delegate! {
         nonce: [u8; 16],
         now: Timestamp
     ) -> bool;
+    fn census(&self) -> Census;
+    fn export(&self, into: mpsc::Sender<Entry>) -> ();
+    fn import(&self, parts: mpsc::Receiver<Part>) -> ();
     fn expire(&self, before: Timestamp, limit: usize) -> Vec<ExecutionRecord>;
 }

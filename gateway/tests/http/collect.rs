@@ -1,8 +1,12 @@
 //! `POST /admin/gc`: archives that no version names go; who may ask, and what the audit log has of it.
 
-use std::{fs::File, time::SystemTime};
+use std::{
+    fs::File,
+    time::{Duration, SystemTime},
+};
 
-use flux_protocol::{Digest, limits};
+use flux_protocol::{Digest, limits, time::now};
+use flux_store::COPYING_LEASE;
 use flux_testkit::{File as Entry, archive};
 use serde_json::{Value, json};
 
@@ -80,6 +84,28 @@ async fn what_would_empty_the_place_has_to_be_forced() {
     assert_eq!(flux.api.post("/admin/gc?dry_run=true", &json!({})).await.expect(200).json["removed"], 1);
     assert_eq!(flux.api.post("/admin/gc?force=true", &json!({})).await.expect(200).json["removed"], 1);
     assert!(!flux.scripted.archive_file(digest).exists());
+}
+
+/// A backup has read its store, and copies archives that by now nobody names.
+#[tokio::test]
+async fn nothing_goes_while_a_backup_is_made() {
+    let flux = Flux::start().await;
+    let content = archive(&[Entry::executable("run", "#!/bin/sh\necho of a function that is deleted\n")]);
+    let digest = Digest::of(&content);
+    register(&flux).await;
+    deploy(&flux, &content).await;
+    make_old(&flux, digest);
+    let store = flux.scripted.store();
+    let minute = Duration::from_secs(60);
+    store.lease(COPYING_LEASE, "backup", now(), minute).await.expect("asked").expect("free");
+    flux.api.delete("/functions/gone").await.expect(200);
+    let refused = flux.api.post("/admin/gc", &json!({})).await.expect(409).json;
+    assert_eq!(refused["error"]["code"], "backup_running", "{refused}");
+    assert!(flux.scripted.archive_file(digest).exists());
+    store.release_lease(COPYING_LEASE, "backup").await.expect("released");
+    assert_eq!(flux.api.post("/admin/gc", &json!({})).await.expect(200).json["removed"], 1);
+    // Asking whether there is one does not keep the next from being made.
+    store.lease(COPYING_LEASE, "backup", now(), minute).await.expect("asked").expect("free");
 }
 
 #[tokio::test]

@@ -69,6 +69,8 @@ codes! {
     LimitReached = "limit_reached", 409;
     /// The request would remove more than is likely meant.
     NeedsForce = "needs_force", 409;
+    /// A backup is being made, which needs what would be removed.
+    BackupRunning = "backup_running", 409;
     /// The execution has its outcome already.
     AlreadyTerminal = "already_terminal", 409;
     /// The same `Idempotency-Key` came with another body.

@@ -315,6 +315,17 @@ pub const STORE_CONNECTIONS_MOST: usize = 200;
 pub const STORE_BATCH: usize = 256;
 pub const STORE_BATCH_BYTES: usize = 8 * MIB;
 
+/// Rows of a backup that are written together, about, and what a reader unpacks of them at most.
+pub const BACKUP_ROWS: usize = MIB;
+pub const BACKUP_ROWS_UNPACKED: usize = 64 * MIB;
+/// A file of keys in a backup, and all of them together.
+pub const BACKUP_KEY_FILE: usize = MIB;
+pub const BACKUP_KEY_FILES: usize = 64 * MIB;
+/// The end of a backup, which lists archives that are missing.
+pub const BACKUP_END: usize = 8 * MIB;
+/// Who makes a backup, or restores one, is believed dead when it did not say for so long that it lives.
+pub const BACKUP_ALIVE: Duration = Duration::from_secs(60);
+
 /// Setting up a machine: what is kept of a step's output, and how long a machine may take until SSH lets the autoscaler in.
 pub const BOOTSTRAP_OUTPUT: usize = 16 * KIB;
 /// How long a gateway may be away when a machine's identity is asked for.

@@ -63,7 +63,7 @@ pub struct ScheduleSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProviderSettings {
-    /// `local`, `aws`.
+    /// `local`, `aws`, `gcp`.
     pub kind: String,
     pub min_nodes: u32,
     pub max_nodes: u32,
@@ -73,6 +73,8 @@ pub struct ProviderSettings {
     pub share: f64,
     /// Of the kind `aws`: what `flux_provider_aws::AwsSettings` has, which alone reads it.
     pub aws: Option<serde_json::Value>,
+    /// Of the kind `gcp`: the same of `flux_provider_gcp::GcpSettings`.
+    pub gcp: Option<serde_json::Value>,
     /// How a machine of a cloud becomes an agent.
     pub ssh: Option<SshSettings>,
 }
@@ -144,7 +146,7 @@ pub struct NodeTypeSettings {
 impl Default for ProviderSettings {
     fn default() -> Self {
         let kind = "local".to_owned();
-        Self { kind, min_nodes: 0, max_nodes: 3, node_types: Vec::new(), share: 1.0, aws: None, ssh: None }
+        Self { kind, min_nodes: 0, max_nodes: 3, node_types: Vec::new(), share: 1.0, aws: None, gcp: None, ssh: None }
     }
 }
 

@@ -21,6 +21,9 @@ pub enum StoreError {
     Url { url: String, problem: String },
     #[error("{what} was not found in the store")]
     NotFound { what: String },
+    /// What was to fill it ended before its end; nothing of it took effect.
+    #[error("what the store was to be filled with broke off")]
+    BrokenOff,
     #[error("the store was closed")]
     Closed,
 }

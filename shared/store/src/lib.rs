@@ -16,10 +16,12 @@ use flux_protocol::{
     AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, OutcomeStatus,
     SecretName, StatusMessage, Timestamp,
 };
+use tokio::sync::mpsc;
 
 mod access;
 mod batch;
 pub mod conformance;
+mod copying;
 mod error;
 mod merge;
 mod open;
@@ -33,6 +35,7 @@ mod url;
 mod versions;
 
 pub use access::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret};
+pub use copying::{Census, Entry, FunctionHead, HeldKey, NumberedEntry, Part, SharedKey, UsedKey};
 pub use error::StoreError;
 pub use merge::{Merged, merge_queued, merge_requeued, merge_status};
 pub use open::{Durability, Tuning, open};
@@ -116,6 +119,11 @@ pub struct Lease {
     pub token: u64,
     pub until: Timestamp,
 }
+
+/// The lease of the gateway that looks after what was lost: while somebody has it, gateways are alive.
+pub const RECONCILER_LEASE: &str = "reconciler";
+/// The lease of who copies code archives away: while somebody has it, none is removed.
+pub const COPYING_LEASE: &str = "archives-copied";
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -280,6 +288,22 @@ pub trait Store: Send + Sync + 'static {
     /// keys, claims of secrets, and audit entries. Returns the executions removed (as [`Store::executions`] does), so that their blobs can go too.
     /// Other writes go on between its steps.
     async fn expire(&self, before: Timestamp, limit: usize) -> Result<Vec<ExecutionRecord>, StoreError>;
+
+    /// How much it holds.
+    async fn census(&self) -> Result<Census, StoreError>;
+
+    /// Sends everything that is kept, but leases and claims of secrets, while gateways go on. As of one moment on SQLite and
+    /// PostgreSQL. On Redis record by record: what began before the call is in it, what begins meanwhile may be; the version
+    /// of every execution that is in it is in it too, as far as it is kept. Ends early, and well, where nobody takes any more.
+    async fn export(&self, into: mpsc::Sender<Entry>) -> Result<(), StoreError>;
+
+    /// Puts what comes in the place of everything that is kept, but leases: all of it when [`Part::End`] comes, and else
+    /// nothing. On Redis a store that was left half filled is refused by [`open`] until it was filled again.
+    /// Nobody else may use the store meanwhile.
+    ///
+    /// # Errors
+    /// `BrokenOff`: the parts ended without their end.
+    async fn import(&self, parts: mpsc::Receiver<Part>) -> Result<(), StoreError>;
 
     /// Writes what was handed over and closes. Calls that come later get [`StoreError::Closed`]. A store that
     /// is dropped, or whose process dies, loses nothing that a call has returned for; closing only tidies up.

@@ -18,6 +18,8 @@ pub struct Tuning {
     pub connections: usize,
     /// The database grows to about this size, in bytes, and is [`StoreError::Full`] then. `None`: as the disk takes.
     pub max_bytes: Option<u64>,
+    /// It is opened to be filled ([`Store::import`](crate::Store::import)): also where that was begun before and broke off.
+    pub filling: bool,
 }
 
 impl Default for Tuning {
@@ -29,6 +31,7 @@ impl Default for Tuning {
             queue: flux_protocol::limits::CHANNEL,
             connections: flux_protocol::limits::STORE_CONNECTIONS,
             max_bytes: None,
+            filling: false,
         }
     }
 }

@@ -63,7 +63,7 @@ impl CollectedBody {
     ),
     responses(
         (status = 200, description = "What went, or would go", body = CollectedBody),
-        (status = 409, description = "needs_force"),
+        (status = 409, description = "needs_force, backup_running"),
         (status = 503, description = "store_unavailable"),
     ))]
 pub(super) async fn collect(State(api): State<Api>, query: RawQuery) -> Result<Response, Refusal> {

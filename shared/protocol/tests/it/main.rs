@@ -1,5 +1,6 @@
 //! The words of Flux as they are on the wire, and their properties.
 
+mod earlier;
 mod golden;
 mod output;
 mod properties;

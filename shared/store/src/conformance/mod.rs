@@ -22,6 +22,7 @@ use flux_protocol::{
 use crate::{StatusUpdate, Store};
 
 pub mod access;
+pub mod copying;
 pub mod expiry;
 pub mod functions;
 pub mod idempotency;
@@ -92,6 +93,10 @@ macro_rules! conformance_clauses {
                 old_outcomes_go_and_nothing_else,
                 no_more_than_the_limit_goes,
                 a_closed_store_says_so;
+            copying:
+                everything_comes_back_as_it_was,
+                what_breaks_off_is_said_and_can_be_done_again,
+                nobody_waits_for_a_reader_that_went;
         }
     };
 }

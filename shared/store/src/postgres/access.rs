@@ -5,7 +5,7 @@ use flux_protocol::{Digest, KeyId, Timestamp};
 use super::{connect::Session, fault::Fault};
 use crate::{ApiKeyRecord, AuditEntry, PreviousKey, row};
 
-fn read(found: &tokio_postgres::Row) -> Result<ApiKeyRecord, Fault> {
+pub(super) fn read(found: &tokio_postgres::Row) -> Result<ApiKeyRecord, Fault> {
     let (id, json): (&str, &str) = (found.try_get(0)?, found.try_get(1)?);
     let mut record: ApiKeyRecord =
         serde_json::from_str(json).map_err(|error| Fault::row(format!("the API key {id}"), error))?;
@@ -13,7 +13,7 @@ fn read(found: &tokio_postgres::Row) -> Result<ApiKeyRecord, Fault> {
     Ok(record)
 }
 
-fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<String, Fault> {
+pub(super) fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<String, Fault> {
     serde_json::to_string(value).map_err(|error| Fault::row(what.to_owned(), error))
 }
 

@@ -154,6 +154,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// It is thrown away, whatever is open on it.
+    pub(super) fn unsettle(&self) {
+        self.settled.store(false, Ordering::Release);
+    }
+
     pub(super) fn settle(&self) {
         self.settled.store(true, Ordering::Release);
     }

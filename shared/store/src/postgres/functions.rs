@@ -8,12 +8,12 @@ use crate::{
     versions::{self, Change},
 };
 
-fn number(version: i64) -> Result<u32, Fault> {
+pub(super) fn number(version: i64) -> Result<u32, Fault> {
     u32::try_from(version).map_err(|error| Fault::row("a version's number", error))
 }
 
 /// Reads `version, digest, spec, created_at`.
-fn version_from(found: &tokio_postgres::Row) -> Result<FunctionVersion, Fault> {
+pub(super) fn version_from(found: &tokio_postgres::Row) -> Result<FunctionVersion, Fault> {
     let version = number(found.try_get(0)?)?;
     let wrong = |error: String| Fault::row(format!("version {version} of a function"), error);
     let digest: Option<&[u8]> = found.try_get(1)?;
@@ -105,7 +105,7 @@ async fn add(session: &Session, version: &FunctionVersion) -> Result<(), Fault> 
     Ok(())
 }
 
-async fn save(session: &Session, version: &FunctionVersion) -> Result<(), Fault> {
+pub(super) async fn save(session: &Session, version: &FunctionVersion) -> Result<(), Fault> {
     let spec = serde_json::to_string(&version.spec).map_err(|error| Fault::row("a configuration", error))?;
     let sql = "INSERT INTO versions (function, version, digest, spec, created_at) VALUES ($1, $2, $3, $4, $5)
                ON CONFLICT (function, version) DO UPDATE SET

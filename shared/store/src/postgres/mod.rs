@@ -18,17 +18,19 @@ use flux_protocol::{
     AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, SecretName,
     Timestamp, execution::QueuePosition, limits,
 };
+use tokio::sync::mpsc;
 
 use self::{accept::Acceptor, claims::Wanted, connect::Server, fault::Fault};
 use crate::{
-    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
-    StatusUpdate, Store, StoreError, Tuning, patience::Patience,
+    ApiKeyRecord, AuditEntry, Census, Claim, Deployed, Entry, ExecutionFilter, Function, Lease, Part, Recorded,
+    SealedSecret, SharedStore, StatusUpdate, Store, StoreError, Tuning, patience::Patience,
 };
 
 mod accept;
 mod access;
 mod claims;
 mod connect;
+mod copying;
 mod executions;
 mod fault;
 mod functions;
@@ -118,6 +120,13 @@ impl Link {
 }
 
 impl Postgres {
+    /// A connection for what takes longer than a call, and that no call gets afterwards.
+    async fn session_apart(&self, attempted: &'static str) -> Result<Held, StoreError> {
+        let session = self.call(attempted, |session| async move { Ok(session) }).await?;
+        session.unsettle();
+        Ok(session)
+    }
+
     async fn call<T, Fut>(
         &self,
         attempted: &'static str,
@@ -356,6 +365,27 @@ impl Store for Postgres {
             if last || removed.len() >= limit {
                 return Ok(removed);
             }
+        }
+    }
+
+    async fn census(&self) -> Result<Census, StoreError> {
+        self.call("count what it holds", |db| async move { copying::census(&db).await }).await
+    }
+
+    async fn export(&self, into: mpsc::Sender<Entry>) -> Result<(), StoreError> {
+        const ATTEMPTED: &str = "read all of it";
+        let session = self.session_apart(ATTEMPTED).await?;
+        let done = copying::export(&session, &into).await;
+        done.map_err(|fault| fault.to_error(ATTEMPTED, &self.link.server.place))
+    }
+
+    async fn import(&self, mut parts: mpsc::Receiver<Part>) -> Result<(), StoreError> {
+        const ATTEMPTED: &str = "fill it";
+        let session = self.session_apart(ATTEMPTED).await?;
+        match copying::import(&session, &mut parts).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StoreError::BrokenOff),
+            Err(fault) => Err(fault.to_error(ATTEMPTED, &self.link.server.place)),
         }
     }
 

@@ -5,7 +5,7 @@ use flux_protocol::{SecretName, Timestamp};
 use super::{connect::Session, fault::Fault};
 use crate::SealedSecret;
 
-fn read(found: &tokio_postgres::Row) -> Result<SealedSecret, Fault> {
+pub(super) fn read(found: &tokio_postgres::Row) -> Result<SealedSecret, Fault> {
     let version: i64 = found.try_get(1)?;
     Ok(SealedSecret {
         name: SecretName::parse(found.try_get(0)?).map_err(|error| Fault::row("a secret", error))?,
@@ -16,6 +16,8 @@ fn read(found: &tokio_postgres::Row) -> Result<SealedSecret, Fault> {
         updated_at: Timestamp::from_micros(found.try_get(5)?),
     })
 }
+
+pub(super) const ALL: &str = "SELECT name, version, key, sealed, created_at, updated_at FROM secrets";
 
 pub(super) async fn put(session: &Session, secret: &SealedSecret, most: usize) -> Result<Option<u32>, Fault> {
     let sql = "INSERT INTO secrets AS s (name, version, key, sealed, created_at, updated_at)

@@ -15,7 +15,7 @@ use crate::{
 
 const LOCK: &str = "SELECT id, record, output, invocation FROM executions WHERE id = ANY($1) ORDER BY id FOR UPDATE";
 const XID: &str = "SELECT pg_current_xact_id()::text";
-const INSERT: &str = "INSERT INTO executions (id, function, status, queued_at, status_at, record, output, invocation)
+pub(super) const INSERT: &str = "INSERT INTO executions (id, function, status, queued_at, status_at, record, output, invocation)
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::int2[], $4::int8[], $5::int8[], $6::text[], $7::bytea[], $8::text[])";
 const UPDATE: &str = "UPDATE executions e SET function = n.function, status = n.status, queued_at = n.queued_at,
         status_at = n.status_at, record = n.record, output = n.output, invocation = n.invocation

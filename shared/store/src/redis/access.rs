@@ -14,13 +14,14 @@ use super::{
 use crate::{ApiKeyRecord, AuditEntry, PreviousKey, SealedSecret, row};
 
 static AUDIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("audit.lua")));
+static PUT_AUDIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_audit.lua")));
 static EXPIRE_AUDIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("expire_audit.lua")));
 static KEYS_USED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("keys_used.lua")));
 
 /// A secret's fields.
 const SECRET: &[&str] = &["version", "key", "sealed", "created_at", "updated_at"];
 
-fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<Vec<u8>, Fault> {
+pub(super) fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<Vec<u8>, Fault> {
     serde_json::to_vec(value).map_err(|error| Fault::row(what.to_owned(), error))
 }
 
@@ -159,6 +160,14 @@ pub(super) async fn audit(mut wire: Wire, keys: &Keys, entry: &AuditEntry) -> Re
     let mut script = AUDIT.key(count);
     script.key(log).key(by_time).arg(entry.at.as_micros()).arg(written("an audit entry", entry)?);
     Ok(script.invoke_async(&mut wire).await?)
+}
+
+/// Puts an entry under its own number; later ones count on from it.
+pub(super) async fn put_audit(wire: &mut Wire, keys: &Keys, seq: u64, entry: &AuditEntry) -> Result<(), Fault> {
+    let [count, log, by_time] = keys.audit();
+    let mut script = PUT_AUDIT.key(count);
+    script.key(log).key(by_time).arg(entry.at.as_micros()).arg(written("an audit entry", entry)?).arg(seq);
+    Ok(script.invoke_async(wire).await?)
 }
 
 pub(super) async fn audit_log(

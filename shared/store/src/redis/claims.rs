@@ -6,7 +6,7 @@ use ::redis::Script;
 use flux_protocol::{AgentId, Digest, ExecutionId, FunctionName, Timestamp};
 
 use super::{fault::Fault, keys::Keys, link::Wire, transaction::Transaction};
-use crate::{Claim, Lease};
+use crate::{Claim, HeldKey, Lease};
 
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release.lua")));
@@ -44,6 +44,19 @@ pub(super) async fn claim(mut wire: Wire, keys: &Keys, wanted: &Wanted<'_>) -> R
         return Ok(Claim::Claimed);
     }
     Ok(Claim::Held { execution_id, body, at: Timestamp::from_micros(at) })
+}
+
+/// Puts a key as it was held. Redis forgets it as if it had been claimed now.
+pub(super) async fn put(wire: &mut Wire, keys: &Keys, held: &HeldKey) -> Result<(), Fault> {
+    let key = keys.idempotency(&held.function, &held.key);
+    let window = held.expires_at.since(held.at) + KEPT_LONGER;
+    let mut command = redis::cmd("HSET");
+    command.arg(&key).arg("execution").arg(&held.execution.as_bytes()[..]).arg("body").arg(&held.body.as_bytes()[..]);
+    command.arg("at").arg(held.at.as_micros()).arg("until").arg(held.expires_at.as_micros());
+    let _: i64 = command.query_async(wire).await?;
+    let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+    let _: i64 = redis::cmd("PEXPIRE").arg(&key).arg(window_ms).query_async(wire).await?;
+    Ok(())
 }
 
 pub(super) async fn release(

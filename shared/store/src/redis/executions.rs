@@ -34,10 +34,18 @@ pub(super) struct Known {
     status_at: i64,
 }
 
-type Fields =
+impl Known {
+    pub(super) fn into_record(self) -> ExecutionRecord {
+        self.record
+    }
+}
+
+pub(super) type Fields =
     (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, Option<String>, Option<i16>, Option<i64>);
 
-fn known((record, output, invocation, stamp, function, status, status_at): Fields) -> Result<Option<Known>, Fault> {
+pub(super) fn known(
+    (record, output, invocation, stamp, function, status, status_at): Fields,
+) -> Result<Option<Known>, Fault> {
     let Some(record) = record else { return Ok(None) };
     let missing = || Fault::row("an execution", "it is not as Flux wrote it");
     Ok(Some(Known {
@@ -50,7 +58,7 @@ fn known((record, output, invocation, stamp, function, status, status_at): Field
 }
 
 /// What is there of `ids`, which are of one shard.
-async fn read(wire: &mut Wire, keys: &Keys, ids: &[[u8; 16]]) -> Result<HashMap<[u8; 16], Known>, Fault> {
+pub(super) async fn read(wire: &mut Wire, keys: &Keys, ids: &[[u8; 16]]) -> Result<HashMap<[u8; 16], Known>, Fault> {
     let mut pipe = redis::pipe();
     for id in ids {
         pipe.cmd("HMGET").arg(keys.execution(id)).arg(&["r", "o", "i", "w", "f", "s", "t"]);
@@ -71,7 +79,7 @@ pub(super) async fn load(mut wire: Wire, keys: &Keys, id: ExecutionId) -> Result
 }
 
 /// Adds to a transaction that `row` takes the place of `before`, in the lists too.
-fn write(transaction: &mut Transaction, keys: &Keys, before: Option<&Known>, row: &Row, stamp: &[u8]) {
+pub(super) fn write(transaction: &mut Transaction, keys: &Keys, before: Option<&Known>, row: &Row, stamp: &[u8]) {
     let (shard, key) = (keys.shard_of(&row.id), keys.execution(&row.id));
     transaction.check(&key, "w", before.map_or(&[][..], |known| &known.stamp));
     let (status, status_at) = (row.status.to_string(), row.status_at.to_string());
@@ -251,12 +259,12 @@ async fn newest(
     Ok(command.query_async(&mut wire).await?)
 }
 
-fn id_of(member: &[u8]) -> Result<[u8; 16], Fault> {
+pub(super) fn id_of(member: &[u8]) -> Result<[u8; 16], Fault> {
     member.try_into().map_err(|_| Fault::row("a list of executions", "it has something else than ids in it"))
 }
 
 /// The given fields of executions, in the order of `ids`.
-async fn fetch<T: redis::FromRedisValue + Send>(
+pub(super) async fn fetch<T: redis::FromRedisValue + Send>(
     wire: &Wire,
     keys: &Keys,
     ids: &[[u8; 16]],

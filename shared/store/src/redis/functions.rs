@@ -11,7 +11,7 @@ use super::{
     transaction::{Transaction, stamp},
 };
 use crate::{
-    Deployed, Function, VersionSummary, row,
+    Deployed, Function, FunctionHead, VersionSummary, row,
     versions::{self, Change},
 };
 
@@ -25,6 +25,9 @@ const STAMP: &str = "w";
 fn field(version: u32) -> String {
     format!("v{version}")
 }
+
+/// Its current version, how far it counted, and its versions.
+pub(super) type Whole = (Option<u32>, u32, Vec<FunctionVersion>);
 
 #[derive(Default)]
 struct Head {
@@ -204,6 +207,42 @@ pub(super) async fn delete(mut wire: Wire, keys: &Keys, name: &FunctionName) -> 
     transaction.add("ZREM", &keys.functions(), &[name.as_str().as_bytes()]);
     transaction.run(&mut wire).await?;
     Ok(true)
+}
+
+/// Everything of a function, deleted ones included.
+pub(super) async fn whole(wire: &mut Wire, keys: &Keys, name: &FunctionName) -> Result<Option<Whole>, Fault> {
+    let all: HashMap<String, Vec<u8>> = redis::cmd("HGETALL").arg(keys.function(name)).query_async(wire).await?;
+    let number = |field: &str| -> Result<Option<u32>, Fault> {
+        let text = all.get(field).map(|bytes| String::from_utf8_lossy(bytes));
+        text.map(|text| text.parse().map_err(|error| Fault::row("a function", error))).transpose()
+    };
+    let (current, last) = (number(CURRENT)?, number(LAST)?);
+    let Some(last) = last else { return Ok(None) };
+    let versions = versions_among(all).into_iter().map(|(_, json)| version_from(&json));
+    Ok(Some((current, last, versions.collect::<Result<_, _>>()?)))
+}
+
+pub(super) async fn put_version(wire: &mut Wire, keys: &Keys, version: &FunctionVersion) -> Result<(), Fault> {
+    let mut command = redis::cmd("HSET");
+    command.arg(keys.function(version.name())).arg(field(version.version)).arg(written(version)?);
+    let _: i64 = command.query_async(wire).await?;
+    Ok(())
+}
+
+/// After its versions.
+pub(super) async fn put_head(wire: &mut Wire, keys: &Keys, head: &FunctionHead) -> Result<(), Fault> {
+    let key = keys.function(&head.name);
+    let mut command = redis::cmd("HSET");
+    command.arg(&key).arg(LAST).arg(head.last).arg(STAMP).arg(&stamp()[..]);
+    if let Some(current) = head.current {
+        let json: Option<Vec<u8>> = redis::cmd("HGET").arg(&key).arg(field(current)).query_async(wire).await?;
+        let wrong = || Fault::row(format!("the function {}", head.name), format!("it lacks its version {current}"));
+        command.arg(CURRENT).arg(current).arg(CURRENT_VERSION).arg(json.ok_or_else(wrong)?);
+        let name = head.name.as_str();
+        let _: i64 = redis::cmd("ZADD").arg(keys.functions()).arg(0).arg(name).query_async(wire).await?;
+    }
+    let _: i64 = command.query_async(wire).await?;
+    Ok(())
 }
 
 pub(super) async fn digests(mut wire: Wire, keys: &Keys) -> Result<Vec<Digest>, Fault> {

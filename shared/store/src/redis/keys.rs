@@ -70,6 +70,32 @@ impl Keys {
         format!("{{{}:functions}}:#names", self.prefix)
     }
 
+    /// What the keys of functions begin with.
+    pub(super) fn functions_prefix(&self) -> String {
+        format!("{{{}:functions}}:", self.prefix)
+    }
+
+    /// What idempotency keys begin with: then come function and key.
+    pub(super) fn idempotency_prefix(&self) -> String {
+        format!("{}:idempotency:", self.prefix)
+    }
+
+    /// What every key of this store is like.
+    pub(super) fn patterns(&self) -> [String; 2] {
+        [format!("{}:*", self.prefix), format!("{{{}:*", self.prefix)]
+    }
+
+    /// Whether a key stays when the store is filled anew.
+    pub(super) fn outlives(&self, key: &str) -> bool {
+        key == self.meta() || key.starts_with(&self.lease(""))
+    }
+
+    /// The keys that are always the same ones.
+    pub(super) fn of_access(&self) -> Vec<String> {
+        let [count, log, by_time] = self.audit();
+        vec![self.api_keys(), self.keys_used(), self.shared(), self.secrets(), count, log, by_time]
+    }
+
     pub(super) fn idempotency(&self, function: &FunctionName, key: &str) -> String {
         format!("{}:idempotency:{function}:{key}", self.prefix)
     }

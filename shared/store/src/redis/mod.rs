@@ -18,6 +18,7 @@ use flux_protocol::{
     AgentId, Digest, ExecutionId, ExecutionRecord, FunctionName, FunctionSpec, FunctionVersion, KeyId, SecretName,
     Timestamp, execution::QueuePosition, limits,
 };
+use tokio::sync::mpsc;
 
 use self::{
     claims::Wanted,
@@ -26,14 +27,15 @@ use self::{
     link::{Link, Wire},
 };
 use crate::{
-    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
-    StatusUpdate, Store, StoreError, Tuning,
+    ApiKeyRecord, AuditEntry, Census, Claim, Deployed, Entry, ExecutionFilter, Function, Lease, Part, Recorded,
+    SealedSecret, SharedStore, StatusUpdate, Store, StoreError, Tuning,
     patience::{Again, Failure as _, Patience},
     row::Row,
 };
 
 mod access;
 mod claims;
+mod copying;
 mod executions;
 mod fault;
 mod functions;
@@ -60,10 +62,10 @@ struct Caller {
 pub(crate) async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, StoreError> {
     let link = Caller { link: Link::new(url)?, patience: Patience::default(), closed: AtomicBool::new(false) };
     let (prefix, place, cluster) = (link.link.prefix.clone(), link.link.place.clone(), link.link.is_cluster());
-    let (names, place, durability) = (&prefix, &place, tuning.durability);
+    let (names, place, durability, filling) = (&prefix, &place, tuning.durability, tuning.filling);
     let opening = |mut wire: Wire| async move {
         server::examine(&mut wire, place, durability).await?;
-        server::shards(&mut wire, names, cluster).await
+        server::shards(&mut wire, names, cluster, filling).await
     };
     let shards = link.call("open the store", opening).await?;
     Ok(Arc::new(Redis { keys: Keys::new(&prefix, shards), link }))
@@ -361,6 +363,19 @@ impl Store for Redis {
                 return Ok(removed);
             }
         }
+    }
+
+    async fn census(&self) -> Result<Census, StoreError> {
+        let keys = &self.keys;
+        self.link.call("count what it holds", |wire| copying::census(wire, keys)).await
+    }
+
+    async fn export(&self, into: mpsc::Sender<Entry>) -> Result<(), StoreError> {
+        copying::export(&self.link, &self.keys, &into).await
+    }
+
+    async fn import(&self, mut parts: mpsc::Receiver<Part>) -> Result<(), StoreError> {
+        if copying::import(&self.link, &self.keys, &mut parts).await? { Ok(()) } else { Err(StoreError::BrokenOff) }
     }
 
     async fn close(&self) {

@@ -15,11 +15,14 @@ const SCHEMA: usize = 1;
 /// Shards in a cluster, which then grows to as many servers. One server has one: a batch is then one script.
 const CLUSTER_SHARDS: usize = 16;
 
+/// Says that the store is being filled.
+pub(super) const FILLING: &str = "filling";
+
 /// How many shards what is kept has; says so at the first start.
-pub(super) async fn shards(wire: &mut Wire, prefix: &str, cluster: bool) -> Result<usize, Fault> {
+pub(super) async fn shards(wire: &mut Wire, prefix: &str, cluster: bool, filling: bool) -> Result<usize, Fault> {
     let meta = Keys::new(prefix, 1).meta();
     let shards = if cluster { CLUSTER_SHARDS } else { 1 };
-    let (_, _, (schema, shards)): (i64, i64, (usize, usize)) = redis::pipe()
+    let (_, _, (schema, shards, half)): (i64, i64, (usize, usize, Option<String>)) = redis::pipe()
         .cmd("HSETNX")
         .arg(&meta)
         .arg("schema")
@@ -30,7 +33,7 @@ pub(super) async fn shards(wire: &mut Wire, prefix: &str, cluster: bool) -> Resu
         .arg(shards)
         .cmd("HMGET")
         .arg(&meta)
-        .arg(&["schema", "shards"])
+        .arg(&["schema", "shards", FILLING])
         .query_async(wire)
         .await?;
     if schema > SCHEMA {
@@ -38,6 +41,14 @@ pub(super) async fn shards(wire: &mut Wire, prefix: &str, cluster: bool) -> Resu
             problem: format!(
                 "the keys of `{prefix}` were written by a newer release of Flux (schema {schema}; this one knows {SCHEMA}): \
                  start that release, or restore the backup from before"
+            ),
+        });
+    }
+    if half.is_some() && !filling {
+        return Err(Fault::Refused {
+            problem: format!(
+                "the keys of `{prefix}` are those of a restore that is under way, or broke off: let it end, or run \
+                 `flux restore --force` again"
             ),
         });
     }

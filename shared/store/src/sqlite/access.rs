@@ -6,14 +6,14 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::{fault::Fault, rows::page};
 use crate::{ApiKeyRecord, AuditEntry, PreviousKey};
 
-fn read(id: &str, json: &str, used: Option<i64>) -> Result<ApiKeyRecord, Fault> {
+pub(super) fn read(id: &str, json: &str, used: Option<i64>) -> Result<ApiKeyRecord, Fault> {
     let mut record: ApiKeyRecord =
         serde_json::from_str(json).map_err(|error| Fault::row(format!("the API key {id}"), error))?;
     record.last_used_at = used.map(Timestamp::from_micros);
     Ok(record)
 }
 
-fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<String, Fault> {
+pub(super) fn written<T: serde::Serialize>(what: &str, value: &T) -> Result<String, Fault> {
     serde_json::to_string(value).map_err(|error| Fault::row(what.to_owned(), error))
 }
 

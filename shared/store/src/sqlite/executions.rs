@@ -23,7 +23,7 @@ pub(super) fn load(database: &Connection, id: ExecutionId) -> Result<Option<Exec
 }
 
 /// Inserts; whether there was none.
-fn insert(database: &Connection, row: &Row) -> Result<bool, Fault> {
+pub(super) fn insert(database: &Connection, row: &Row) -> Result<bool, Fault> {
     let mut statement = database.prepare_cached(
         "INSERT INTO executions (id, function, status, queued_at, status_at, record, output, invocation)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",

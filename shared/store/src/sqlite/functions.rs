@@ -24,7 +24,7 @@ fn head(database: &Connection, name: &FunctionName) -> Result<Option<Head>, Faul
     Ok(head)
 }
 
-fn version_from(row: &rusqlite::Row<'_>) -> Result<FunctionVersion, Fault> {
+pub(super) fn version_from(row: &rusqlite::Row<'_>) -> Result<FunctionVersion, Fault> {
     let version: u32 = row.get(0)?;
     let digest: Option<[u8; 32]> = row.get(1)?;
     let spec: String = row.get(2)?;
@@ -89,7 +89,7 @@ fn add(
     Ok(version)
 }
 
-fn save(database: &Connection, version: &FunctionVersion) -> Result<(), Fault> {
+pub(super) fn save(database: &Connection, version: &FunctionVersion) -> Result<(), Fault> {
     let spec = serde_json::to_string(&version.spec).map_err(|error| Fault::row("a configuration", error))?;
     database
         .prepare_cached(

@@ -11,14 +11,16 @@ use flux_protocol::{
     Timestamp, execution::QueuePosition, limits,
 };
 use rusqlite::Connection;
+use tokio::sync::mpsc;
 
 use self::{database::Database, fault::Fault, reader::Readers, writer::Writer};
 use crate::{
-    ApiKeyRecord, AuditEntry, Claim, Deployed, ExecutionFilter, Function, Lease, Recorded, SealedSecret, SharedStore,
-    StatusUpdate, Store, StoreError, Tuning,
+    ApiKeyRecord, AuditEntry, Census, Claim, Deployed, Entry, ExecutionFilter, Function, Lease, Part, Recorded,
+    SealedSecret, SharedStore, StatusUpdate, Store, StoreError, Tuning,
 };
 
 mod access;
+mod copying;
 mod database;
 mod executions;
 mod fault;
@@ -34,6 +36,8 @@ mod writer;
 const EXPIRE_STEP: usize = 500;
 
 struct Sqlite {
+    database: Database,
+    place: Arc<str>,
     writer: Writer,
     readers: Readers,
 }
@@ -53,8 +57,19 @@ pub(crate) async fn open(path: Option<PathBuf>, tuning: &Tuning) -> Result<Share
     })?;
     opening.await.map_err(|_| StoreError::Closed)??;
     let connections = connected.await.map_err(|_| StoreError::Closed)?;
-    let readers = if database.is_file() { Readers::start(place, tuning.queue, connections)? } else { Readers::Writer };
-    Ok(Arc::new(Sqlite { writer, readers }))
+    let readers = if database.is_file() {
+        Readers::start(Arc::clone(&place), tuning.queue, connections)?
+    } else {
+        Readers::Writer
+    };
+    Ok(Arc::new(Sqlite { database, place, writer, readers }))
+}
+
+/// For work that is not over in a moment.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StoreError::Closed)?
 }
 
 impl Sqlite {
@@ -309,6 +324,73 @@ impl Store for Sqlite {
                 return Ok(removed);
             }
         }
+    }
+
+    async fn census(&self) -> Result<Census, StoreError> {
+        self.read("count what it holds", copying::census).await
+    }
+
+    async fn export(&self, mut into: mpsc::Sender<Entry>) -> Result<(), StoreError> {
+        const ATTEMPTED: &str = "read all of it";
+        if !self.writer.is_running() {
+            return Err(StoreError::Closed);
+        }
+        if !self.database.is_file() {
+            // It belongs to the writer, which does not wait for whoever takes the entries.
+            let all = move |db: &Connection| {
+                let mut all = Vec::new();
+                copying::export_all(db, &mut all).map(|()| all)
+            };
+            for entry in self.writer.write(ATTEMPTED, 0, all).await? {
+                if into.send(entry).await.is_err() {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        let (database, place) = (self.database.clone(), Arc::clone(&self.place));
+        off_thread(move || {
+            let reader = database.connect_reader()?;
+            copying::export(&reader, &mut into).map_err(|fault| fault.into_error(ATTEMPTED, &place))
+        })
+        .await
+    }
+
+    async fn import(&self, mut parts: mpsc::Receiver<Part>) -> Result<(), StoreError> {
+        const ATTEMPTED: &str = "fill it";
+        if !self.writer.is_running() {
+            return Err(StoreError::Closed);
+        }
+        let filled = if self.database.is_file() {
+            let (database, place) = (self.database.clone(), Arc::clone(&self.place));
+            off_thread(move || {
+                let writer = database.connect_writer()?;
+                let imported = copying::import(&writer, || parts.blocking_recv());
+                imported.map_err(|fault| fault.into_error(ATTEMPTED, &place))
+            })
+            .await?
+        } else {
+            let mut all = Vec::new();
+            let mut ended = false;
+            while let Some(part) = parts.recv().await {
+                match part {
+                    Part::Entry(entry) => all.push(entry),
+                    Part::End => {
+                        ended = true;
+                        break;
+                    }
+                }
+            }
+            if ended {
+                let fill = move |db: &Connection| {
+                    let mut all = all.clone().into_iter().map(Part::Entry).chain([Part::End]);
+                    copying::empty(db).and_then(|()| copying::fill(db, &mut || all.next()))
+                };
+                self.writer.write(ATTEMPTED, 1, fill).await?;
+            }
+            ended
+        };
+        if filled { Ok(()) } else { Err(StoreError::BrokenOff) }
     }
 
     async fn close(&self) {

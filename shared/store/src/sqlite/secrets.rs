@@ -6,9 +6,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::{fault::Fault, rows::key};
 use crate::SealedSecret;
 
-const COLUMNS: &str = "name, version, key, sealed, created_at, updated_at";
+pub(super) const COLUMNS: &str = "name, version, key, sealed, created_at, updated_at";
 
-fn read(row: &Row<'_>) -> Result<SealedSecret, Fault> {
+pub(super) fn read(row: &Row<'_>) -> Result<SealedSecret, Fault> {
     let name: String = row.get(0)?;
     Ok(SealedSecret {
         name: SecretName::parse(&name).map_err(|error| Fault::row("a secret", error))?,
