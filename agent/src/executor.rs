@@ -40,6 +40,20 @@ pub trait Process: Send {
     /// Whether nothing of it lives beside its main process: what a worker leaves behind must not outlive its invocation.
     async fn is_alone(&mut self) -> bool;
 
+    /// Ends everything of it but its main process, and makes the rest of its slot as new; whether nothing is left. Of a worker
+    /// that forks.
+    async fn clear(&mut self) -> bool {
+        false
+    }
+
+    /// As [`Self::clear`], without waiting for it.
+    fn start_clearing(&self) {}
+
+    /// How many processes the kernel has ended at the memory limit in the cgroup that it is in; `None` where nobody knows.
+    fn oom_kills(&self) -> Option<u64> {
+        None
+    }
+
     /// What its main process holds in memory, as the kernel says; `None` where nobody knows.
     fn resident_bytes(&self) -> Option<u64> {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;
@@ -132,6 +146,18 @@ impl Process for Running {
 
     async fn wait(&mut self) -> Ended {
         Running::wait(self).await
+    }
+
+    async fn clear(&mut self) -> bool {
+        Running::clear(self).await
+    }
+
+    fn start_clearing(&self) {
+        Running::start_clearing(self);
+    }
+
+    fn oom_kills(&self) -> Option<u64> {
+        Running::oom_kills(self)
     }
 
     fn take_listener(&mut self) -> Option<OwnedFd> {

@@ -44,6 +44,7 @@ fn main() {
             pids_max: 64,
             open_files: 1024,
             file_size_bytes: 1 << 30,
+            spares_others: false,
         },
         ..SpawnRequest::default()
     };

@@ -140,6 +140,7 @@ fn bare(version: &FunctionVersion, code: Option<&CodeFolder>) -> SpawnRequest {
             pids_max: PIDS,
             open_files: OPEN_FILES,
             file_size_bytes: 0,
+            spares_others: spec.fresh,
         },
         network: match spec.network {
             function::Network::Host => Network::Host,

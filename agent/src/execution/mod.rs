@@ -21,6 +21,7 @@
 mod coalesce;
 mod environment;
 mod finish;
+mod fresh;
 mod outcome;
 mod output;
 mod prepare;

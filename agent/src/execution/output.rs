@@ -77,6 +77,14 @@ impl Source {
         Ok(count)
     }
 
+    /// Throws away what is there: nobody's, once all who could have written it are gone.
+    pub(crate) fn discard(&self) {
+        let mut nobodys = BytesMut::new();
+        while matches!(self.read_now(&mut nobodys), Ok(1..)) {
+            nobodys.clear();
+        }
+    }
+
     /// Whether nothing is there to read.
     pub(crate) fn is_silent(&self) -> bool {
         !matches!(self.read_now(&mut BytesMut::new()), Ok(1..))

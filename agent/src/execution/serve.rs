@@ -23,7 +23,7 @@ use flux_worker::{Call, Fault, Load, Used, bootstrap};
 use nix::libc::SIGKILL;
 
 use super::{
-    Attempt, Secrets, environment,
+    Attempt, Secrets, environment, fresh,
     outcome::{self, Ending},
     output::Capture,
     prepare::Ready,
@@ -33,7 +33,7 @@ use crate::{
     executor::Process,
     lambda::RuntimeApi,
     launch::{Ended, LaunchError},
-    warm::{Channel, Exchange, FirstWords, Key, Lease, Parts, Served, Talk, Unfit, Worker},
+    warm::{Channel, Died, Exchange, FirstWords, Key, Lease, Parts, Served, Talk, Unfit, Worker},
 };
 
 /// A worker that closed its channel is ending, or is ended.
@@ -102,7 +102,8 @@ impl Attempt {
         };
         tracing::debug!(pid = process.pid(), version = ready.version.version, "a worker started");
         let (version, code) = (Arc::clone(&ready.version), ready.code.clone());
-        Ok(Worker { process, talk, pipes, served: 0, cpu_us: 0, version, secrets, _code: code })
+        let oom_kills = spec.fresh.then(|| process.oom_kills()).flatten();
+        Ok(Worker { process, talk, pipes, served: 0, cpu_us: 0, oom_kills, version, secrets, _code: code })
     }
 
     async fn start_bootstrap(
@@ -127,12 +128,13 @@ impl Attempt {
         stdio: [OwnedFd; 3],
     ) -> Result<(Box<dyn Process>, Talk), Started> {
         let spec = &ready.version.spec;
-        let found = self.interpreter(spec).zip(bootstrap::of(spec.runtime));
+        let bootstrap = if spec.fresh { bootstrap::forking(spec.runtime) } else { bootstrap::of(spec.runtime) };
+        let found = self.interpreter(spec).zip(bootstrap);
         let Some((interpreter, bootstrap)) = found else {
             let message = format!("this agent has no `{}`; another one may", spec.runtime);
             return Err(Started::Late(Box::new(super::failed(ErrorKind::Sandbox, message))));
         };
-        let first = FirstWords { bootstrap, load: Load::from(spec.entry()) };
+        let first = FirstWords { bootstrap, load: Load { fresh: spec.fresh, ..Load::from(spec.entry()) } };
         let addresses = &self.node.addresses;
         let code = ready.code.as_ref();
         let mut start = environment::worker_request(&ready.version, code, addresses, &interpreter, bootstrap.arguments);
@@ -166,9 +168,10 @@ impl Attempt {
         let mut ending = None;
         let mut watched = {
             let last_words = worker.talk.last_words();
+            let mut process = fresh::Sparing { forks: worker.talk.forks().cloned(), process: &mut *worker.process };
             let exchange = worker.talk.exchange(&call, &ready.payload);
             tokio::pin!(exchange);
-            let watched = self.watch(&mut *worker.process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
+            let watched = self.watch(&mut process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
             match watched {
                 // It may have answered just before its end, or said why there is no answer: all that was heard is read.
                 Watched::Ended(ended) if ending.is_none() => match tokio::time::timeout(last_words, exchange).await {
@@ -223,7 +226,9 @@ impl Attempt {
             Watched::Ended(Ended::LauncherLost) | Watched::Undying => {
                 self.of_its_end(&nobody_saw(), ending.as_ref(), spec, started_at_us, worker.cpu_us)
             }
-            Watched::Ended(Ended::Finished(report)) => {
+            Watched::Ended(Ended::Finished(mut report)) => {
+                // It counts what ended at the limit since the worker's start.
+                report.oom_killed &= fresh::passed_its_memory(&worker) != Some(false);
                 let outcome = self.of_its_end(&report, ending.as_ref(), spec, started_at_us, worker.cpu_us);
                 if ending.is_none() && worker.talk.never_asked() { not_begun(outcome) } else { outcome }
             }
@@ -235,10 +240,21 @@ impl Attempt {
                 let took = served.answered_at.duration_since(served.loaded_at.unwrap_or(started));
                 let usage = usage_of(&served.used);
                 self.note_dropped(served.used.dropped_bytes);
-                if let Some(ending) = &ending {
+                if worker.talk.forking().is_some() {
+                    let was_stopped = ending.is_some();
+                    self.returns(worker, lease, fresh::Turn { took, is_over: false, was_stopped }).await;
+                    let outcome = match &ending {
+                        Some(ending) => self.ended_by(ending),
+                        None => self.of_answer(served.answer),
+                    };
+                    Outcome { duration_ms: took.into(), usage, ..outcome }
+                } else if let Some(ending) = &ending {
                     end(&mut *worker.process).await;
                     Outcome { duration_ms: took.into(), usage, ..self.ended_by(ending) }
                 } else {
+                    if let Some(why) = worker.talk.cannot_fork() {
+                        self.note_cannot_fork(why);
+                    }
                     let unfit = self.unfit(&mut worker, &served, spec).await;
                     match unfit {
                         None if !spec.keep_warm.is_zero() => lease.give_back(worker, took),
@@ -246,6 +262,20 @@ impl Attempt {
                     }
                     Outcome { duration_ms: took.into(), usage, ..self.of_answer(served.answer) }
                 }
+            }
+            Watched::Answered(Exchange::Died(Died { loaded_at, over })) => {
+                if let Some(loaded_at) = loaded_at {
+                    start.init_ms = loaded_at.duration_since(began).into();
+                    lease.started(loaded_at.duration_since(began));
+                }
+                let report = fresh::report(&over, fresh::passed_its_memory(&worker) == Some(true));
+                let outcome = self.of_its_end(&report, ending.as_ref(), spec, started_at_us, 0);
+                // What was not read is still there, and would be taken for the next invocation.
+                if !over.is_unread {
+                    let turn = fresh::Turn { took: started.elapsed(), is_over: true, was_stopped: ending.is_some() };
+                    self.returns(worker, lease, turn).await;
+                }
+                outcome
             }
             Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_)) if let Some(ending) = &ending => {
                 end(&mut *worker.process).await;
@@ -290,10 +320,9 @@ impl Attempt {
     async fn unfit(&mut self, worker: &mut Worker, served: &Served, spec: &FunctionSpec) -> Option<Unfit> {
         worker.served += 1;
         worker.cpu_us = worker.cpu_us.saturating_add(served.used.cpu_us);
-        let current = self.node.functions.current(&spec.name).map(|current| current.version);
-        let key = Key { function: spec.name.clone(), version: worker.version.version };
-        let is_current = current == Some(key.version) && !self.node.stamps.are_old(&key, worker.secrets.stamps());
-        let unfit = if is_current {
+        let unfit = if worker.talk.cannot_fork().is_some() {
+            Some(Unfit::Ends)
+        } else if fresh::is_current(&self.node, worker) {
             worker.unfit(served.used.threads_left, served.used.peak_bytes).await
         } else {
             Some(Unfit::Replaced)

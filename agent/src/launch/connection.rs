@@ -47,7 +47,7 @@ pub(super) struct Connection {
     control: AsyncFd<OwnedFd>,
     /// `None` once the launcher is gone: nothing can be added that nobody would ever resolve.
     pending: Mutex<Option<HashMap<u64, Pending>>>,
-    /// By nonce: pings, and questions whether a worker is alone. The answer to a ping is `true`.
+    /// By nonce: pings, and questions whether a worker is alone or what it left is gone. The answer to a ping is `true`.
     asked: Mutex<HashMap<u64, oneshot::Sender<bool>>>,
     /// Signals for which the control socket had no room.
     unsent: Mutex<VecDeque<Control>>,
@@ -176,10 +176,19 @@ impl Connection {
 
     /// Sends a signal to an execution. One that ended already, or a launcher that is gone, is no error.
     pub(super) fn kill(&self, id: u64, signal: i32) {
-        let kill = Control::Kill { id, signal };
+        self.tell(Control::Kill { id, signal });
+    }
+
+    /// As [`Self::clear`], without waiting for what comes of it.
+    pub(super) fn start_clearing(&self, id: u64) {
+        let nonce = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.tell(Control::Clear { id, nonce });
+    }
+
+    fn tell(&self, control: Control) {
         let mut unsent = self.unsent.lock();
         let full = unsent.is_empty()
-            && socket::try_send(self.control.get_ref().as_fd(), &kill.encode(), &[])
+            && socket::try_send(self.control.get_ref().as_fd(), &control.encode(), &[])
                 .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         if !full && unsent.is_empty() {
             return;
@@ -189,9 +198,9 @@ impl Connection {
             return self.end_launcher();
         }
         if unsent.is_empty() {
-            tracing::warn!(id, signal, "the launcher is slow to read its control socket; signals wait");
+            tracing::warn!(?control, "the launcher is slow to read its control socket; signals wait");
         }
-        unsent.push_back(kill);
+        unsent.push_back(control);
         self.has_unsent.notify_one();
     }
 
@@ -228,6 +237,11 @@ impl Connection {
     /// Whether nothing lives of an execution but its main process; `None` when the launcher does not say.
     pub(super) async fn is_alone(&self, id: u64) -> Option<bool> {
         self.ask(|nonce| Control::IsAlone { id, nonce }).await
+    }
+
+    /// Ends what lives of an execution beside its main process, and makes its slot as new; whether nothing is left of it.
+    pub(super) async fn clear(&self, id: u64) -> bool {
+        self.ask(|nonce| Control::Clear { id, nonce }).await.unwrap_or(false)
     }
 
     async fn ask(&self, question: impl FnOnce(u64) -> Control) -> Option<bool> {
@@ -289,6 +303,7 @@ impl Connection {
         let (nonce, answer) = match reply {
             ControlReply::Pong { nonce } => (nonce, true),
             ControlReply::Alone { nonce, alone } => (nonce, alone),
+            ControlReply::Cleared { nonce, clean } => (nonce, clean),
             ControlReply::Hello(_) => return,
         };
         if let Some(waiter) = self.asked.lock().remove(&nonce) {

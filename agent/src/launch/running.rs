@@ -47,6 +47,8 @@ impl Census {
 
 /// Room for a few pids: more than one is too many.
 const PIDS: usize = 64;
+/// Room for what a memory cgroup has counted.
+const EVENTS: usize = 512;
 
 /// Signals one execution, from anywhere, also while somebody waits for it.
 #[derive(Debug, Clone)]
@@ -129,6 +131,22 @@ impl Running {
         }
     }
 
+    /// Ends all but the main process, and makes the rest of its slot as new; whether nothing is left.
+    pub async fn clear(&self) -> bool {
+        self.killer.connection.clear(self.killer.id).await
+    }
+
+    /// The same, without waiting for it.
+    pub fn start_clearing(&self) {
+        self.killer.connection.start_clearing(self.killer.id);
+    }
+
+    /// How many processes the kernel has ended in its cgroup at the memory limit, since that was made.
+    pub fn oom_kills(&self) -> Option<u64> {
+        let cgroup = self.cgroup.as_ref()?;
+        ["memory.events", "memory.oom_control"].into_iter().find_map(|file| oom_kills(cgroup, file))
+    }
+
     /// Waits for the end. May be dropped and called again; once it ended it says the same each time.
     pub async fn wait(&mut self) -> Ended {
         if let Some(outcome) = self.outcome {
@@ -151,6 +169,14 @@ fn members(cgroup: &OwnedFd) -> io::Result<usize> {
     let mut pids = [0; PIDS];
     let len = nix::unistd::read(&list, &mut pids)?;
     Ok(pids[..len].iter().filter(|byte| **byte == b'\n').count())
+}
+
+fn oom_kills(cgroup: &OwnedFd, file: &str) -> Option<u64> {
+    let file = openat(cgroup, file, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let mut said = [0; EVENTS];
+    let len = nix::unistd::read(&file, &mut said).ok()?;
+    let said = std::str::from_utf8(said.get(..len)?).ok()?;
+    said.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
 impl Drop for Running {

@@ -50,7 +50,7 @@ async fn until_ready(met: &mut Met, loads: &[u8], heard: &mut Vec<FromShim>) -> 
                 loop {
                     match decoder.next_frame() {
                         Ok(Some(FromWorker::Hello { .. })) => {}
-                        Ok(Some(FromWorker::Ready)) => break Some(true),
+                        Ok(Some(FromWorker::Ready { .. })) => break Some(true),
                         Ok(None) => break None,
                         _ => break Some(false),
                     }

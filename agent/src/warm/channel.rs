@@ -6,12 +6,18 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::net::UnixStream as StdUnixStream,
     },
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
 use bytes::Bytes;
 use flux_protocol::limits;
-use flux_worker::{Call, Decoder, Fault, FrameError, FromWorker, Load, ToWorker, Used, bootstrap::Bootstrap, frame};
+use flux_worker::{
+    Call, Decoder, Fault, FrameError, FromWorker, Load, Over, ToWorker, Used, bootstrap::Bootstrap, frame,
+};
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -30,6 +36,26 @@ pub(crate) struct Channel {
     first: Option<FirstWords>,
     decoder: Decoder,
     out: Vec<u8>,
+    forks: Arc<Forks>,
+}
+
+/// Whether a worker's process has a child that serves, or waits to. Known once it has loaded its handler.
+#[derive(Debug, Default)]
+pub(crate) struct Forks {
+    does: AtomicBool,
+    /// Of one that was to, and does not.
+    why_not: OnceLock<String>,
+}
+
+impl Forks {
+    pub(crate) fn does(&self) -> bool {
+        self.does.load(Ordering::Acquire)
+    }
+
+    /// Why it served by itself, and can serve nobody else.
+    pub(crate) fn why_not(&self) -> Option<&str> {
+        self.why_not.get().map(String::as_str)
+    }
 }
 
 /// What a worker is told before its first invocation.
@@ -56,10 +82,20 @@ pub(crate) struct Served {
     pub(crate) answer: Result<Bytes, Fault>,
 }
 
+/// A forked child that ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Died {
+    /// When a cold worker had its handler.
+    pub(crate) loaded_at: Option<Instant>,
+    pub(crate) over: Over,
+}
+
 /// What came of an invocation.
 #[derive(Debug)]
 pub(crate) enum Exchange {
     Served(Served),
+    /// The process that was forked for it ended without an answer.
+    Died(Died),
     /// The handler could not be loaded.
     NotLoaded(Fault),
     /// The worker was gone, or went before it had read all of it: it began nothing.
@@ -89,7 +125,27 @@ impl Channel {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let stream = UnixStream::from_std(ours)?;
-        Ok((Self { stream, first: Some(first), decoder: Decoder::default(), out: Vec::new() }, theirs.into()))
+        let (decoder, out, forks) = (Decoder::default(), Vec::new(), Arc::default());
+        Ok((Self { stream, first: Some(first), decoder, out, forks }, theirs.into()))
+    }
+
+    pub(crate) const fn forks(&self) -> &Arc<Forks> {
+        &self.forks
+    }
+
+    /// After an answer: waits for the end of the child that gave it. `None` where something else is said.
+    pub(crate) async fn until_over(&mut self) -> Option<Over> {
+        match self.receive().await {
+            Ok(Some(FromWorker::Over(over))) => Some(over),
+            _ => None,
+        }
+    }
+
+    /// Nothing is left of the child that ended: the next one may begin.
+    pub(crate) async fn fork(&mut self) -> io::Result<()> {
+        self.out.clear();
+        ToWorker::Fork.encode_head(&mut self.out);
+        self.stream.write_all(&self.out).await
     }
 
     /// Whether it is open, and the worker says nothing unasked.
@@ -109,6 +165,7 @@ impl Channel {
     /// Has one invocation served.
     pub(crate) async fn exchange(&mut self, call: &Call, payload: &Bytes) -> Exchange {
         let first = self.first.take();
+        let is_to_fork = first.as_ref().is_some_and(|first| first.load.fresh);
         if let Err(error) = self.send(first.as_ref(), call, payload).await {
             tracing::debug!(%error, "an invocation was not sent whole");
             // What is said before its end, such as why the handler cannot be loaded, is still there.
@@ -131,10 +188,16 @@ impl Channel {
                     return Exchange::Nonsense(format!("it speaks version {version} of the protocol, and not {ours}"));
                 }
                 FromWorker::Hello { .. } => continue,
-                FromWorker::Ready => {
+                FromWorker::Ready { cannot_fork } => {
                     loaded_at = Some(Instant::now());
+                    match cannot_fork.filter(|_| is_to_fork) {
+                        Some(why) => drop(self.forks.why_not.set(why)),
+                        None => self.forks.does.store(is_to_fork, Ordering::Release),
+                    }
                     continue;
                 }
+                FromWorker::Over(over) if over.is_unread && first.is_none() => return Exchange::NotSent,
+                FromWorker::Over(over) => return Exchange::Died(Died { loaded_at, over }),
                 FromWorker::Failed(fault) => return Exchange::NotLoaded(fault),
                 FromWorker::Result(used, result) => (used, Ok(result)),
                 FromWorker::Error(used, fault) => (used, Err(fault)),

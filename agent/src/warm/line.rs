@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use flux_protocol::limits;
 use tokio::sync::oneshot;
 
 /// Calls are averaged with this weight of the past, in eighths.
@@ -13,6 +14,8 @@ const MOST: Duration = Duration::from_millis(100);
 pub(super) struct Line<W> {
     /// Workers that serve or start.
     pub(super) serving: u32,
+    /// Of those, the ones that have answered and come back in a moment.
+    returning: u32,
     waiting: VecDeque<oneshot::Sender<W>>,
     call: Option<Duration>,
     start: Option<Duration>,
@@ -20,7 +23,7 @@ pub(super) struct Line<W> {
 
 impl<W> Default for Line<W> {
     fn default() -> Self {
-        Self { serving: 0, waiting: VecDeque::new(), call: None, start: None }
+        Self { serving: 0, returning: 0, waiting: VecDeque::new(), call: None, start: None }
     }
 }
 
@@ -28,6 +31,9 @@ impl<W> Line<W> {
     /// How long waiting for a worker is worth it: half of what starting took last, where one is likely to come free by then.
     pub(super) fn patience(&mut self) -> Option<Duration> {
         self.waiting.retain(|waiting| !waiting.is_closed());
+        if self.waiting.len() < self.returning as usize {
+            return Some(limits::WORKER_RETURNS_WITHIN);
+        }
         let patience = (self.start? / 2).min(MOST);
         let before_me = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX).saturating_add(1);
         let likely = self.call?.saturating_mul(before_me) / self.serving.max(1);
@@ -57,6 +63,19 @@ impl<W> Line<W> {
 
     pub(super) fn served(&mut self, took: Duration) {
         self.call = Some(self.call.map_or(took, |average| (average * PAST + took) / (PAST + 1)));
+    }
+
+    /// One has answered, and will be given back or end.
+    pub(super) fn returns(&mut self) {
+        self.returning += 1;
+    }
+
+    /// It came back. Or it ended: who waited for it looks again.
+    pub(super) fn returned(&mut self, has_ended: bool) {
+        self.returning = self.returning.saturating_sub(1);
+        if has_ended {
+            self.waiting.pop_front();
+        }
     }
 
     /// One serves no more. Where no worker is left that could come free, nobody is to wait for one.
@@ -92,6 +111,22 @@ mod tests {
             line.served(100 * MS);
         }
         assert_eq!(line.patience(), None, "calls became slow");
+    }
+
+    #[test]
+    fn one_that_returns_is_waited_for_however_slow_calls_are() {
+        let mut line = Line::<u8> { serving: 2, ..Line::default() };
+        line.returns();
+        assert_eq!(line.patience(), Some(limits::WORKER_RETURNS_WITHIN));
+        let mut waiting = line.wait();
+        assert_eq!(line.patience(), None, "somebody waits for it");
+        line.returned(true);
+        assert!(waiting.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        line.returns();
+        let mut waiting = line.wait();
+        line.returned(false);
+        assert_eq!((line.hand_over(1), waiting.try_recv()), (None, Ok(1)));
+        assert_eq!(line.patience(), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use flux_protocol::FunctionName;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-pub(crate) use channel::{Channel, Exchange, FirstWords, Served};
+pub(crate) use channel::{Channel, Died, Exchange, FirstWords, Forks, Served};
 use line::Line;
 pub(crate) use shelf::Key;
 use shelf::Shelf;
@@ -100,7 +100,7 @@ impl WarmPool {
             let found = self.state.lock().find(key);
             match found {
                 Found::Idle(worker) => {
-                    let lease = Lease { pool: Arc::clone(self), key: key.clone() };
+                    let lease = Lease { pool: Arc::clone(self), key: key.clone(), returns: false };
                     if worker.is_quiet() {
                         return (lease, Some(worker));
                     }
@@ -130,7 +130,7 @@ impl WarmPool {
 
     fn lease(self: &Arc<Self>, key: &Key) -> Lease {
         self.state.lock().lines.entry(key.clone()).or_default().serving += 1;
-        Lease { pool: Arc::clone(self), key: key.clone() }
+        Lease { pool: Arc::clone(self), key: key.clone(), returns: false }
     }
 
     /// Memory for an execution that is about to start: workers that wait go until there is room.
@@ -150,7 +150,7 @@ impl WarmPool {
         Claim { pool: Arc::clone(self), memory_mb }
     }
 
-    fn give_back(&self, worker: Worker, lease: Lease, took: Duration) {
+    fn give_back(&self, worker: Worker, mut lease: Lease, took: Duration) {
         let keep_warm = worker.version.spec.keep_warm;
         let memory_mb = worker.memory_mb();
         let key = lease.key.clone();
@@ -159,6 +159,9 @@ impl WarmPool {
             let state = &mut *state;
             let line = state.lines.entry(key.clone()).or_default();
             line.served(took);
+            if std::mem::take(&mut lease.returns) {
+                line.returned(false);
+            }
             let Some((worker, lease)) = line.hand_over((worker, lease)) else { return };
             let expires_at = Instant::now() + keep_warm;
             state.shelf.push(&key, worker, memory_mb, expires_at);
@@ -248,6 +251,7 @@ async fn within<W>(patience: Duration, mut free: oneshot::Receiver<W>) -> Option
 pub(crate) struct Lease {
     pool: Arc<WarmPool>,
     key: Key,
+    returns: bool,
 }
 
 impl Lease {
@@ -255,6 +259,14 @@ impl Lease {
     pub(crate) fn started(&self, took: Duration) {
         if let Some(line) = self.pool.state.lock().lines.get_mut(&self.key) {
             line.started(took);
+        }
+    }
+
+    /// The worker has answered, and will be given back once what its invocation left is gone.
+    pub(crate) fn returns(&mut self) {
+        if let Some(line) = self.pool.state.lock().lines.get_mut(&self.key) {
+            self.returns = true;
+            line.returns();
         }
     }
 
@@ -268,6 +280,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(line) = self.pool.state.lock().lines.get_mut(&self.key) {
+            if self.returns {
+                line.returned(true);
+            }
             line.ended();
         }
     }

@@ -1,12 +1,15 @@
 //! How a worker is spoken to.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flux_protocol::limits;
 use flux_worker::Call;
 
-use super::{Exchange, Served, channel::Channel};
+use super::{
+    Exchange, Served,
+    channel::{Channel, Forks},
+};
 use crate::lambda::RuntimeApi;
 
 pub(crate) enum Talk {
@@ -23,6 +26,27 @@ impl Talk {
             Self::Framed(channel) => channel.exchange(call, payload).await,
             Self::Lambda(api) => api.exchange(call, payload).await,
         }
+    }
+
+    /// The channel of a worker that forks for each invocation.
+    pub(crate) fn forking(&mut self) -> Option<&mut Channel> {
+        match self {
+            Self::Framed(channel) if channel.forks().does() => Some(channel),
+            Self::Framed(_) | Self::Lambda(_) => None,
+        }
+    }
+
+    /// Whether the worker forks for each invocation; none of those that are spoken to otherwise does.
+    pub(crate) fn forks(&self) -> Option<&Arc<Forks>> {
+        match self {
+            Self::Framed(channel) => Some(channel.forks()),
+            Self::Lambda(_) => None,
+        }
+    }
+
+    /// Why a worker that was to fork served by itself.
+    pub(crate) fn cannot_fork(&self) -> Option<&str> {
+        self.forks().and_then(|forks| forks.why_not())
     }
 
     /// For how long to listen to a worker whose process ended. A channel ends with it, but the runtime may hear of what is in it

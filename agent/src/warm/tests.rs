@@ -49,6 +49,7 @@ fn worker() -> (Worker, impl Sized) {
         pipes,
         served: 0,
         cpu_us: 0,
+        oom_kills: None,
         version: Arc::new(version),
         secrets: crate::execution::Secrets::default(),
         _code: None,

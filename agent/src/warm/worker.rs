@@ -22,6 +22,8 @@ pub(crate) struct Worker {
     pub(crate) served: u64,
     /// Of what it served, as it said.
     pub(crate) cpu_us: u64,
+    /// Ended by the kernel at the memory limit before its next invocation, where that is known.
+    pub(crate) oom_kills: Option<u64>,
     pub(crate) version: Arc<FunctionVersion>,
     /// As they were when it started.
     pub(crate) secrets: Secrets,
@@ -71,6 +73,16 @@ impl Worker {
         self.version.spec.resources.memory.into()
     }
 
+    /// What it may hold between invocations.
+    fn most_bytes(&self) -> u64 {
+        self.version.spec.resources.memory_bytes() / 100 * limits::WORKER_MEMORY_PERCENT
+    }
+
+    /// Whether it holds more than that, or nobody knows.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.process.resident_bytes().is_none_or(|bytes| bytes > self.most_bytes())
+    }
+
     /// Whether it can take an invocation: it lives, and nothing was printed or said since its last one. What was is nobody's.
     pub(crate) fn is_quiet(&self) -> bool {
         self.talk.is_quiet() && self.pipes.iter().all(Source::is_silent)
@@ -93,9 +105,8 @@ impl Worker {
         if self.served >= limits::WORKER_INVOCATIONS {
             return Some(Unfit::Invocations);
         }
-        let most = self.version.spec.resources.memory_bytes() / 100 * limits::WORKER_MEMORY_PERCENT;
         // Only one that held so much once can hold it now.
-        if peak_bytes > most && self.process.resident_bytes().is_none_or(|bytes| bytes > most) {
+        if peak_bytes > self.most_bytes() && self.has_grown() {
             return Some(Unfit::Memory);
         }
         let has_left = match self.talk.has_left_processes() {

@@ -9,6 +9,7 @@ mod containers;
 mod drain;
 mod end_to_end;
 mod faults;
+mod fresh;
 mod lambda;
 mod microvms;
 mod node_workers;

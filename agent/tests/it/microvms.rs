@@ -165,7 +165,7 @@ impl Engine {
     async fn python(&self) -> Running {
         let python = bootstrap::of(Runtime::Python).expect("it has workers");
         let mut start = self.start("python3", python.arguments);
-        let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()) };
+        let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()), fresh: false };
         for said in [ToWorker::Program(python.program), ToWorker::Load(&load)] {
             said.encode_head(&mut start.loads);
         }
@@ -234,7 +234,7 @@ impl Running {
         loop {
             match decoder.next_frame().expect("a frame") {
                 Some(FromWorker::Result(_, json)) => return String::from_utf8_lossy(&json).into_owned(),
-                Some(FromWorker::Hello { .. } | FromWorker::Ready) => {}
+                Some(FromWorker::Hello { .. } | FromWorker::Ready { .. }) => {}
                 Some(other) => panic!("{other:?}"),
                 None => {
                     let mut piece = [0; 4096];

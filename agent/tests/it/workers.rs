@@ -209,7 +209,7 @@ impl Workers {
         Self::with(World::settings(), |_| {}).await
     }
 
-    async fn with(settings: AgentSettings, change: impl FnOnce(&mut LauncherConfig)) -> Self {
+    pub(crate) async fn with(settings: AgentSettings, change: impl FnOnce(&mut LauncherConfig)) -> Self {
         let real =
             Real::with(&[("native", "echo native")], "resources: { cpu: 1000, memory: 2100 }", settings, change).await;
         for (name, content) in [

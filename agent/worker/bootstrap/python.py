@@ -10,7 +10,7 @@ import time
 
 CHANNEL = 3
 PROTOCOL = 2
-HELLO, READY, FAILED, RESULT, ERROR = 16, 17, 18, 19, 20
+HELLO, READY, FAILED, RESULT, ERROR, OVER = 16, 17, 18, 19, 20, 21
 RESEED = 4
 RESULT_LIMIT = 16 * 1024 * 1024
 # How long a thread that is about to end is waited for before it counts as left.
@@ -18,6 +18,7 @@ SETTLE_TRIES, SETTLE_S = 5, 0.001
 
 ME = os.getpid()
 FOLDER = os.getcwd()
+TMPDIR = os.environ.get("TMPDIR")
 STDOUT, STDERR = sys.stdout, sys.stderr
 # The number of the invocation in whose course something was begun; a callback of an event loop keeps it.
 INVOCATION = contextvars.ContextVar("flux invocation", default=None)
@@ -25,6 +26,28 @@ current = 0
 dropped = 0
 write_to = os.write
 encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def read_exactly(size):
+    got = bytearray()
+    while len(got) < size:
+        more = os.read(CHANNEL, min(size - len(got), 1048576))
+        if not more:
+            os._exit(0)
+        got += more
+    return bytes(got)
+
+
+def receive_one():
+    """Not a byte more than one frame: what follows may be for another process."""
+    body = read_exactly(int.from_bytes(read_exactly(4), "big"))
+    return body[0], body[1:]
+
+
+def send(kind, body):
+    rest = (len(body) + 1).to_bytes(4, "big") + bytes((kind,)) + body
+    while rest:
+        rest = rest[write_to(CHANNEL, rest) :]
 
 
 class Channel:
@@ -47,11 +70,6 @@ class Channel:
             body = bytes(view[5:end])
         del self.buffer[:end]
         return kind, body
-
-    def send(self, kind, body):
-        rest = (len(body) + 1).to_bytes(4, "big") + bytes((kind,)) + body
-        while rest:
-            rest = rest[write_to(CHANNEL, rest) :]
 
 
 def counts(of=None):
@@ -244,7 +262,8 @@ def flush():
 
 
 def used(began_ns, known):
-    left = threads_left(known)
+    # A child that was forked for one invocation takes its threads with it.
+    left = 0 if known is None else threads_left(known)
     for _ in range(SETTLE_TRIES):
         if not left:
             break
@@ -267,10 +286,11 @@ def leave(error):
     os._exit(code & 0xFF)
 
 
-def invoke(channel, handler, body, known):
+def invoke(handler, body, known, state=None):
     size = int.from_bytes(body[:4], "big")
     call = json.loads(body[4 : 4 + size])
-    forget_ended(known)
+    if known is not None:
+        forget_ended(known)
     global current, dropped
     current, dropped = current + 1, 0
     INVOCATION.set(current)
@@ -300,9 +320,15 @@ def invoke(channel, handler, body, known):
     if os.getpid() != ME:
         # A fork of the handler's that came out of it: one answer is enough.
         os._exit(0)
-    restore()
-    flush()
-    channel.send(kind, used(began_ns, known) + answer)
+    if state is None:
+        restore()
+        flush()
+        send(kind, used(began_ns, known) + answer)
+    else:
+        flush()
+        state[0] = ANSWERS
+        send(kind, used(began_ns, known) + answer)
+        state[0] = ANSWERED
 
 
 def reseed(seed):
@@ -316,38 +342,51 @@ def reseed(seed):
 
 
 def main():
-    channel = Channel()
     os.set_inheritable(CHANNEL, False)
     for stream in (STDOUT, STDERR):
         # Text waits for nothing in between: what one callback prints is not flushed, and judged, in another's course.
         stream.reconfigure(line_buffering=True, write_through=True, errors="backslashreplace")
-    guard_writes()
     version = "%d.%d.%d" % sys.version_info[:3]
-    channel.send(HELLO, PROTOCOL.to_bytes(2, "big") + version.encode())
-    _, body = channel.receive()
+    send(HELLO, PROTOCOL.to_bytes(2, "big") + version.encode())
+    entry = json.loads(receive_one()[1])
+    fresh = entry.get("fresh", False)
+    if not fresh:
+        guard_writes()
     try:
-        handler = load(json.loads(body))
+        handler = load(entry)
     except SystemExit as error:
         leave(error)
     except LookupError as error:
         # An exception of the module's own that looks like ours is its own.
         missing = error.__traceback__.tb_next is not None and error.__traceback__.tb_next.tb_next is None
         flush()
-        channel.send(FAILED, as_json({**fault(error, 2), "missing": missing}))
+        send(FAILED, as_json({**fault(error, 2), "missing": missing}))
         os._exit(1)
     except BaseException as error:
         flush()
-        channel.send(FAILED, as_json(fault(error, 2)))
+        send(FAILED, as_json(fault(error, 2)))
         os._exit(1)
-    known = threads()
     flush()
-    channel.send(READY, b"")
+    if fresh:
+        import _signal as signals
+
+        try:
+            why_not = why_not_fork(signals)
+        except OSError as error:
+            why_not = "what it holds cannot be looked at (%s)" % error
+        send(READY, (why_not or "").encode(errors="replace"))
+        if why_not is None:
+            serve_by_forks(signals, handler)
+    else:
+        send(READY, b"")
+    known = threads()
+    channel = Channel()
     while True:
         kind, body = channel.receive()
         if kind == RESEED:
             reseed(body)
         else:
-            invoke(channel, handler, body, known)
+            invoke(handler, body, known)
 
 
 main()

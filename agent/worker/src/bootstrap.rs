@@ -7,6 +7,8 @@ use flux_protocol::function::Runtime;
 pub const CHANNEL: i32 = 3;
 
 const PYTHON: &str = include_str!("../bootstrap/python.py");
+/// With the half that forks in front, which is no part of other workers' cold starts.
+const PYTHON_FRESH: &str = concat!(include_str!("../bootstrap/fresh.py"), include_str!("../bootstrap/python.py"));
 const PYTHON_LOADER: &str = include_str!("../bootstrap/loader.py");
 const NODE: &str = include_str!("../bootstrap/node.js");
 const NODE_LOADER: &str = include_str!("../bootstrap/loader.js");
@@ -28,4 +30,10 @@ pub fn of(runtime: Runtime) -> Option<Bootstrap> {
         Runtime::Node => Some(Bootstrap { arguments: &["-e", NODE_LOADER], program: NODE }),
         Runtime::Native | Runtime::Bash | Runtime::Lambda => None,
     }
+}
+
+/// Of a worker that forks for each invocation, where the runtime has such.
+pub fn forking(runtime: Runtime) -> Option<Bootstrap> {
+    let program = PYTHON_FRESH;
+    (runtime == Runtime::Python).then_some(Bootstrap { arguments: &["-I", "-c", PYTHON_LOADER], program })
 }

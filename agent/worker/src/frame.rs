@@ -10,6 +10,10 @@ pub const VERSION: u16 = 2;
 pub const SEED: usize = 32;
 /// The longest `Hello` text that is kept.
 const HELLO_TEXT: usize = 256;
+/// Signal, exit code, CPU time, peak of memory, whether its invocation is unread.
+const OF_CHILD: usize = 4 + 4 + 8 + 8 + 1;
+/// The longest text of why a worker does not fork.
+const REASON: usize = 256;
 /// CPU time, peak of memory, threads left, bytes dropped.
 const USED: usize = 8 + 8 + 4 + 8;
 /// The largest frame of a worker: its result and what goes with it. (An error's texts, as JSON, are less.)
@@ -22,11 +26,13 @@ const PROGRAM: u8 = 1;
 const LOAD: u8 = 2;
 const INVOKE: u8 = 3;
 const RESEED: u8 = 4;
+const FORK: u8 = 5;
 const HELLO: u8 = 16;
 const READY: u8 = 17;
 const FAILED: u8 = 18;
 const RESULT: u8 = 19;
 const ERROR: u8 = 20;
+const OVER: u8 = 21;
 
 /// Bytes that are not of this protocol: the worker that sent them cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,11 +62,14 @@ pub struct Load {
     /// Paths below the working directory; the first that is there is it.
     pub files: Vec<String>,
     pub function: Option<String>,
+    /// Each invocation is to be served by a fork of the worker.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 impl From<Entry> for Load {
     fn from(Entry { files, function }: Entry) -> Self {
-        Self { files, function }
+        Self { files, function, fresh: false }
     }
 }
 
@@ -85,6 +94,8 @@ pub enum ToWorker<'a> {
     Invoke(&'a Call, &'a Bytes),
     /// It may be the clone of another: what the language keeps of randomness begins anew with these bytes. Not answered.
     Reseed(&'a [u8; SEED]),
+    /// To a worker that forks, after the end of a child: nothing of that is left, and the next one may begin.
+    Fork,
 }
 
 impl ToWorker<'_> {
@@ -94,6 +105,7 @@ impl ToWorker<'_> {
             Self::Program(text) => (PROGRAM, text.as_bytes().to_vec(), 0),
             Self::Load(load) => (LOAD, json(load), 0),
             Self::Reseed(seed) => (RESEED, seed.to_vec(), 0),
+            Self::Fork => (FORK, Vec::new(), 0),
             Self::Invoke(call, payload) => {
                 let json = json(call);
                 let mut head = Vec::with_capacity(4 + json.len());
@@ -138,6 +150,18 @@ impl Used {
     pub const SPOILED: u32 = u32::MAX - 1;
 }
 
+/// The end of a child that was forked for one invocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Over {
+    /// What ended it; 0 where it exited.
+    pub signal: i32,
+    pub exit_code: i32,
+    pub cpu_us: u64,
+    pub peak_bytes: u64,
+    /// It ended before it had read all of its invocation.
+    pub is_unread: bool,
+}
+
 /// An exception, or what kept a handler from being loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Fault {
@@ -170,11 +194,16 @@ pub enum FromWorker {
         /// Of the interpreter, such as `3.11.2`.
         interpreter: String,
     },
-    Ready,
+    /// Of one that was to fork: why it does not, and serves by itself.
+    Ready {
+        cannot_fork: Option<String>,
+    },
     Failed(Fault),
     /// The return value as JSON, as the worker wrote it.
     Result(Used, Bytes),
     Error(Used, Fault),
+    /// Of a worker that forks, after the answer of the child or in place of one.
+    Over(Over),
 }
 
 impl FromWorker {
@@ -244,7 +273,19 @@ fn read(kind: u8, mut body: Bytes) -> Result<FromWorker, FrameError> {
             let text = String::from_utf8_lossy(&body);
             Ok(FromWorker::Hello { version, interpreter: text.chars().take(HELLO_TEXT).collect() })
         }
-        READY => Ok(FromWorker::Ready),
+        READY => {
+            let text = String::from_utf8_lossy(&body);
+            let reason = (!text.is_empty()).then(|| text.chars().take(REASON).collect());
+            Ok(FromWorker::Ready { cannot_fork: reason })
+        }
+        OVER if body.len() < OF_CHILD => Err(truncated),
+        OVER => Ok(FromWorker::Over(Over {
+            signal: body.get_i32(),
+            exit_code: body.get_i32(),
+            cpu_us: body.get_u64(),
+            peak_bytes: body.get_u64(),
+            is_unread: body.get_u8() != 0,
+        })),
         FAILED => fault(kind, &body).map(FromWorker::Failed),
         RESULT | ERROR => {
             if body.len() < USED {

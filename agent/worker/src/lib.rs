@@ -9,6 +9,10 @@
 //!     ◄──────────────────────────── Hello   which protocol it speaks
 //!     ◄─────────────────── Ready | Failed   the handler can be called, or not
 //!     ◄────────────────── Result | Error    one of the two for each Invoke, one Invoke at a time
+//!
+//!   with `fresh`, where a child of the worker reads Invoke and answers, and nothing is sent between its end and Fork
+//!     ◄───────────────────────────── Over   how the child ended; without a Result or Error before it: instead of one
+//!     ── Fork ───────────────────────────►  the next child may begin
 //! ```
 //!
 //! Program, Load and Invoke are sent without waiting, so that a cold start costs no round trip. [`frame`] is the format, over any stream of
@@ -23,4 +27,4 @@ pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use frame::{Call, Decoder, Fault, FrameError, FromWorker, Load, ToWorker, Used};
+pub use frame::{Call, Decoder, Fault, FrameError, FromWorker, Load, Over, ToWorker, Used};

@@ -184,6 +184,13 @@ const TARGETS: &[Target] = &[
         &["core_p50_us", "echo_p50_us"],
     ),
     target(
+        "F",
+        ["sync, a forked Python handler (`fresh: true`), p50 at c=1", "bare `python3 -I -c 'import json'`"],
+        at_most(0.2),
+        &["fresh_p50_us"],
+        &["python_p50_us"],
+    ),
+    target(
         "L",
         ["sync, a warm Lambda package (awslambdaric), p50 at c=1", "a warm Python handler over the framed protocol"],
         at_most(2.0),

@@ -30,7 +30,7 @@ use live::TICKS;
 use peers::Peers;
 use report::Report;
 use round::{Bench, Measured};
-use subject::{LAMBDA, WARM};
+use subject::{FRESH, LAMBDA, WARM};
 use yardstick::Yardsticks;
 
 #[derive(Debug, clap::Args)]
@@ -69,6 +69,8 @@ enum Part {
     Direct,
     /// A Python handler in a warm worker: sync calls and direct publishes (P1, P2, P7)
     Warm,
+    /// The same handler in a process forked for each call (`fresh: true`), beside a bare interpreter
+    Fresh,
     /// The same handler as a Lambda package, beside the warm worker
     Lambda,
     /// Accepted to started, on an idle system (P8)
@@ -172,6 +174,7 @@ async fn measure(args: Args, cx: &Context) -> Result<(), CliError> {
             args.function.clone(),
             round::beside(&args.function, TICKS),
             round::beside(&args.function, WARM),
+            round::beside(&args.function, FRESH),
         ],
     };
     // `make bench` puts AWS's client into it.

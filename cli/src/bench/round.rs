@@ -14,7 +14,7 @@ use super::{
     figures::{Figures, summary},
     guarded::Server,
     live,
-    subject::{self, ECHO, LAMBDA, Subject, WAITS, WARM, body, headers},
+    subject::{self, ECHO, FRESH, LAMBDA, Subject, WAITS, WARM, body, headers},
     yardstick::{BODY, Load, Loaded, Yardsticks},
 };
 use crate::error::CliError;
@@ -119,6 +119,9 @@ impl Bench {
         if self.wants(Part::Warm) {
             self.warm(measured, &subject).await?;
         }
+        if self.wants(Part::Fresh) {
+            self.fresh(measured, &subject)?;
+        }
         if self.wants(Part::Lambda) {
             self.lambda(measured, &subject)?;
         }
@@ -174,6 +177,18 @@ impl Bench {
         let published = self.yardsticks.publish(subject.queue(), &subject::queue(WARM)?, messages)?;
         measured.figures.add("warm_direct_per_s", published.executed_per_s);
         subject.until_done(WARM).await
+    }
+
+    /// The whole call, HTTP and queue and all, against what starting an interpreter alone takes.
+    fn fresh(&self, measured: &mut Measured, subject: &Subject) -> Result<(), CliError> {
+        let python = self.yardsticks.python_start(self.effort.seconds)?;
+        let url = subject.execute_url(FRESH);
+        let (one, used) = self.costing(subject, &self.load(&url, 1).headers(&headers()).body(&body()))?;
+        measured.figures.add("python_p50_us", python.p50_us);
+        measured.figures.add("fresh_p50_us", one.p50_us);
+        measured.figures.add("fresh_p99_us", one.p99_us);
+        measured.costs.add("sync, a forked Python handler, c=1", used, one.calls());
+        Ok(())
     }
 
     /// The warm worker is measured again beside it: a part may be measured by itself.

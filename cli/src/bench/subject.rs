@@ -27,6 +27,8 @@ pub(super) const ECHO: &str = "echo";
 pub(super) const WAITS: &str = "waits";
 /// The Python handler.
 pub(super) const WARM: &str = "warm";
+/// The same, in a process forked for each call.
+pub(super) const FRESH: &str = "fresh";
 /// The same, with AWS's own client.
 pub(super) const LAMBDA: &str = "lambda";
 const READY_WITHIN: Duration = Duration::from_secs(20);

@@ -15,6 +15,9 @@ pub(super) const NAME: &str = "yardstick";
 /// 32 bytes, as the function gets them from `Subject::body`.
 pub(super) const BODY: &str = "\"0123456789abcdef0123456789abcd\"";
 
+/// In the order in which an agent tries them.
+const PYTHONS: [&str; 3] = ["/usr/bin/python3", "/usr/local/bin/python3", "/bin/python3"];
+
 #[derive(Debug)]
 pub(super) struct Yardsticks {
     pub(super) program: PathBuf,
@@ -159,6 +162,16 @@ impl Yardsticks {
             args.push("--pipes");
         }
         self.run(&args)
+    }
+
+    /// An interpreter that starts, imports `json` and ends: the one that functions get.
+    pub(super) fn python_start(&self, seconds: f64) -> Result<Spawned, CliError> {
+        let found = PYTHONS.into_iter().find(|program| Path::new(program).exists());
+        let python = found.ok_or_else(|| {
+            CliError::problem(format!("there is none of {}", PYTHONS.join(", ")), "`make setup` installs Python")
+        })?;
+        let seconds = seconds.to_string();
+        self.run(&["spawn-loop", python, "--threads", "1", "--seconds", &seconds, "--", "-I", "-c", "import json"])
     }
 
     pub(super) fn nats_pipe(&self, queue: &Queue, messages: usize, singles: usize) -> Result<Piped, CliError> {

@@ -212,6 +212,31 @@ async fn a_changed_secret_replaces_warm_workers() {
 }
 
 #[tokio::test]
+async fn a_changed_secret_replaces_what_calls_are_forked_from() {
+    const PYTHON: &str = "import os\n\nBORN_WITH = os.environ[\"DB_PASSWORD\"]\n\ndef handler(payload, context):\n    \
+                          return BORN_WITH == os.environ[\"DB_PASSWORD\"] == payload\n";
+    let up = FluxUp::start().await;
+    let set = async |value: &str| flux_with_input(&up, &["secrets", "set", "DB_PASSWORD"], value).await.ok();
+    set("the first value").await;
+    let yaml = "name: forks\nruntime: python\nhandler: main.handler\nsecrets: [DB_PASSWORD]\nfresh: true\nkeep_warm: 3600\n\
+                resources: { cpu: 100, memory: 128 }\n";
+    up.api.deploy("forks", yaml, &[File::plain("main.py", PYTHON)]).await;
+    let starts_with = async |value: &str| {
+        let ran = up.api.execute("forks", &json!(value)).await;
+        // A machine that is slow may refuse one or another.
+        (ran.status == 200 && ran.json["result"] == true).then(|| ran.json["start"].clone())
+    };
+    for value in ["the first value", "the second value"] {
+        set(value).await;
+        eventually(LONG, value, || async { starts_with(value).await.is_some() }).await;
+        eventually(LONG, "a call that was forked from one that waited", || async {
+            starts_with(value).await == Some(json!("warm"))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn keys_by_the_command() {
     let up = FluxUp::start().await;
     deploy_script(&up, "echo", "cat", "").await;

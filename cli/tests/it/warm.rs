@@ -106,6 +106,8 @@ async fn what_cannot_be_a_handler_is_refused_when_it_is_deployed() {
         ("name: f\nruntime: python\nhandler: main\n", "handler"),
         ("name: f\nruntime: node\nhandler: main\n", "handler"),
         ("name: f\nruntime: bash\nhandler: run.sh\nkeep_warm: 60\n", "keep_warm"),
+        ("name: f\nruntime: node\nhandler: main.f\nfresh: true\n", "fresh"),
+        ("name: f\nruntime: python\nhandler: main.f\nfresh: true\nkeep_warm: 0\n", "fresh"),
     ] {
         let refused = up.api.put("/functions", "application/yaml", yaml).await.expect(422);
         assert_eq!(refused.json["error"]["details"]["field"], field, "{}", refused.text());

@@ -179,7 +179,7 @@ fn a_functions_fields_are_those_that_the_protocol_knows() {
     let described = |name: &str| -> BTreeSet<String> {
         document["components"]["schemas"][name]["properties"].as_object().expect("fields").keys().cloned().collect()
     };
-    let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\nsecrets: [S]\nredact: false\n";
+    let yaml = "name: x\nhandler: run.x\nruntime: python\nkeep_warm: 5\nfresh: true\ntimeout: 1\nmax_concurrency: 2\nstop_grace: 1s\npool: p\nenv: {A: b}\nsecrets: [S]\nredact: false\n";
     let written = |yaml: &str| {
         let spec = flux_protocol::function::parse_yaml(yaml).expect("valid");
         serde_json::to_value(spec).expect("JSON")

@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Bytes written to its standard input.
     #[arg(long, default_value_t = 32)]
     size: usize,
+    /// The program's arguments, behind `--`.
+    #[arg(last = true)]
+    arguments: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Value> {
@@ -62,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Value> {
 }
 
 fn one_thread(args: &Args, end: Instant) -> anyhow::Result<Samples> {
-    let mut starter = Starter::new(&args.program)?;
+    let mut starter = Starter::new(&args.program, &args.arguments)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let payload = vec![b'x'; args.size];
     let mut samples = Samples::default();

@@ -16,36 +16,36 @@ const STACK_BYTES: usize = 64 * 1024;
 
 /// A program with its arguments, ready to be started any number of times by one thread.
 pub(crate) struct Starter {
-    path: CString,
+    /// Its path first.
+    argv: Vec<CString>,
     stack: Vec<u8>,
 }
 
 /// What the child needs, on the parent's stack: the parent is suspended until the child has called `execve`.
 struct Child {
     path: *const c_char,
-    argv: [*const c_char; 2],
+    argv: *const *const c_char,
     envp: [*const c_char; 1],
     /// What becomes its descriptors 0, 1 and 2.
     fds: [RawFd; 3],
 }
 
 impl Starter {
-    pub(crate) fn new(program: &Path) -> io::Result<Self> {
+    pub(crate) fn new(program: &Path, arguments: &[String]) -> io::Result<Self> {
         use std::os::unix::ffi::OsStrExt;
-        Ok(Self { path: CString::new(program.as_os_str().as_bytes())?, stack: vec![0; STACK_BYTES] })
+        let all = std::iter::once(program.as_os_str().as_bytes()).chain(arguments.iter().map(String::as_bytes));
+        let argv = all.map(CString::new).collect::<Result<_, _>>()?;
+        Ok(Self { argv, stack: vec![0; STACK_BYTES] })
     }
 
     /// Starts it with an empty environment and these descriptors, which must be above 2.
     pub(crate) fn start(&mut self, fds: [BorrowedFd<'_>; 3]) -> io::Result<Pid> {
-        let mut child = Child {
-            path: self.path.as_ptr(),
-            argv: [self.path.as_ptr(), std::ptr::null()],
-            envp: [std::ptr::null()],
-            fds: fds.map(|fd| fd.as_raw_fd()),
-        };
+        let argv: Vec<_> = self.argv.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        let mut child =
+            Child { path: argv[0], argv: argv.as_ptr(), envp: [std::ptr::null()], fds: fds.map(|fd| fd.as_raw_fd()) };
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        // SAFETY: the stack is ours and grows down from its end, which is aligned to 16 bytes below; `child`
-        // outlives the call, which returns only once the child has left this memory by execve or _exit.
+        // SAFETY: the stack is ours and grows down from its end, which is aligned to 16 bytes below; `child` and `argv`
+        // outlive the call, which returns only once the child has left this memory by execve or _exit.
         let pid = unsafe {
             let end = self.stack.as_mut_ptr().add(STACK_BYTES);
             let top = end.sub(end as usize % 16);
@@ -63,7 +63,7 @@ extern "C" fn exec(argument: *mut c_void) -> c_int {
         for (to, from) in (0..).zip(child.fds) {
             libc::dup2(from, to);
         }
-        libc::execve(child.path, child.argv.as_ptr(), child.envp.as_ptr());
+        libc::execve(child.path, child.argv, child.envp.as_ptr());
         libc::_exit(127)
     }
 }

@@ -68,6 +68,9 @@ pub struct FunctionSpec {
     /// How long a worker stays after its last use; zero is a fresh process each time.
     #[serde(default, with = "text::duration", skip_serializing_if = "Duration::is_zero")]
     pub keep_warm: Duration,
+    /// Of `python`: each invocation is served by a fork of its worker, which nobody used before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 const fn yes() -> bool {

@@ -82,6 +82,9 @@ pub const ERROR_MESSAGE: usize = 8 * KIB;
 pub const ERROR_STACK: usize = 32 * KIB;
 /// Invocations after which a worker is replaced, whatever it looks like.
 pub const WORKER_INVOCATIONS: u64 = 100_000;
+/// How long what an invocation left may take to end, and a worker that forks to begin anew, before that is ended too. It takes about a
+/// millisecond.
+pub const WORKER_RETURNS_WITHIN: Duration = Duration::from_secs(5);
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
 /// Snapshots of microVMs that an agent's machine keeps, each as large as its guest's memory.

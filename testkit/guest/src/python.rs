@@ -39,10 +39,10 @@ impl Python {
         let pid = line.start(Start { channel: true, args, ..function("/usr/bin/python3") });
         let mut worker = Self::of(line);
         worker.say(&ToWorker::Program(python.program), b"");
-        let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()) };
+        let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()), fresh: false };
         worker.say(&ToWorker::Load(&load), b"");
         assert!(matches!(worker.hear(), Ok(FromWorker::Hello { .. })));
-        assert_eq!(worker.hear(), Ok(FromWorker::Ready));
+        assert_eq!(worker.hear(), Ok(FromWorker::Ready { cannot_fork: None }));
         (worker, pid)
     }
 

@@ -41,6 +41,10 @@ trait Memory: Debug + Send {
     /// The most that was used since the last reset; `None` where the kernel does not tell.
     fn peak(&self) -> Option<u64>;
     fn reset_peak(&mut self);
+    /// Whether at the limit one process ends, and not all. On version 1 that is always so.
+    fn spare_others(&mut self, _spares: bool) -> Result<(), CgroupError> {
+        Ok(())
+    }
 }
 
 /// A limit that is one number, 0 for none.
@@ -220,6 +224,7 @@ impl SlotCgroup {
     pub(crate) fn set_limits(&mut self, limits: &Limits) -> Result<(), CgroupError> {
         if let Some(memory) = &mut self.memory {
             memory.set(limits.memory_bytes)?;
+            memory.spare_others(limits.spares_others)?;
         }
         if let Some(cpu) = &mut self.cpu {
             cpu.set(limits.cpu_millicores)?;

@@ -320,6 +320,18 @@ impl Server {
             .unwrap_or(true)
     }
 
+    /// Ends everything of an execution but its main process, and empties its directories; whether nothing is left.
+    pub(crate) fn clear(&self, id: u64) -> bool {
+        let clear = |active: &Active| match &active.slot {
+            // An execution gives its slot back after it went off the list.
+            Some(holder) => holder
+                .clear(|| self.registry.is_running(id).then(|| others::number_in_namespace(active.pid)).flatten())
+                .unwrap_or(false),
+            None => self.plain.clear(id, active.pid, &self.registry),
+        };
+        self.registry.with(id, clear).unwrap_or(false)
+    }
+
     /// Kills everything and removes what was made, within a deadline.
     pub(crate) fn end(&self) {
         let deadline = Instant::now() + super::END_DEADLINE;

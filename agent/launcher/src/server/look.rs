@@ -1,5 +1,5 @@
-//! Who looks through all processes: for what a worker left beside it, and for orphans. A look takes long, so that it is
-//! nothing for the thread that has to be free for kills.
+//! Who looks through all processes: for what a worker left beside it, and for orphans; and who clears it away. That takes long,
+//! so that it is nothing for the thread that has to be free for kills.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +15,29 @@ use crate::wire::ControlReply;
 /// Without slots, how often orphans are looked for, whatever else is asked.
 const STRAYS_EVERY: Duration = Duration::from_secs(1);
 
-/// Whether an execution is alone.
-#[derive(Debug)]
-struct Question {
-    id: u64,
-    nonce: u64,
+/// What is asked of an execution.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question {
+    IsAlone { id: u64, nonce: u64 },
+    Clear { id: u64, nonce: u64 },
+}
+
+impl Question {
+    fn look(self, server: &Server) -> bool {
+        match self {
+            Self::IsAlone { id, .. } => server.is_alone(id),
+            Self::Clear { id, .. } => server.clear(id),
+        }
+    }
+
+    /// A client that does not read its answers gets none.
+    fn answer(self, yes: bool, control: &OwnedFd) {
+        let reply = match self {
+            Self::IsAlone { nonce, .. } => ControlReply::Alone { nonce, alone: yes },
+            Self::Clear { nonce, .. } => ControlReply::Cleared { nonce, clean: yes },
+        };
+        let _ = socket::try_send(control.as_fd(), &reply.encode(), &[]);
+    }
 }
 
 /// Where to ask.
@@ -39,18 +57,13 @@ impl Looker {
     }
 
     /// The answer is sent when it is known; one that cannot be is the one that costs a worker, and nothing else.
-    pub(super) fn is_alone(&self, id: u64, nonce: u64, control: &OwnedFd) {
-        if let Err(TrySendError::Full(Question { nonce, .. }) | TrySendError::Disconnected(Question { nonce, .. })) =
-            self.questions.try_send(Question { id, nonce })
+    pub(super) fn look(&self, question: Question, control: &OwnedFd) {
+        if let Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) =
+            self.questions.try_send(question)
         {
-            answer(control, nonce, false);
+            question.answer(false, control);
         }
     }
-}
-
-/// A client that does not read its answers gets none.
-fn answer(control: &OwnedFd, nonce: u64, alone: bool) {
-    let _ = socket::try_send(control.as_fd(), &ControlReply::Alone { nonce, alone }.encode(), &[]);
 }
 
 fn look(server: &Server, control: &OwnedFd, asked: &Receiver<Question>) {
@@ -59,7 +72,7 @@ fn look(server: &Server, control: &OwnedFd, asked: &Receiver<Question>) {
     loop {
         let wait = if has_strays { next.saturating_duration_since(Instant::now()) } else { Duration::MAX };
         match asked.recv_timeout(wait) {
-            Ok(Question { id, nonce }) => answer(control, nonce, server.is_alone(id)),
+            Ok(question) => question.answer(question.look(server), control),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }

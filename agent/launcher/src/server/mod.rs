@@ -30,7 +30,7 @@ use crate::sys::{descriptor, memory, process, socket};
 use crate::wire::{Control, ControlReply, MAX_REPLY, Network};
 use crew::Crew;
 use execution::Server;
-use look::Looker;
+use look::{Looker, Question};
 use plain::Plain;
 use registry::Registry;
 
@@ -153,7 +153,8 @@ fn listen(server: &Server, control: &OwnedFd, looker: &Looker) -> io::Result<()>
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
             }
-            Some(Ok(Control::IsAlone { id, nonce })) => looker.is_alone(id, nonce, control),
+            Some(Ok(Control::IsAlone { id, nonce })) => looker.look(Question::IsAlone { id, nonce }, control),
+            Some(Ok(Control::Clear { id, nonce })) => looker.look(Question::Clear { id, nonce }, control),
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}
         }

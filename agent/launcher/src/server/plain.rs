@@ -131,6 +131,19 @@ impl Plain {
         let _ = fs::remove_dir_all(&scratch.directory);
     }
 
+    /// Ends what an execution has beside its main process, and empties its directory; whether nothing is left.
+    pub(crate) fn clear(&self, id: u64, main: i32, registry: &Registry) -> bool {
+        let mut quiet = 0;
+        for _ in 0..50 {
+            quiet = if self.sweep(id, registry) { 0 } else { quiet + 1 };
+            if quiet == QUIET_LOOKS {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        empty(&self.scratch_root().join(id.to_string())).is_ok() && !self.has_others(id, main, registry)
+    }
+
     /// Ends orphans that their own execution's clean-up missed; cheap while there are none, since an orphan is always
     /// a child of the launcher.
     pub(crate) fn end_strays(&self, registry: &Registry) {
@@ -230,6 +243,14 @@ impl Plain {
         }
         let _ = fs::remove_dir_all(self.scratch_root());
     }
+}
+
+fn empty(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }?;
+    }
+    Ok(())
 }
 
 /// Kills every process whose marker starts with `prefix`.

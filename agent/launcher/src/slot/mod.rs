@@ -22,7 +22,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cgroup::{CgroupError, SlotCgroup};
 use crate::config::Runner;
@@ -97,6 +97,8 @@ pub(crate) struct HolderLink {
     pid: i32,
     pidfd: OwnedFd,
     socket: OwnedFd,
+    /// Held from a command to its answer, so that each hears its own.
+    asking: Mutex<()>,
 }
 
 impl HolderLink {
@@ -127,7 +129,12 @@ impl HolderLink {
         let pid = holder::start(&plan).map_err(SlotError::Clone)?;
         drop(its_end);
         let link = match process::pidfd(pid) {
-            Ok(pidfd) => HolderLink { pid, pidfd: descriptor::keep(pidfd), socket: descriptor::keep(socket) },
+            Ok(pidfd) => HolderLink {
+                pid,
+                pidfd: descriptor::keep(pidfd),
+                socket: descriptor::keep(socket),
+                asking: Mutex::default(),
+            },
             Err(error) => {
                 let _ = process::kill(pid, libc::SIGKILL);
                 let _ = process::reap(pid);
@@ -180,7 +187,21 @@ impl HolderLink {
     }
 
     fn reset(&self) -> io::Result<bool> {
-        socket::send(self.socket.as_fd(), &[holder::RESET], &[])?;
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ask(&[holder::RESET])
+    }
+
+    /// Makes the slot as new around one process, which `spared` gives the number of in the slot. It is asked once nobody else can
+    /// reset the slot, so that it sees whether its execution still has it.
+    pub(crate) fn clear(&self, spared: impl FnOnce() -> Option<i32>) -> io::Result<bool> {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(spared) = spared() else { return Ok(false) };
+        let [a, b, c, d] = spared.to_ne_bytes();
+        self.ask(&[holder::CLEAR, a, b, c, d])
+    }
+
+    fn ask(&self, command: &[u8]) -> io::Result<bool> {
+        socket::send(self.socket.as_fd(), command, &[])?;
         let mut answer = [0];
         let packet = socket::recv(self.socket.as_fd(), &mut answer)?;
         Ok(packet.len == 1 && answer == [1])

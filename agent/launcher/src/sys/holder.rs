@@ -3,8 +3,9 @@
 //! It is forked from a many-threaded process, so a lock may be held forever by a thread that does not exist here: no
 //! allocation, no formatting, system calls only. What it does is prepared by the parent as a list of [`Step`]s.
 //!
-//! After `Ready` it serves one-byte commands: `R` ends every other process of the slot and makes `/tmp` and
-//! `/dev/shm` empty again, and is answered; `K` only ends the processes, and is not. The end of its socket, or its
+//! After `Ready` it serves commands of one byte: `R` ends every other process of the slot and makes `/tmp` and
+//! `/dev/shm` empty again, and is answered; `C` does the same but for the process whose number in the slot follows; `K` only ends
+//! the processes, and is not answered. The end of its socket, or its
 //! parent thread's, is its own end, and the kernel then kills everything in the PID namespace.
 #![allow(unsafe_code)]
 
@@ -14,6 +15,8 @@ use std::os::fd::RawFd;
 
 /// The command to reset the slot.
 pub(crate) const RESET: u8 = b'R';
+/// The command to reset the slot around one of its processes, whose number there follows.
+pub(crate) const CLEAR: u8 = b'C';
 /// The command to kill everything in the slot.
 pub(crate) const KILL_ALL: u8 = b'K';
 
@@ -295,19 +298,24 @@ unsafe fn serve(plan: &HolderPlan<'_>, fresh: [Free; 2]) {
     // SAFETY: `command` and `answer` are this frame's; the rest are system calls.
     unsafe {
         loop {
-            let mut command = 0u8;
-            let got = libc::recv(LINK, (&raw mut command).cast(), 1, 0);
+            let mut packet = [0u8; 5];
+            let got = libc::recv(LINK, packet.as_mut_ptr().cast(), packet.len(), 0);
             if got < 0 && errno() == libc::EINTR {
                 continue;
             }
-            if got != 1 {
+            if got < 1 {
                 return;
             }
+            let [command, spared @ ..] = packet;
             if command == KILL_ALL {
                 libc::kill(-1, libc::SIGKILL);
                 continue;
             }
-            let clean = kill_until_alone()
+            let alone = match command {
+                CLEAR => kill_all_but(i32::from_ne_bytes(spared)),
+                _ => kill_until_alone(),
+            };
+            let clean = alone
                 && no_ipc_objects()
                 && empty_again(c"/tmp", fresh[0], plan.tmp_options)
                 && empty_again(c"/dev/shm", fresh[1], plan.tmp_options);
@@ -339,6 +347,80 @@ unsafe fn kill_until_alone() -> bool {
     }
 }
 
+/// No call kills all but one. Whoever forks faster than it is killed is still there at the end, and the slot is not used again.
+///
+/// # Safety
+/// In the forked child only.
+unsafe fn kill_all_but(spared: i32) -> bool {
+    // SAFETY: system calls that touch no memory but `pause`.
+    unsafe {
+        for round in 0..4000 {
+            match kill_listed(spared) {
+                None => return false,
+                Some(0) => return true,
+                Some(_) if round < 4 => {
+                    libc::sched_yield();
+                }
+                Some(_) => {
+                    let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+                    libc::nanosleep(&raw const pause, std::ptr::null_mut());
+                }
+            }
+        }
+        false
+    }
+}
+
+/// How many processes are there beside the holder and `spared`; each is killed. One that nobody has waited for counts.
+///
+/// # Safety
+/// In the forked child only.
+unsafe fn kill_listed(spared: i32) -> Option<usize> {
+    #[repr(C, align(8))]
+    struct Entries([u8; 4096]);
+    /// Of `linux_dirent64`: a number, an offset, the entry's size, its type, its name.
+    const SIZE_AT: usize = 16;
+    const NAME_AT: usize = 19;
+    let mut entries = Entries([0; 4096]);
+    let mut found = 0;
+    // SAFETY: system calls on a static string and on `entries`, which has room for what the kernel is told.
+    unsafe {
+        let list = libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
+        if list < 0 {
+            return None;
+        }
+        let listed = loop {
+            let got = libc::syscall(libc::SYS_getdents64, list, entries.0.as_mut_ptr(), entries.0.len());
+            let Ok(got) = usize::try_from(got) else { break None };
+            if got == 0 {
+                break Some(found);
+            }
+            let mut rest = entries.0.get(..got).unwrap_or_default();
+            while let Some(&[low, high]) = rest.get(SIZE_AT..SIZE_AT + 2) {
+                let size = usize::from(u16::from_ne_bytes([low, high])).max(NAME_AT);
+                let entry = rest.get(NAME_AT..size).unwrap_or_default();
+                if let Some(pid) = number(entry).filter(|pid| *pid != 1 && *pid != spared) {
+                    found += 1;
+                    libc::kill(pid, libc::SIGKILL);
+                }
+                rest = rest.get(size..).unwrap_or_default();
+            }
+        };
+        libc::close(list);
+        listed
+    }
+}
+
+/// A process's name in `/proc`, which a NUL ends.
+fn number(name: &[u8]) -> Option<i32> {
+    let mut number = None;
+    for byte in name.iter().take_while(|byte| **byte != 0) {
+        let digit = i32::from(byte.checked_sub(b'0').filter(|digit| *digit < 10)?);
+        number = Some(number.unwrap_or(0i32).checked_mul(10)?.checked_add(digit)?);
+    }
+    number
+}
+
 /// SysV objects outlive their processes: a slot that has some is not used again.
 ///
 /// # Safety
@@ -367,4 +449,24 @@ unsafe fn no_ipc_objects() -> bool {
 unsafe fn empty_again(path: &CStr, fresh: Free, options: &CStr) -> bool {
     // SAFETY: system calls on static and the plan's strings.
     unsafe { free(path) == fresh || (libc::umount2(path.as_ptr(), libc::MNT_DETACH) == 0 && mount_tmp(path, options)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_numbers_are_processes() {
+        for (name, expected) in [
+            (&b"1\0"[..], Some(1)),
+            (b"4194304\0x", Some(4_194_304)),
+            (b"self\0", None),
+            (b"12a\0", None),
+            (b"99999999999\0", None),
+            (b"\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(number(name), expected, "{name:?}");
+        }
+    }
 }

@@ -4,8 +4,8 @@
 //!   spawn    agent ── SpawnRequest + stdin, stdout, stderr ──► launcher     (a worker's: and its channel)
 //!            agent ◄── Started … Ended, or Refused ─────────── launcher
 //!   control  agent ◄── Hello (once, first) ─────────────────── launcher
-//!            agent ── Kill, Ping, IsAlone ───────────────────► launcher
-//!            agent ◄── Pong, Alone ─────────────────────────── launcher
+//!            agent ── Kill, Ping, IsAlone, Clear ────────────► launcher
+//!            agent ◄── Pong, Alone, Cleared ────────────────── launcher
 //! ```
 //!
 //! Both ends are always the same build of the same binary, so there is no negotiation: the first byte of a packet is
@@ -82,6 +82,9 @@ pub struct Limits {
     pub open_files: u64,
     /// The largest file that can be written.
     pub file_size_bytes: u64,
+    /// At the memory limit the kernel ends one process, and not all of them: what a worker that forks does not share with
+    /// its child.
+    pub spares_others: bool,
 }
 
 /// Start one process.
@@ -198,14 +201,29 @@ pub enum Control {
         id: u64,
         nonce: u64,
     },
+    /// End everything of the execution but its main process, and make the rest of its slot as new. For workers that fork.
+    Clear {
+        id: u64,
+        nonce: u64,
+    },
 }
 
 /// What the launcher says on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlReply {
     Hello(Box<Capabilities>),
-    Pong { nonce: u64 },
-    Alone { nonce: u64, alone: bool },
+    Pong {
+        nonce: u64,
+    },
+    Alone {
+        nonce: u64,
+        alone: bool,
+    },
+    /// `clean`: nothing is left, and the worker may be used again.
+    Cleared {
+        nonce: u64,
+        clean: bool,
+    },
 }
 
 const SPAWN: u8 = 1;
@@ -217,9 +235,11 @@ const RAN: u8 = 13;
 const KILL: u8 = 20;
 const PING: u8 = 21;
 const IS_ALONE: u8 = 22;
+const CLEAR: u8 = 23;
 const HELLO: u8 = 30;
 const PONG: u8 = 31;
 const ALONE: u8 = 32;
+const CLEARED: u8 = 33;
 
 fn writer(kind: u8, capacity: usize) -> Writer {
     let mut w = Writer(Vec::with_capacity(capacity));
@@ -283,6 +303,7 @@ impl SpawnRequest {
         w.u32(self.limits.pids_max);
         w.u64(self.limits.open_files);
         w.u64(self.limits.file_size_bytes);
+        w.u8(u8::from(self.limits.spares_others));
         w.u8(match self.network {
             Network::Host => 0,
             Network::None => 1,
@@ -312,6 +333,7 @@ impl SpawnRequest {
             pids_max: r.u32()?,
             open_files: r.u64()?,
             file_size_bytes: r.u64()?,
+            spares_others: r.u8()? != 0,
         };
         let network = match r.u8()? {
             0 => Network::Host,
@@ -430,6 +452,12 @@ impl Control {
                 w.u64(nonce);
                 w.0
             }
+            Control::Clear { id, nonce } => {
+                let mut w = writer(CLEAR, 24);
+                w.u64(id);
+                w.u64(nonce);
+                w.0
+            }
         }
     }
 
@@ -439,6 +467,7 @@ impl Control {
             KILL => Control::Kill { id: r.u64()?, signal: r.i32()? },
             PING => Control::Ping { nonce: r.u64()? },
             IS_ALONE => Control::IsAlone { id: r.u64()?, nonce: r.u64()? },
+            CLEAR => Control::Clear { id: r.u64()?, nonce: r.u64()? },
             kind => {
                 return Err(WireError::Unknown { version: VERSION, kind });
             }
@@ -468,6 +497,12 @@ impl ControlReply {
                 w.u8(u8::from(*alone));
                 w.0
             }
+            ControlReply::Cleared { nonce, clean } => {
+                let mut w = writer(CLEARED, 16);
+                w.u64(*nonce);
+                w.u8(u8::from(*clean));
+                w.0
+            }
         }
     }
 
@@ -481,6 +516,7 @@ impl ControlReply {
             }
             PONG => ControlReply::Pong { nonce: r.u64()? },
             ALONE => ControlReply::Alone { nonce: r.u64()?, alone: r.u8()? != 0 },
+            CLEARED => ControlReply::Cleared { nonce: r.u64()?, clean: r.u8()? != 0 },
             kind => {
                 return Err(WireError::Unknown { version: VERSION, kind });
             }

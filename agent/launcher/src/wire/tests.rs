@@ -14,7 +14,14 @@ fn request() -> SpawnRequest {
         args: vec!["a".to_owned(), String::new()],
         env: vec![("K".to_owned(), "v".to_owned())],
         code_dir: "/c".into(),
-        limits: Limits { memory_bytes: 1, cpu_millicores: 2, pids_max: 3, open_files: 4, file_size_bytes: 5 },
+        limits: Limits {
+            memory_bytes: 1,
+            cpu_millicores: 2,
+            pids_max: 3,
+            open_files: 4,
+            file_size_bytes: 5,
+            spares_others: true,
+        },
         network: Network::None,
         channel: true,
         listens: false,
@@ -35,6 +42,7 @@ fn a_request_is_these_bytes() {
         "0200000003000000",             // millicores, pids
         "0400000000000000",             // open files
         "0500000000000000",             // file size
+        "01",                           // spares others
         "01",                           // network
         "01",                           // channel
         "00",                           // listens
@@ -93,6 +101,12 @@ fn control_packets_are_these_bytes() {
     let answer = ControlReply::Alone { nonce: 7, alone: true };
     assert_eq!(hex(&answer.encode()), "0120070000000000000001");
     assert_eq!(ControlReply::decode(&answer.encode()), Ok(answer));
+    let clear = Control::Clear { id: 1, nonce: 7 };
+    assert_eq!(hex(&clear.encode()), "011701000000000000000700000000000000");
+    assert_eq!(Control::decode(&clear.encode()), Ok(clear));
+    let cleared = ControlReply::Cleared { nonce: 7, clean: true };
+    assert_eq!(hex(&cleared.encode()), "0121070000000000000001");
+    assert_eq!(ControlReply::decode(&cleared.encode()), Ok(cleared));
     let pong = ControlReply::Pong { nonce: 7 };
     assert_eq!(hex(&pong.encode()), "011f0700000000000000");
     assert_eq!(ControlReply::decode(&pong.encode()), Ok(pong));

@@ -240,14 +240,26 @@ impl Launched {
 
     /// What the launcher itself finds.
     pub(crate) fn is_alone(&self, id: u64) -> bool {
-        let control = self.control.as_ref().unwrap();
-        socket::send(control.as_fd(), &Control::IsAlone { id, nonce: 9 }.encode(), &[]).unwrap();
-        let mut buffer = vec![0; MAX_REPLY];
-        let packet = socket::recv(control.as_fd(), &mut buffer).unwrap();
-        match ControlReply::decode(&buffer[..packet.len]).unwrap() {
+        match self.answer(Control::IsAlone { id, nonce: 9 }) {
             ControlReply::Alone { nonce: 9, alone } => alone,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Whether nothing is left but the main process.
+    pub(crate) fn clear(&self, id: u64) -> bool {
+        match self.answer(Control::Clear { id, nonce: 9 }) {
+            ControlReply::Cleared { nonce: 9, clean } => clean,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn answer(&self, question: Control) -> ControlReply {
+        let control = self.control.as_ref().unwrap();
+        socket::send(control.as_fd(), &question.encode(), &[]).unwrap();
+        let mut buffer = vec![0; MAX_REPLY];
+        let packet = socket::recv(control.as_fd(), &mut buffer).unwrap();
+        ControlReply::decode(&buffer[..packet.len]).unwrap()
     }
 
     pub(crate) fn finish(&mut self, process: Process) -> Finished {

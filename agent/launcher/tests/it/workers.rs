@@ -54,6 +54,50 @@ fn the_same_without_slots() {
     serves_and_is_seen(Launched::with(|config| config.slots = false));
 }
 
+/// Leaves a process in a session of its own and a file behind, and waits for those that it is told to.
+const FORKS: &str = "exec </dev/null; while read -r line <&3; do case $line in \
+    leave) echo x >${TMPDIR:-/tmp}/left; setsid sleep 600 </dev/null >/dev/null 2>&1 3>&- & ;; reap) wait ;; \
+    storm) setsid sh -c 'while :; do sleep 600 3>&- & sleep 600 3>&- & sleep 0.01; done' </dev/null >/dev/null 2>&1 3>&- & ;; \
+    esac; echo \"$line $(ls ${TMPDIR:-/tmp})\" >&3; done";
+
+fn is_cleared_around_its_main_process(mut launcher: Launched) {
+    let (id, channel, _) = launcher.start_worker(FORKS);
+    let mut answers = BufReader::new(channel.try_clone().unwrap());
+    let mut ask = |line: &str| {
+        (&channel).write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
+    };
+    for what in ["leave", "storm", "leave"] {
+        let left = if what == "leave" { "leave left" } else { what };
+        assert_eq!(ask(what), left);
+        wait_until("something to be left", || !launcher.is_alone(id));
+        // A zombie that the main process has not waited for is no reason to wait forever, and one to throw the slot away.
+        std::thread::scope(|scope| {
+            let cleared = scope.spawn(|| launcher.clear(id));
+            assert_eq!(ask("reap").split(' ').next(), Some("reap"));
+            assert!(cleared.join().unwrap(), "{what}");
+        });
+        assert!(launcher.is_alone(id), "{what}");
+        assert_eq!(ask("look"), "look", "{what}: its directory is empty");
+    }
+    assert!(!launcher.clear(id + 1), "nobody of this id");
+    launcher.kill(id, 9);
+    assert_eq!(launcher.ended(id).status, ExitStatus::Signaled(9));
+    assert!(!launcher.clear(id), "it ended");
+}
+
+#[test]
+fn a_slot_is_reset_around_a_worker_that_stays() {
+    is_cleared_around_its_main_process(Launched::start());
+}
+
+#[test]
+fn what_a_worker_left_is_cleared_without_slots() {
+    is_cleared_around_its_main_process(Launched::with(|config| config.slots = false));
+}
+
 /// Else what the launcher opens for a worker's start could be number 3, and be overwritten by its channel.
 #[test]
 fn nothing_is_opened_where_a_channel_goes() {

@@ -2,7 +2,7 @@ use std::{fs, path::Path};
 
 use bytes::Bytes;
 use flux_protocol::limits;
-use flux_worker::{Call, Decoder, Fault, FrameError, FromWorker, Load, ToWorker, Used, frame::VERSION, fuzzing};
+use flux_worker::{Call, Decoder, Fault, FrameError, FromWorker, Load, Over, ToWorker, Used, frame::VERSION, fuzzing};
 use proptest::prelude::*;
 
 fn encoded(frame: &ToWorker<'_>) -> Vec<u8> {
@@ -30,8 +30,11 @@ fn decoded(bytes: &[u8]) -> Result<Option<FromWorker>, FrameError> {
 fn what_an_agent_says_is_these_bytes() {
     assert_eq!(VERSION, 2);
     assert_eq!(encoded(&ToWorker::Program("x = 1")), b"\0\0\0\x06\x01x = 1");
-    let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()) };
+    let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()), fresh: false };
     assert_eq!(encoded(&ToWorker::Load(&load)), b"\0\0\0\x2b\x02{\"files\":[\"main.py\"],\"function\":\"handler\"}");
+    let fresh = Load { fresh: true, ..load };
+    assert!(encoded(&ToWorker::Load(&fresh)).ends_with(b"\"function\":\"handler\",\"fresh\":true}"));
+    assert_eq!(encoded(&ToWorker::Fork), b"\0\0\0\x01\x05");
     let call = Call {
         execution_id: "exc-1".to_owned(),
         function: "f".to_owned(),
@@ -57,7 +60,12 @@ fn what_a_worker_says_is_read() {
     let fault = Fault { kind: "KeyError".to_owned(), message: "'n'".to_owned(), ..Fault::default() };
     let table = [
         (from_worker(16, b"\0\x023.11.2"), FromWorker::Hello { version: 2, interpreter: "3.11.2".to_owned() }),
-        (from_worker(17, b""), FromWorker::Ready),
+        (from_worker(17, b""), FromWorker::Ready { cannot_fork: None }),
+        (from_worker(17, b"no"), FromWorker::Ready { cannot_fork: Some("no".to_owned()) }),
+        (
+            from_worker(21, b"\0\0\0\x0b\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x01"),
+            FromWorker::Over(Over { signal: 11, exit_code: 0, cpu_us: 1, peak_bytes: 2, is_unread: true }),
+        ),
         (
             from_worker(18, br#"{"type":"KeyError","message":"'n'","missing":true}"#),
             FromWorker::Failed(Fault { missing: true, ..fault.clone() }),
@@ -88,6 +96,7 @@ fn what_is_no_frame_is_refused_before_it_is_waited_for() {
     assert_eq!(decoded(&from_worker(99, b"")), Err(FrameError::Unknown(99)));
     assert_eq!(decoded(&from_worker(16, b"\0")), Err(FrameError::Truncated { kind: 16 }));
     assert_eq!(decoded(&from_worker(19, &head[..27])), Err(FrameError::Truncated { kind: 19 }));
+    assert_eq!(decoded(&from_worker(21, &head[..24])), Err(FrameError::Truncated { kind: 21 }));
     for not_json in [&b"{"[..], b"", b"1 2", b"\xff", b"\"\xff\""] {
         let frame = from_worker(19, &[&head[..], not_json].concat());
         assert!(matches!(decoded(&frame), Err(FrameError::Json { kind: 19, .. })), "{not_json:?}");

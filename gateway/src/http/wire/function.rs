@@ -223,6 +223,9 @@ pub(in crate::http) struct FunctionConfig {
     /// How long a worker of a python or node function stays after its last use, such as `1m`; 0 is a fresh process each time.
     #[schema(default = "1m")]
     pub(in crate::http) keep_warm: Option<String>,
+    /// Of a python function: each call has a process of its own, forked from a worker that loaded the handler and served nobody.
+    #[schema(default = false)]
+    pub(in crate::http) fresh: Option<bool>,
 }
 
 #[derive(ToSchema)]

@@ -56,6 +56,7 @@ const FIELDS: &[&str] = &[
     "max_concurrency_behavior",
     "resource_pressure_behavior",
     "keep_warm",
+    "fresh",
     "retry",
     "network",
     "env",
@@ -130,6 +131,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
         return Err(unsupported("isolation_required", "is not in this release; remove the field"));
     }
     let keep_warm = keep_warm(get("keep_warm"), runtime)?;
+    let fresh = fresh(get("fresh"), runtime, isolation, keep_warm)?;
     let handler = match get("handler") {
         Some(_) if !command.is_empty() => {
             return Err(wrong("handler", "has no part in a `command`; remove one of the two"));
@@ -195,6 +197,7 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
             .transpose()?
             .unwrap_or_default(),
         keep_warm,
+        fresh,
     })
 }
 
@@ -219,6 +222,37 @@ fn keep_warm(value: Option<&Value>, runtime: Runtime) -> Result<Duration, SpecEr
         return Err(wrong("keep_warm", format!("is at most {} seconds", limits::KEEP_WARM.as_secs())));
     }
     Ok(keep_warm)
+}
+
+fn fresh(
+    value: Option<&Value>,
+    runtime: Runtime,
+    isolation: Isolation,
+    keep_warm: Duration,
+) -> Result<bool, SpecError> {
+    match value {
+        None | Some(Value::Bool(false)) => return Ok(false),
+        Some(Value::Bool(true)) => {}
+        Some(other) => return Err(wrong("fresh", format!("must be true or false, not {}", kind(other)))),
+    }
+    if runtime != Runtime::Python {
+        let instead =
+            if runtime.has_workers() { "set `keep_warm: 0` instead" } else { "it has a process for each call" };
+        return Err(unsupported("fresh", format!("only a python function can be forked; remove the field: {instead}")));
+    }
+    if isolation != Isolation::Process {
+        let here = isolation.as_str();
+        let problem = format!(
+            "a worker in a {here} cannot be forked in this release; use `isolation: process`, or remove the field and set `keep_warm: 0`"
+        );
+        return Err(unsupported("fresh", problem));
+    }
+    if keep_warm.is_zero() {
+        let problem =
+            "is forked from a process that `keep_warm` keeps, and `keep_warm: 0` keeps none; remove one of the two";
+        return Err(wrong("fresh", problem));
+    }
+    Ok(true)
 }
 
 const ERROR_LENGTH: usize = 1000;

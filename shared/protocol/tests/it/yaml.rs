@@ -116,6 +116,8 @@ fn fields_of_later_releases_are_refused_by_name() {
         ("keep_warm: 60", "keep_warm"),
         ("runtime: bash\nkeep_warm: 60", "keep_warm"),
         ("isolation_required: true", "isolation_required"),
+        ("fresh: true", "fresh"),
+        ("runtime: bash\nfresh: true", "fresh"),
     ] {
         let error = with(yaml).expect_err(yaml);
         assert!(matches!(error, SpecError::Unsupported { .. }), "{yaml}: {error:?}");
@@ -247,6 +249,30 @@ proptest! {
             prop_assert_eq!(serde_json::from_str::<FunctionSpec>(&stored).expect("it reads"), spec);
         }
     }
+}
+
+#[test]
+fn a_fork_for_each_call() {
+    let yaml = |rest: &str| parse_yaml(&format!("name: f\nhandler: main.f\n{rest}"));
+    assert!(yaml("runtime: python\nfresh: true").expect("taken").fresh);
+    assert!(yaml("runtime: python\nfresh: true\nkeep_warm: 5\nnetwork: none\nsecrets: [A]").expect("taken").fresh);
+    assert!(!yaml("runtime: python").expect("taken").fresh);
+    assert!(!yaml("runtime: node\nfresh: false\nkeep_warm: 0").expect("taken").fresh);
+    for (rest, said) in [
+        ("runtime: python\nfresh: true\nkeep_warm: 0", "remove one of the two"),
+        ("runtime: python\nfresh: yes", "must be true or false"),
+        ("runtime: node\nfresh: true", "set `keep_warm: 0` instead"),
+        ("runtime: lambda\nfresh: true", "set `keep_warm: 0` instead"),
+        ("runtime: bash\nfresh: true", "a process for each call"),
+        ("runtime: python\nfresh: true\nisolation: container\nimage: a", "use `isolation: process`"),
+        ("runtime: python\nfresh: true\nisolation: microvm\nnetwork: none", "use `isolation: process`"),
+    ] {
+        let error = yaml(rest).expect_err(rest);
+        assert_eq!(error.field(), Some("fresh"), "{rest}: {error}");
+        assert!(error.to_string().contains(said), "{rest}: {error}");
+    }
+    let spec = yaml("runtime: python\nfresh: true").expect("taken");
+    assert!(serde_json::to_value(&spec).expect("JSON")["fresh"] == true);
 }
 
 #[test]

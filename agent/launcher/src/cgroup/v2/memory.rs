@@ -13,14 +13,17 @@ pub(in crate::cgroup) struct Memory {
     resettable: bool,
     events: File,
     limit: u64,
+    spares_others: bool,
     oom_kills: u64,
 }
+
+const GROUP: &str = "memory.oom.group";
 
 impl Memory {
     pub(in crate::cgroup) fn open(directory: Directory) -> Result<Self, CgroupError> {
         // The whole execution ends together. (A vforking child is never chosen as the victim, so this cannot reach the
         // launcher, whose memory such a child shares until it executes its program.)
-        directory.write("memory.oom.group", "1")?;
+        directory.write(GROUP, "1")?;
         if directory.has("memory.swap.max") {
             directory.write("memory.swap.max", "0")?;
         }
@@ -33,7 +36,7 @@ impl Memory {
         };
         let events = directory.open_for_reading("memory.events")?;
         let oom_kills = directory::field_in(&events, "oom_kill").unwrap_or(0);
-        Ok(Memory { directory, peak, resettable, events, limit: 0, oom_kills })
+        Ok(Memory { directory, peak, resettable, events, limit: 0, spares_others: false, oom_kills })
     }
 }
 
@@ -43,6 +46,14 @@ impl crate::cgroup::Memory for Memory {
             let value = if bytes == 0 { "max".to_owned() } else { bytes.to_string() };
             self.directory.write("memory.max", &value)?;
             self.limit = bytes;
+        }
+        Ok(())
+    }
+
+    fn spare_others(&mut self, spares: bool) -> Result<(), CgroupError> {
+        if spares != self.spares_others {
+            self.directory.write(GROUP, if spares { "0" } else { "1" })?;
+            self.spares_others = spares;
         }
         Ok(())
     }
@@ -82,5 +93,10 @@ mod tests {
         std::fs::write(directory.path().join("memory.events"), "oom 1\noom_kill 1\noom_group_kill 1\n").unwrap();
         assert!(memory.take_oom_kill());
         assert_eq!(memory.peak(), None);
+        assert_eq!(directory.read(GROUP).unwrap(), "1");
+        memory.spare_others(true).unwrap();
+        assert_eq!(directory.read(GROUP).unwrap(), "0");
+        memory.spare_others(false).unwrap();
+        assert_eq!(directory.read(GROUP).unwrap(), "1");
     }
 }
