@@ -380,6 +380,34 @@ async fn what_calls_would_share_cannot_be_forked_and_that_is_said() {
     .await;
 }
 
+/// What is mounted anew would else stay, for all calls, where a descriptor or the place that the parent stands at holds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_is_emptied_between_calls_is_held_by_nothing() {
+    cannot_be_forked([
+        ("tmp", "import os\nHELD = os.open(os.environ['TMPDIR'], os.O_RDONLY)", "each call is to find empty"),
+        ("path", "import os\nHELD = os.open(os.environ['TMPDIR'], os.O_PATH)", "each call is to find empty"),
+        ("shm", "import os\nHELD = os.open('/dev/shm', os.O_PATH)", "`/dev/shm` is open"),
+        (
+            "gone",
+            "import os\nNAME = os.environ['TMPDIR'] + '/x'\nopen(NAME, 'w').close()\nHELD = open(NAME)\nos.remove(NAME)",
+            "each call is to find empty",
+        ),
+    ])
+    .await;
+    for slots in [true, false] {
+        let fresh = Fresh::with(|config| config.slots = slots).await;
+        let module = "import os\nos.chdir(os.environ['TMPDIR'])\ndef handler(payload, context):\n    found = os.listdir('.')\n    \
+                      open('left', 'w').close()\n    return [os.getcwd() == os.environ['TMPDIR'], found, os.listdir(os.environ['TMPDIR'])]\n";
+        fresh.module("stands", module);
+        fresh.deploy("stands", "stands.handler", "").await;
+        for kind in [StartKind::Cold, StartKind::Warm, StartKind::Warm, StartKind::Warm] {
+            let outcome = fresh.outcome("stands", &json!({})).await;
+            let found = outcome.output.result();
+            assert_eq!((start(&outcome), found), (kind, Some(json!([true, [], ["left"]]))), "slots: {slots}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parent_waits_as_long_as_others_do() {
     let fresh = Fresh::new().await;
