@@ -5,6 +5,8 @@
 //! ([`Lease::returns`]); only who stopped the child hears of it when nothing of that is left.
 
 use std::{
+    borrow::Cow,
+    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +14,7 @@ use std::{
 use async_trait::async_trait;
 use flux_launcher::wire::{EndedReport, ExitStatus};
 use flux_protocol::{limits, time};
+use flux_secrets::{Patterns, Redactor};
 use flux_worker::Over;
 use nix::libc::SIGKILL;
 
@@ -86,7 +89,12 @@ impl Attempt {
     }
 
     /// Else it would look as if `fresh` had been forgotten.
-    pub(super) fn note_cannot_fork(&mut self, why: &str) {
+    pub(super) fn note_cannot_fork(&mut self, why: &str, hidden: Option<&Patterns>) {
+        let why = match hidden {
+            Some(hidden) => Cow::Owned(Redactor::whole(hidden, why.as_bytes())),
+            None => Cow::Borrowed(why.as_bytes()),
+        };
+        let why = String::from_utf8_lossy(&why);
         self.notes.push(format!(
             "`fresh: true`: once its module is loaded, {why}; so no process can be forked from it, and each start is cold"
         ));

@@ -253,7 +253,7 @@ impl Attempt {
                     Outcome { duration_ms: took.into(), usage, ..self.ended_by(ending) }
                 } else {
                     if let Some(why) = worker.talk.cannot_fork() {
-                        self.note_cannot_fork(why);
+                        self.note_cannot_fork(why, hidden.as_ref());
                     }
                     let unfit = self.unfit(&mut worker, &served, spec).await;
                     match unfit {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     real::Real,
+    secrets::Giver,
     workers::{Workers, start},
     world::{SOON, World, invocation},
 };
@@ -417,6 +418,18 @@ async fn a_directory_that_is_emptied_between_calls_is_held_by_nothing() {
             assert_eq!((start(&outcome), found), (kind, Some(json!([true, [], ["left"]]))), "slots: {slots}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_it_cannot_be_forked_is_said_without_its_secrets() {
+    let fresh = Fresh::new().await;
+    Giver::default().listen(&fresh.real().world).await;
+    let module = "import os\nHELD = open(os.environ['TMPDIR'] + '/' + os.environ['DB'], 'w')\ndef handler(payload, context):\n    pass\n";
+    fresh.module("tells", module);
+    fresh.deploy("tells", "tells.handler", "secrets: [DB]").await;
+    let reply = fresh.0.call("tells", &json!({})).await;
+    let notes = reply.notes.join("\n");
+    assert!(notes.contains("open for writing") && notes.contains("***") && !notes.contains("hunter2"), "{notes}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
