@@ -26,10 +26,17 @@ use crate::{
     warm::{Forks, Key, Lease, Worker},
 };
 
-/// A worker's process, of which SIGKILL ends all but itself once it forks.
+/// A worker's process, of which the first SIGKILL ends all but itself once it forks.
 pub(super) struct Sparing<'a> {
-    pub(super) process: &'a mut dyn Process,
-    pub(super) forks: Option<Arc<Forks>>,
+    process: &'a mut dyn Process,
+    forks: Option<Arc<Forks>>,
+    has_spared: Cell<bool>,
+}
+
+impl<'a> Sparing<'a> {
+    pub(super) fn new(process: &'a mut dyn Process, forks: Option<Arc<Forks>>) -> Self {
+        Self { process, forks, has_spared: Cell::new(false) }
+    }
 }
 
 #[async_trait]
@@ -43,7 +50,8 @@ impl Process for Sparing<'_> {
     }
 
     fn kill(&self, signal: i32) {
-        if signal == SIGKILL && self.forks.as_ref().is_some_and(|forks| forks.does()) {
+        let forks = self.forks.as_ref().is_some_and(|forks| forks.does());
+        if signal == SIGKILL && forks && !self.has_spared.replace(true) {
             self.process.start_clearing();
         } else {
             self.process.kill(signal);

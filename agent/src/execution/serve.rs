@@ -168,10 +168,16 @@ impl Attempt {
         let mut ending = None;
         let mut watched = {
             let last_words = worker.talk.last_words();
-            let mut process = fresh::Sparing { forks: worker.talk.forks().cloned(), process: &mut *worker.process };
+            let mut sparing;
+            let process: &mut dyn Process = if spec.fresh {
+                sparing = fresh::Sparing::new(&mut *worker.process, worker.talk.forks().cloned());
+                &mut sparing
+            } else {
+                &mut *worker.process
+            };
             let exchange = worker.talk.exchange(&call, &ready.payload);
             tokio::pin!(exchange);
-            let watched = self.watch(&mut process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
+            let watched = self.watch(process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
             match watched {
                 // It may have answered just before its end, or said why there is no answer: all that was heard is read.
                 Watched::Ended(ended) if ending.is_none() => match tokio::time::timeout(last_words, exchange).await {

@@ -432,6 +432,20 @@ async fn why_it_cannot_be_forked_is_said_without_its_secrets() {
     assert!(notes.contains("open for writing") && notes.contains("***") && !notes.contains("hunter2"), "{notes}");
 }
 
+/// The handler is loaded, and the process for the call is not there yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_before_the_fork_ends_the_call_that_is_to_come() {
+    let fresh = Fresh::new().await;
+    let module = "import gc, time\ndef slow(phase, info):\n    if phase == 'start' and info['generation'] == 2:\n        \
+                  print('collects', flush=True)\n        time.sleep(8)\ngc.callbacks.append(slow)\n\
+                  def handler(payload, context):\n    print('begins', flush=True)\n    time.sleep(600)\n";
+    fresh.module("slow", module);
+    fresh.deploy("f", "slow.handler", "timeout: 1").await;
+    let outcome = fresh.outcome("f", &json!({})).await;
+    assert_eq!(outcome.error.map(|error| error.kind), Some(ErrorKind::Timeout));
+    assert!(!outcome.output.to_text().contains("begins"), "{}", outcome.output.to_text());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parent_waits_as_long_as_others_do() {
     let fresh = Fresh::new().await;
