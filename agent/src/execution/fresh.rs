@@ -18,7 +18,7 @@ use flux_secrets::{Patterns, Redactor};
 use flux_worker::Over;
 use nix::libc::SIGKILL;
 
-use super::Attempt;
+use super::{Attempt, serve::end};
 use crate::{
     executor::Process,
     launch::Ended,
@@ -85,6 +85,9 @@ impl Attempt {
             self.notes.push(format!(
                 "its module holds more than {most} % of its memory: it is not kept, and the next start is cold"
             ));
+            if turn.was_stopped {
+                end(&mut *worker.process).await;
+            }
             return;
         }
         lease.returns();
@@ -117,6 +120,9 @@ async fn come_back(node: Arc<Node>, mut worker: Worker, lease: Lease, turn: Turn
             pid = worker.process.pid(),
             "what an invocation left could not be cleared: its worker is ended"
         );
+        if turn.was_stopped {
+            end(&mut *worker.process).await;
+        }
         return;
     }
     if worker.served < limits::WORKER_INVOCATIONS && !worker.has_grown() && is_current(&node, &worker) {

@@ -277,7 +277,11 @@ impl Attempt {
                 let report = fresh::report(&over, fresh::passed_its_memory(&worker) == Some(true));
                 let outcome = self.of_its_end(&report, ending.as_ref(), spec, started_at_us, 0);
                 // What was not read is still there, and would be taken for the next invocation.
-                if !over.is_unread {
+                if over.is_unread {
+                    if ending.is_some() {
+                        end(&mut *worker.process).await;
+                    }
+                } else {
                     let turn = fresh::Turn { took: started.elapsed(), is_over: true, was_stopped: ending.is_some() };
                     self.returns(worker, lease, turn).await;
                 }
@@ -452,7 +456,7 @@ async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
 }
 
 /// Ends a worker at once, whatever it was told before: whoever hears of its end can rely on it.
-async fn end(process: &mut dyn Process) -> Option<Ended> {
+pub(super) async fn end(process: &mut dyn Process) -> Option<Ended> {
     process.kill(SIGKILL);
     tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await.ok()
 }
