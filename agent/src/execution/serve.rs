@@ -197,7 +197,7 @@ impl Attempt {
         }
         let ended_unheard =
             !is_new && ending.is_none() && matches!(watched, Watched::Ended(_)) && worker.talk.is_unread();
-        if matches!(watched, Watched::Answered(Exchange::NotSent)) || ended_unheard {
+        if matches!(watched, Watched::Answered(Exchange::NotSent)) && ending.is_none() || ended_unheard {
             return None;
         }
         if let Watched::Answered(Exchange::Closed) = watched {
@@ -287,7 +287,9 @@ impl Attempt {
                 }
                 outcome
             }
-            Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_)) if let Some(ending) = &ending => {
+            Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_) | Exchange::NotSent)
+                if let Some(ending) = &ending =>
+            {
                 end(&mut *worker.process).await;
                 self.ended_by(ending)
             }
