@@ -94,6 +94,8 @@ pub struct Counts {
     /// Strikes by kind and target, such as `kill -9 worker`.
     pub faults: BTreeMap<String, u64>,
     pub kills: u64,
+    /// Processes that had ended without a kill just then, by program.
+    pub restarted: BTreeMap<String, u64>,
     /// From a strike, or where it held something from its lift, until a call succeeded, by kind and target.
     pub recovery_us: BTreeMap<String, Vec<u64>>,
 }
@@ -162,6 +164,7 @@ fn count(entries: &[&Entry], stories: &Stories, violations: &[Violation]) -> Cou
                 counts.kills += u64::from(matches!(kind, FaultKind::Kill | FaultKind::Wipe));
                 struck.insert(*fault, (name, entry.at_us));
             }
+            Event::Restarted { program } => *counts.restarted.entry(program.clone()).or_default() += 1,
             Event::Lifted { fault } => {
                 if let Some((_, since)) = struck.get_mut(fault) {
                     *since = entry.at_us;

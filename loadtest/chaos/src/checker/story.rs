@@ -54,6 +54,8 @@ pub(super) struct Fault {
     pub(super) target: String,
     pub(super) from_us: u64,
     pub(super) to_us: u64,
+    /// When what it held was let go.
+    pub(super) lifted_us: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -130,11 +132,14 @@ impl Stories {
             }
             Event::Struck { fault, kind, target } => {
                 let to_us = if holds(*kind) { u64::MAX } else { at_us };
-                self.faults.insert(*fault, Fault { kind: *kind, target: target.clone(), from_us: at_us, to_us });
+                self.faults.insert(
+                    *fault,
+                    Fault { kind: *kind, target: target.clone(), from_us: at_us, to_us, lifted_us: None },
+                );
             }
             Event::Lifted { fault } => {
                 if let Some(fault) = self.faults.get_mut(fault) {
-                    fault.to_us = at_us;
+                    (fault.to_us, fault.lifted_us) = (at_us, Some(at_us));
                 }
             }
             // What came back only then was away until then.
@@ -143,6 +148,7 @@ impl Stories {
                     fault.to_us = fault.to_us.max(at_us);
                 }
             }
+            Event::Restarted { .. } => {}
             Event::Read { execution, seen } => self.story(execution).reads.push((at_us, seen.clone())),
         }
     }

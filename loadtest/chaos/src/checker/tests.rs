@@ -288,7 +288,7 @@ fn attempts_grow() {
 #[test]
 fn a_server_that_stood_still_may_send_an_attempt_late() {
     // The second attempt started while it stood still, and the first when it went on.
-    let late = |agents, kind, target: &str, lifted| {
+    let numbered = |agents, kind, target: &str, lifted, after| {
         let entries = [
             at(SECOND, Event::Asked { op: 7, ask: ask(AskKind::Async) }),
             accepted(SECOND + 10, 7),
@@ -297,13 +297,14 @@ fn a_server_that_stood_still_may_send_an_attempt_late() {
             finished(3 * SECOND + 30, 7, 2),
             gone(3 * SECOND + 40, 7, 2),
             at(lifted, Event::Lifted { fault: 0 }),
-            began(5 * SECOND, 7, 1, 1),
-            finished(5 * SECOND + 30, 7, 1),
-            gone(5 * SECOND + 40, 7, 1),
+            began(5 * SECOND, 7, after, 1),
+            finished(5 * SECOND + 30, 7, after),
+            gone(5 * SECOND + 40, 7, after),
             read(101 * SECOND, 7, success(7, 2, 1)),
         ];
         history(agents, entries)
     };
+    let late = |agents, kind, target: &str, lifted| numbered(agents, kind, target, lifted, 1);
     let held = late(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9);
     holds(&held);
     let counts = check(&held).counts;
@@ -311,6 +312,8 @@ fn a_server_that_stood_still_may_send_an_attempt_late() {
     refused(&late(1, FaultKind::Pause, "nats-server", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::Pause, "agent", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::StalledLink, "nats-server", 5 * SECOND - 9), Rule::Attempts);
+    // The same number twice is no earlier attempt.
+    refused(&numbered(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9, 2), Rule::Attempts);
     // Long after it, or before it went on.
     refused(&late(3, FaultKind::Pause, "nats-server", 2 * SECOND), Rule::Attempts);
     refused(&late(3, FaultKind::Pause, "nats-server", 9 * SECOND), Rule::Attempts);
