@@ -158,13 +158,19 @@ pub(super) fn repeated<'a>(stories: &'a Stories, story: &'a Story) -> impl Itera
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
     for (n, late) in repeated(stories, story) {
         let (before, after) = (&story.starts[n - 1], &story.starts[n]);
-        if !late && !count_was_forgotten(stories, &story.starts[..n], after) {
+        if !late && !is_not_counted(stories, story, after) && !count_was_forgotten(stories, &story.starts[..n], after) {
             broken(Rule::Attempts, format!("attempt {} started after attempt {}", after.attempt, before.attempt));
         }
     }
     if story.starts.iter().any(|start| start.attempt == 0) {
         broken(Rule::Attempts, "attempt 0 started; they are numbered from 1".to_owned());
     }
+}
+
+/// A call's second delivery and all further ones have one number where the queue does not count them.
+fn is_not_counted(stories: &Stories, story: &Story, after: &Start) -> bool {
+    let operation = story.op.and_then(|op| stories.operations.get(&op));
+    !stories.counts_calls && after.attempt == 2 && operation.is_some_and(|one| one.ask.kind == AskKind::Call)
 }
 
 /// A server of the queue died as it delivered one of the earlier attempts, and took the count of it along; and the agent

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flux_protocol::{ExecutionId, Timestamp};
 
-use crate::history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Place, Seen};
+use crate::{
+    engines::Engines,
+    history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Place, Seen},
+};
 
 /// All that is known of one execution.
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ pub(super) struct Fault {
 #[derive(Debug, Default)]
 pub(super) struct Stories {
     pub(super) opened: bool,
+    /// The queue tells how often a call was delivered; RabbitMQ only whether it was before.
+    pub(super) counts_calls: bool,
     pub(super) agents: u32,
     pub(super) max_losses: u32,
     pub(super) closing_us: Option<u64>,
@@ -103,8 +108,9 @@ impl Stories {
 
     fn add(&mut self, at_us: u64, event: &Event) {
         match event {
-            Event::Opened { agents, max_losses, .. } => {
+            Event::Opened { topology, agents, max_losses, .. } => {
                 (self.opened, self.agents, self.max_losses) = (true, *agents, *max_losses);
+                self.counts_calls = topology != Engines::PostgresRabbit.name();
             }
             Event::Closing => self.closing_us = Some(at_us),
             Event::Asked { op, ask } => self.asked(at_us, *op, ask),
