@@ -130,6 +130,8 @@ pub(crate) struct Made {
     pub(crate) calls: u64,
     /// As often it fails from now on.
     pub(crate) fails: u32,
+    /// It comes to no end.
+    pub(crate) hangs: bool,
 }
 
 /// What makes them, whose caller may die at a call.
@@ -146,12 +148,12 @@ impl SetUp for MortalSetUp {
     }
 
     async fn set_up(&self, agent: &AgentId, _: &PoolName, _: &Node) -> Result<(), NotSetUp> {
-        let (number, fails) = {
+        let (number, fails, hangs) = {
             let mut made = self.made.lock().expect("nobody panics");
             made.calls += 1;
             let fails = made.fails > 0;
             made.fails = made.fails.saturating_sub(1);
-            (made.calls - 1, fails)
+            (made.calls - 1, fails, made.hangs)
         };
         let fault = self.dies.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         if fault == Some(Fault::HaltBefore) {
@@ -159,6 +161,9 @@ impl SetUp for MortalSetUp {
             return std::future::pending().await;
         }
         tokio::task::yield_now().await;
+        if hangs {
+            return std::future::pending().await;
+        }
         if fails {
             return Err(NotSetUp {
                 why: "the agent was not installed".to_owned(),
