@@ -150,11 +150,18 @@ impl SetUps {
 
     /// Its provider is not asked for a while: how many failed one after the other, and that while.
     fn fails(&mut self, provider: &str, why: &str, at: Timestamp) -> (u32, Duration) {
-        let before = self.failing.get(provider).map_or(0, |failing| failing.times);
-        let pause = limits::SET_UP_FAILED.saturating_mul(1 << before.min(16)).min(limits::SET_UP_FAILED_MOST);
+        let (times, until) = match self.failing.get(provider) {
+            // Launched before the first of them failed: all are one failure.
+            Some(failing) if at < failing.until => (failing.times, failing.until),
+            before => {
+                let before = before.map_or(0, |failing| failing.times);
+                let pause = limits::SET_UP_FAILED.saturating_mul(1 << before.min(16)).min(limits::SET_UP_FAILED_MOST);
+                (before + 1, at.plus(pause))
+            }
+        };
         let said = format!("{provider}: a machine could not be set up: {why}");
-        self.failing.insert(provider.to_owned(), Failing { times: before + 1, said, until: at.plus(pause) });
-        (before + 1, pause)
+        self.failing.insert(provider.to_owned(), Failing { times, said, until });
+        (times, until.since(at))
     }
 
     /// Machines that are given up by that decision for not having started, each with its why: failures like those that a set-up

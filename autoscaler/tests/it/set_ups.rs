@@ -69,6 +69,29 @@ async fn who_cannot_be_set_up_is_terminated_and_the_reason_is_shown() {
     assert_eq!(world.provider.alive().len(), 1);
 }
 
+/// Many that fail together are one failure.
+#[tokio::test]
+async fn machines_that_fail_at_once_double_no_pause() {
+    const MACHINES: u32 = 6;
+    let mut world = World::bare();
+    (world.policy.providers[0].min_nodes, world.policy.providers[0].max_nodes) = (MACHINES, MACHINES);
+    world.made.as_ref().expect("bare machines").lock().expect("nobody panics").fails = MACHINES;
+    let (mut keeper, _dead) = world.keeper(None);
+    let mut failed = Vec::new();
+    for _ in 0..6 {
+        look(&world, &mut keeper).await;
+        if failed.is_empty() {
+            failed = not_set_up(&status(&world).await);
+        }
+    }
+    assert_eq!(failed.len(), 6, "at one look: {failed:?}");
+    for one in failed {
+        let inputs = &one.reason.inputs;
+        assert_eq!(inputs["failed_one_after_another"], 1.0, "{inputs:?}");
+        assert_eq!(inputs["asked_again_in_sec"], limits::SET_UP_FAILED.as_secs_f64(), "{inputs:?}");
+    }
+}
+
 /// A machine whose set-up does not end in its time is a failure like any other: the next is not bought at once, and then later each time.
 #[tokio::test]
 async fn who_is_not_set_up_in_time_failed() {
