@@ -19,7 +19,7 @@ use crate::{
     book::{Book, BookError},
     fleet::{Ended, Fleet, Found, Heard},
     set_up::SetUps,
-    shown::{numbers, recorded, said, stray},
+    shown::{numbers, out_of_reach, recorded, said, stray},
 };
 
 /// A look so many polls after the one before it comes after a time in which nothing could be heard.
@@ -188,6 +188,7 @@ impl Keeper {
         };
         let mut decision = self.decide(&fleet, seen);
         decision.notes.extend(found.strays.iter().map(stray));
+        decision.notes.extend(out_of_reach(&fleet, &self.hands.providers));
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
@@ -221,6 +222,9 @@ impl Keeper {
         fleet.epoch += 1;
         let revision = self.book.write(&fleet, revision).await?;
         tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
+        for note in out_of_reach(&fleet, &self.hands.providers) {
+            tracing::error!("{}", note.said);
+        }
         let load = |name: &String| self.heard.get(name).and_then(|heard| heard.load);
         self.heard = fleet.members.keys().map(|name| (name.clone(), Heard { at, load: load(name) })).collect();
         self.looked = Some(at);
