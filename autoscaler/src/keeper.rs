@@ -19,7 +19,7 @@ use crate::{
     book::{Book, BookError},
     fleet::{Ended, Fleet, Found, Heard},
     set_up::SetUps,
-    shown::{numbers, recorded, said, stray},
+    shown::{numbers, out_of_reach, recorded, said, stray},
 };
 
 /// A look so many polls after the one before it comes after a time in which nothing could be heard.
@@ -177,9 +177,7 @@ impl Keeper {
         }
         fleet.hear(&seen.loads, seen.at);
         let not_set_up = self.set_ups.take(&mut fleet, seen.at);
-        for (provider, until) in self.set_ups.refused() {
-            self.refused.insert((provider.clone(), String::new()), until);
-        }
+        self.refuse_failing();
         let removed = match request {
             Some(AutoscalerRequest::RemoveNodes) => fleet.remove_all(seen.at),
             Some(AutoscalerRequest::Initialize) => {
@@ -190,6 +188,7 @@ impl Keeper {
         };
         let mut decision = self.decide(&fleet, seen);
         decision.notes.extend(found.strays.iter().map(stray));
+        decision.notes.extend(out_of_reach(&fleet, &self.hands.providers));
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
@@ -223,6 +222,9 @@ impl Keeper {
         fleet.epoch += 1;
         let revision = self.book.write(&fleet, revision).await?;
         tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
+        for note in out_of_reach(&fleet, &self.hands.providers) {
+            tracing::error!("{}", note.said);
+        }
         let load = |name: &String| self.heard.get(name).and_then(|heard| heard.load);
         self.heard = fleet.members.keys().map(|name| (name.clone(), Heard { at, load: load(name) })).collect();
         self.looked = Some(at);
@@ -283,7 +285,7 @@ impl Keeper {
             let note = Reason { rule: Rule::Held, said: format!("{why}: nothing is decided"), inputs: BTreeMap::new() };
             return Decision { at: seen.at, notes: vec![note], ..Decision::default() };
         }
-        let snapshot = Snapshot {
+        let mut snapshot = Snapshot {
             at: seen.at,
             nodes: fleet.seen(&seen.loads, &self.heard),
             waiting: seen.waiting,
@@ -292,11 +294,29 @@ impl Keeper {
             paused: fleet.paused,
         };
         self.history.observe(&snapshot, &self.policy);
-        let decision = plan(&snapshot, &self.policy, &self.history);
-        for act in &decision.actions {
+        let mut decision = plan(&snapshot, &self.policy, &self.history);
+        let not_started = self.set_ups.not_started(fleet, &decision, seen.at);
+        if !not_started.is_empty() {
+            // Another in their place would go the same way.
+            self.refuse_failing();
+            snapshot.refused = self.refused.keys().cloned().collect();
+            decision = plan(&snapshot, &self.policy, &self.history);
+        }
+        self.set_ups.keep_to_places(fleet, &mut decision);
+        for act in &mut decision.actions {
+            if let Action::Terminate { node } = &act.action
+                && let Some(why) = not_started.get(node)
+            {
+                act.reason.said.clone_from(why);
+            }
             tracing::info!(action = ?act.action, reason = %act.reason, "decided");
         }
         decision
+    }
+
+    fn refuse_failing(&mut self) {
+        let failing = self.set_ups.refused().map(|(provider, until)| ((provider.clone(), String::new()), until));
+        self.refused.extend(failing);
     }
 
     /// Nobody was heard of while nobody listened: that is no silence of theirs.

@@ -70,12 +70,14 @@ impl OverSsh {
     /// An identity and what is written beside it. The key is in a directory of its own for this moment alone.
     async fn files(&self, agent: &AgentId, pool: &PoolName, node: &Node) -> Result<AgentFiles, String> {
         let dir = tempfile::tempdir().map_err(|error| format!("no directory can be made: {error}"))?;
-        self.join(agent, pool, dir.path()).await.map_err(|error| format!("the gateway gave no identity: {error}"))?;
+        // Below it: joining makes its directory anew, and this one alone is nobody else's to enter.
+        let certs_dir = dir.path().join("certs");
+        self.join(agent, pool, &certs_dir).await.map_err(|error| format!("the gateway gave no identity: {error}"))?;
         let mut config = serde_json::json!({ "queue": { "url": self.ssh.queue_url } });
         if let Some(tasks) = self.ssh.tasks.get(node.node_type.as_str()) {
             config["agent"] = serde_json::json!({ "tasks": tasks });
         }
-        let files = AgentFiles::read(&Certs::at(dir.path()), agent.clone(), pool, &self.ssh.recipe, config);
+        let files = AgentFiles::read(&Certs::at(&certs_dir), agent.clone(), pool, &self.ssh.recipe, config);
         files.map_err(|error| error.to_string())
     }
 }

@@ -11,6 +11,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use flux_plan::{Action, Decision, Reason, Rule};
 use flux_protocol::{
     AgentId, PoolName, Timestamp,
     autoscaler::{ActionRecord, ManagedState, SaidReason},
@@ -65,13 +66,13 @@ pub struct SetUps {
     /// Whoever drops a receiver ends its task.
     running: BTreeMap<String, oneshot::Receiver<Outcome>>,
     failing: BTreeMap<String, Failing>,
-    /// Machines that lack something, as of the last look.
-    lacking: Vec<String>,
+    /// Members whose machines lack something, as of the last look, and what.
+    lacking: BTreeMap<String, String>,
 }
 
 impl SetUps {
     pub fn new(by_provider: BTreeMap<String, Arc<dyn SetUp>>, tasks: Tasks) -> Self {
-        Self { by_provider, tasks, running: BTreeMap::new(), failing: BTreeMap::new(), lacking: Vec::new() }
+        Self { by_provider, tasks, running: BTreeMap::new(), failing: BTreeMap::new(), lacking: BTreeMap::new() }
     }
 
     /// Ends all that go on: they are another's to go on with.
@@ -132,14 +133,11 @@ impl SetUps {
         not: &NotSetUp,
         at: Timestamp,
     ) -> ActionRecord {
-        let before = self.failing.get(provider).map_or(0, |failing| failing.times);
-        let pause = limits::SET_UP_FAILED.saturating_mul(1 << before.min(16)).min(limits::SET_UP_FAILED_MOST);
+        let (times, pause) = self.fails(provider, &not.why, at);
         let id = id.map_or_else(String::new, |id| format!(" ({id} at {provider})"));
         tracing::warn!(node = %name, why = %not.why, output = %not.output, pause_seconds = pause.as_secs(), "a machine could not be set up: it is terminated");
-        let said = format!("{}: a machine could not be set up: {}", provider, not.why);
-        self.failing.insert(provider.to_owned(), Failing { times: before + 1, said, until: at.plus(pause) });
         let inputs = BTreeMap::from([
-            ("failed_one_after_another".to_owned(), f64::from(before + 1)),
+            ("failed_one_after_another".to_owned(), f64::from(times)),
             ("asked_again_in_sec".to_owned(), pause.as_secs_f64()),
         ]);
         ActionRecord {
@@ -147,6 +145,82 @@ impl SetUps {
             what: format!("{name}{id}"),
             reason: SaidReason { rule: RULE.to_owned(), said: not.why.clone(), inputs },
             output: Some(end_of(&not.output, limits::AUTOSCALER_OUTPUT)).filter(|output| !output.is_empty()),
+        }
+    }
+
+    /// Its provider is not asked for a while: how many failed one after the other, and that while.
+    fn fails(&mut self, provider: &str, why: &str, at: Timestamp) -> (u32, Duration) {
+        let (times, until) = match self.failing.get(provider) {
+            // Launched before the first of them failed: all are one failure.
+            Some(failing) if at < failing.until => (failing.times, failing.until),
+            before => {
+                let before = before.map_or(0, |failing| failing.times);
+                let pause = limits::SET_UP_FAILED.saturating_mul(1 << before.min(16)).min(limits::SET_UP_FAILED_MOST);
+                (before + 1, at.plus(pause))
+            }
+        };
+        let said = format!("{provider}: a machine could not be set up: {why}");
+        self.failing.insert(provider.to_owned(), Failing { times, said, until });
+        (times, until.since(at))
+    }
+
+    /// Machines that are given up by that decision for not having started, each with its why: failures like those that a set-up
+    /// tells of. A machine that did not come to its turn is none.
+    pub(crate) fn not_started(
+        &mut self,
+        fleet: &Fleet,
+        decision: &Decision,
+        at: Timestamp,
+    ) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for act in decision.actions.iter().filter(|act| act.reason.rule == Rule::NotStarted) {
+            let Action::Terminate { node: name } = &act.action else { continue };
+            let Some(member) = fleet.members.get(name).filter(|member| member.provider_id.is_some()) else { continue };
+            if !self.by_provider.contains_key(&member.provider) {
+                continue;
+            }
+            let why = if self.running.contains_key(name) {
+                "`boot_timeout_sec` was over while it was still being set up; the autoscaler's log has the steps that were done"
+                    .to_owned()
+            } else if let Some(lacks) = self.lacking.get(name) {
+                format!("`boot_timeout_sec` was over for {lacks}")
+            } else if self.running.len() >= limits::BOOTSTRAPS_AT_ONCE {
+                continue;
+            } else {
+                "its agent was not heard of within `boot_timeout_sec`".to_owned()
+            };
+            let (_, pause) = self.fails(&member.provider, &why, at);
+            tracing::warn!(node = %name, %why, pause_seconds = pause.as_secs(), "a machine is not an agent in time: it is terminated");
+            all.insert(name.clone(), why);
+        }
+        all
+    }
+
+    /// No more are bought than can be set up: a machine that waits for its turn costs, and is late through no fault of its own.
+    pub(crate) fn keep_to_places(&self, fleet: &Fleet, decision: &mut Decision) {
+        let coming = fleet.members.values().filter(|member| {
+            self.by_provider.contains_key(&member.provider)
+                && matches!(member.state, ManagedState::Wanted | ManagedState::Booting)
+        });
+        let mut free = limits::BOOTSTRAPS_AT_ONCE.saturating_sub(coming.count());
+        let mut held_back: u32 = 0;
+        decision.actions.retain(|act| match &act.action {
+            // One whose place is made already is not held back.
+            Action::Launch { provider, .. }
+                if act.reason.rule != Rule::Replace && self.by_provider.contains_key(provider) =>
+            {
+                let fits = free > 0;
+                free = free.saturating_sub(1);
+                held_back += u32::from(!fits);
+                fits
+            }
+            _ => true,
+        });
+        if held_back > 0 {
+            let said =
+                "no more are launched than are set up at once; the others follow when these are ready".to_owned();
+            let inputs = BTreeMap::from([("held_back".to_owned(), f64::from(held_back))]);
+            decision.notes.push(Reason { rule: Rule::Held, said, inputs });
         }
     }
 
@@ -166,7 +240,7 @@ impl SetUps {
                 inputs: BTreeMap::from([("asked_again_in_sec".to_owned(), (left.as_secs_f64() / 10.0).ceil() * 10.0)]),
             }
         });
-        let lacking = self.lacking.iter().map(|said| SaidReason {
+        let lacking = self.lacking.values().map(|said| SaidReason {
             rule: RULE.to_owned(),
             said: said.clone(),
             inputs: BTreeMap::new(),
@@ -184,7 +258,7 @@ impl SetUps {
                 continue;
             }
             if let Some(lacks) = set_up.lacks(node) {
-                self.lacking.push(format!("{} at {}: {lacks}", node.id, member.provider));
+                self.lacking.insert(name.clone(), format!("{} at {}: {lacks}", node.id, member.provider));
                 continue;
             }
             let Ok(agent) = AgentId::parse(name) else { continue };

@@ -84,7 +84,7 @@ impl Policy {
             scale_down_delay: Duration::from_secs(30),
             recurring_gap: Duration::from_secs(360),
             drain_timeout: Duration::from_secs(300),
-            boot_timeout: Duration::from_secs(600),
+            boot_timeout: Duration::from_secs(900),
             silent_timeout: Duration::from_secs(60),
             max_cost_per_hour: None,
             schedules: Vec::new(),

@@ -45,6 +45,17 @@ pub fn ssh(settings: &Settings, of: &ProviderSettings, console: bool) -> anyhow:
         }
         None => !console,
     };
+    // For the host key on the console, and for SSH.
+    let waits = if first_use { wait } else { wait * 2 };
+    let boots = seconds("boot_timeout_sec", settings.autoscaler.boot_timeout_sec)?;
+    ensure!(
+        boots > waits,
+        "`autoscaler.boot_timeout_sec` is {}, and `ssh.wait_sec` alone may take {} of it{}: a machine that is slow, and well, would be \
+         ended and another bought. Make `boot_timeout_sec` larger than that, with the set-up's own time, or `ssh.wait_sec` smaller",
+        boots.as_secs_f64(),
+        waits.as_secs_f64(),
+        if first_use { "" } else { " (for the host key, and again for SSH)" }
+    );
     let mut recipe = Recipe::new(&s.user, key, install);
     recipe.setup_commands.clone_from(&s.agent_setup_commands);
     recipe.secrets.clone_from(&s.secrets);
@@ -130,7 +141,7 @@ mod tests {
         fn of(provider: &mut ProviderSettings) -> &mut SshSettings {
             provider.ssh.as_mut().expect("it is there")
         }
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 14] = [
             ("`ssh` is missing", |_, p| p.ssh = None),
             ("`disable_mtls`", |s, _| s.disable_mtls = true),
             ("`ssh.key`: `flux pki init`", |_, p| of(p).key = Some("/nowhere/key".into())),
@@ -145,6 +156,13 @@ mod tests {
                 of(p).agent = AgentPackage { url: Some("http://h/a.deb".to_owned()), ..AgentPackage::default() };
             }),
             ("`ssh.wait_sec`", |_, p| of(p).wait_sec = 0.0),
+            ("`autoscaler.boot_timeout_sec` is 600, and `ssh.wait_sec` alone may take 600", |s, _| {
+                s.autoscaler.boot_timeout_sec = 600.0;
+            }),
+            ("`ssh.wait_sec` alone may take 900 of it: ", |_, p| {
+                of(p).wait_sec = 900.0;
+                of(p).host_key = Some(HostKeySource::FirstUse);
+            }),
             ("write `ssh.queue_url`", |s, _| s.queue.url = "nats://localhost:4222".to_owned()),
             ("`ssh.queue_url` is", |_, p| of(p).queue_url = Some("redis://h".to_owned())),
         ];

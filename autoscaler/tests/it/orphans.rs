@@ -1,10 +1,11 @@
 //! Machines that are in no record.
 
 use bytes::Bytes;
+use flux_autoscaler::book::{Book as _, QueueBook};
 use flux_broker::Table;
-use flux_protocol::autoscaler::FLEET_KEY;
+use flux_protocol::autoscaler::{AutoscalerRequest, FLEET_KEY};
 
-use crate::story::World;
+use crate::story::{STEP, World};
 
 /// The queue lost its storage: what runs is not cut off, what is needed stays, and the rest goes once it is idle.
 #[tokio::test]
@@ -63,6 +64,34 @@ async fn a_keeper_that_stood_still_ends_nothing() {
         sleeper.step(&late).await.expect("a queue that answers");
     }
     assert!(world.provider.alive().len() >= alive);
+}
+
+/// A provider that is not configured any more: what runs there is told of until it is ended.
+#[tokio::test]
+async fn machines_of_a_provider_that_was_removed_are_told_of() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 1;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    drop(keeper);
+    let alive = world.provider.alive();
+    assert_eq!(alive.len(), 1, "{alive:?}");
+    world.is_configured = false;
+    for _ in 0..4 {
+        world.pass();
+    }
+    let (mut keeper, _dead) = world.keeper(None);
+    keeper.answer(AutoscalerRequest::RemoveNodes, &quiet(&world)).await.expect("an answer");
+    let book = QueueBook::new(std::sync::Arc::clone(&world.broker), STEP);
+    let notes = book.shown().await.expect("a queue that answers").expect("a status").notes;
+    let told = notes.iter().any(|note| {
+        note.said.contains("memory is not in `autoscaler.providers`") && note.said.contains(alive[0].id.as_str())
+    });
+    assert!(told, "{notes:?}");
+    assert_eq!(world.members().await, 1, "it stays in the record");
 }
 
 /// Whoever cordoned a node, by hand or because it goes, meant it: it is no capacity, and is not told to work again.

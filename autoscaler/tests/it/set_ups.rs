@@ -69,6 +69,79 @@ async fn who_cannot_be_set_up_is_terminated_and_the_reason_is_shown() {
     assert_eq!(world.provider.alive().len(), 1);
 }
 
+/// Many that fail together are one failure.
+#[tokio::test]
+async fn machines_that_fail_at_once_double_no_pause() {
+    const MACHINES: u32 = 6;
+    let mut world = World::bare();
+    (world.policy.providers[0].min_nodes, world.policy.providers[0].max_nodes) = (MACHINES, MACHINES);
+    world.made.as_ref().expect("bare machines").lock().expect("nobody panics").fails = MACHINES;
+    let (mut keeper, _dead) = world.keeper(None);
+    let mut failed = Vec::new();
+    for _ in 0..6 {
+        look(&world, &mut keeper).await;
+        if failed.is_empty() {
+            failed = not_set_up(&status(&world).await);
+        }
+    }
+    assert_eq!(failed.len(), 6, "at one look: {failed:?}");
+    for one in failed {
+        let inputs = &one.reason.inputs;
+        assert_eq!(inputs["failed_one_after_another"], 1.0, "{inputs:?}");
+        assert_eq!(inputs["asked_again_in_sec"], limits::SET_UP_FAILED.as_secs_f64(), "{inputs:?}");
+    }
+}
+
+/// A machine whose set-up does not end in its time is a failure like any other: the next is not bought at once, and then later each time.
+#[tokio::test]
+async fn who_is_not_set_up_in_time_failed() {
+    let mut world = World::bare();
+    (world.policy.providers[0].min_nodes, world.policy.providers[0].max_nodes) = (1, 1);
+    world.policy.boot_timeout = STEP * 10;
+    world.made.as_ref().expect("bare machines").lock().expect("nobody panics").hangs = true;
+    let (mut keeper, _dead) = world.keeper(None);
+    let (mut ended_at, mut bought_at) = (Vec::new(), Vec::new());
+    for step in 0..60 {
+        let (bought, alive) = (world.provider.bought().len(), world.provider.alive().len());
+        look(&world, &mut keeper).await;
+        if world.provider.bought().len() > bought {
+            bought_at.push(STEP * step);
+        }
+        if world.provider.alive().len() < alive {
+            ended_at.push(STEP * step);
+        }
+    }
+    assert!(bought_at.len() >= 3 && ended_at.len() >= 2, "bought at {bought_at:?}, ended at {ended_at:?}");
+    for (number, pause) in [limits::SET_UP_FAILED, limits::SET_UP_FAILED * 2].into_iter().enumerate() {
+        let waited = bought_at[number + 1].saturating_sub(ended_at[number]);
+        assert!(waited >= pause, "{waited:?} after {number}: bought at {bought_at:?}, ended at {ended_at:?}");
+    }
+    let status = status(&world).await;
+    let why = "`boot_timeout_sec` was over while it was still being set up";
+    let mut actions = status.decisions.iter().flat_map(|decision| &decision.actions);
+    assert!(actions.any(|act| act.action == "terminate" && act.reason.said.contains(why)), "{:?}", status.decisions);
+    assert!(status.notes.iter().any(|note| note.rule == "set_up" && note.said.contains(why)), "{:?}", status.notes);
+}
+
+/// A machine that could not be set up yet is not paid for.
+#[tokio::test]
+async fn no_more_are_launched_than_are_set_up_at_once() {
+    let mut world = World::bare();
+    let most = limits::BOOTSTRAPS_AT_ONCE + 4;
+    let nodes = u32::try_from(most).expect("a few");
+    (world.policy.providers[0].min_nodes, world.policy.providers[0].max_nodes) = (nodes, nodes);
+    let made = world.made.clone().expect("bare machines");
+    let (mut keeper, _dead) = world.keeper(None);
+    let mut held = false;
+    for _ in 0..20 {
+        look(&world, &mut keeper).await;
+        let waiting = world.provider.alive().len() - made.lock().expect("nobody panics").agents.len();
+        assert!(waiting <= limits::BOOTSTRAPS_AT_ONCE, "{waiting} machines wait to be set up");
+        held |= status(&world).await.notes.iter().any(|note| note.said.contains("set up at once"));
+    }
+    assert_eq!((world.provider.alive().len(), held), (most, true));
+}
+
 /// A gateway that is away when a machine goes revokes its identity when it is back, also for another autoscaler.
 #[tokio::test]
 async fn an_identity_is_revoked_however_late() {

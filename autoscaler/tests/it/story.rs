@@ -21,7 +21,7 @@ use flux_broker::{Broker, memory::MemoryBroker};
 use flux_plan::{Load, NodeType, Policy, ProviderPolicy};
 use flux_protocol::{AgentId, PoolName, Timestamp, autoscaler::AutoscalerStatus};
 use flux_provider::{
-    ClusterName, MemoryProvider, Node, NodeId,
+    ClusterName, MemoryProvider, Node, NodeId, SharedProvider,
     memory::{Fault, MemoryOptions, bought_twice},
 };
 use flux_runtime::{Shutdown, Tasks};
@@ -130,6 +130,8 @@ pub(crate) struct Made {
     pub(crate) calls: u64,
     /// As often it fails from now on.
     pub(crate) fails: u32,
+    /// It comes to no end.
+    pub(crate) hangs: bool,
 }
 
 /// What makes them, whose caller may die at a call.
@@ -146,12 +148,12 @@ impl SetUp for MortalSetUp {
     }
 
     async fn set_up(&self, agent: &AgentId, _: &PoolName, _: &Node) -> Result<(), NotSetUp> {
-        let (number, fails) = {
+        let (number, fails, hangs) = {
             let mut made = self.made.lock().expect("nobody panics");
             made.calls += 1;
             let fails = made.fails > 0;
             made.fails = made.fails.saturating_sub(1);
-            (made.calls - 1, fails)
+            (made.calls - 1, fails, made.hangs)
         };
         let fault = self.dies.filter(|(at, _)| *at == number).map(|(_, fault)| fault);
         if fault == Some(Fault::HaltBefore) {
@@ -159,6 +161,9 @@ impl SetUp for MortalSetUp {
             return std::future::pending().await;
         }
         tokio::task::yield_now().await;
+        if hangs {
+            return std::future::pending().await;
+        }
         if fails {
             return Err(NotSetUp {
                 why: "the agent was not installed".to_owned(),
@@ -204,6 +209,8 @@ pub(crate) struct World {
     book_calls: Arc<AtomicU64>,
     keepers: u32,
     pub(crate) policy: Policy,
+    /// Whether keepers know the provider.
+    pub(crate) is_configured: bool,
     pub(crate) cordoned: Cordoned,
     pub(crate) forgotten: Arc<Mutex<BTreeSet<String>>>,
     pub(crate) gateway_is_away: Arc<Mutex<bool>>,
@@ -230,6 +237,7 @@ impl World {
             book_calls: Arc::default(),
             keepers: 0,
             policy: policy(),
+            is_configured: true,
             cordoned: Cordoned::default(),
             forgotten: Arc::default(),
             gateway_is_away: Arc::default(),
@@ -273,6 +281,8 @@ impl World {
             dies,
             dead,
         };
+        let provider: SharedProvider = Arc::new(self.provider.clone());
+        let providers = self.is_configured.then(|| ("memory".to_owned(), provider)).into_iter();
         let parts = KeeperParts {
             holder: format!("keeper-{}", self.keepers),
             cluster: ClusterName::parse("story").expect("a name"),
@@ -280,7 +290,7 @@ impl World {
             policy: self.policy.clone(),
             poll: STEP,
             book: Arc::new(book),
-            providers: BTreeMap::from([("memory".to_owned(), Arc::new(self.provider.clone()) as _)]),
+            providers: providers.collect(),
             set_ups: SetUps::new(set_up.into_iter().collect(), Tasks::new(Shutdown::new())),
             agents: Arc::new(Told {
                 cordoned: Arc::clone(&self.cordoned),

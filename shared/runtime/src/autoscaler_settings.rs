@@ -196,7 +196,7 @@ impl Default for AutoscalerSettings {
             scale_down_delay_sec: 30.0,
             recurring_gap_sec: 360.0,
             drain_timeout_sec: 300.0,
-            boot_timeout_sec: 600.0,
+            boot_timeout_sec: 900.0,
             silent_timeout_sec: 60.0,
             max_cost_per_hour: None,
             schedules: Vec::new(),

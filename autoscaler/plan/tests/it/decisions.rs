@@ -107,7 +107,7 @@ fn what_never_started_fell_silent_or_does_not_drain_is_given_up() {
     let mut stuck = node("stuck", "cloud", Some(load(2)));
     stuck.phase = Phase::Draining { replaced_by: None };
     world.snapshot.nodes = vec![node("unborn", "cloud", None), silent, stuck];
-    world.snapshot.at = world.snapshot.at.plus(Duration::from_secs(601));
+    world.snapshot.at = world.snapshot.at.plus(Duration::from_secs(901));
     insta::assert_snapshot!(told(&world.decide()));
 }
 

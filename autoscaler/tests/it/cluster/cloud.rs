@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::Command, sync::Arc, tim
 use async_trait::async_trait;
 use flux_autoscaler::{configured, machines::Machines, run::run_on};
 use flux_pki::Certs;
+use flux_protocol::{Timestamp, limits};
 use flux_provider::{
     Capabilities, ClusterName, ConsoleOutput, LaunchRequest, MemoryProvider, Node, NodeId, NodeState, NodeType,
     Provider, ProviderError, TypeDetails, Zone, memory::MemoryOptions,
@@ -212,12 +213,13 @@ fn a_machine_that_cannot_be_set_up_is_terminated_and_its_reason_is_shown() {
         let (api, cloud) = (&story.up.api, &story.cloud);
         story.waits_for_a_node().await;
         let ends = async {
-            let failed = eventually_some(WITHIN, "a reason", || async {
+            let (failed_at, failed) = eventually_some(WITHIN, "a reason", || async {
                 let said = api.get("/autoscaler").await.json;
-                let decisions = said["decisions"].as_array()?.clone();
-                let mut actions =
-                    decisions.iter().flat_map(|one| one["actions"].as_array().cloned().unwrap_or_default());
-                actions.find(|action| action["reason"]["rule"] == "set_up")
+                said["decisions"].as_array()?.iter().find_map(|decision| {
+                    let mut actions = decision["actions"].as_array()?.iter();
+                    let failed = actions.find(|action| action["reason"]["rule"] == "set_up")?;
+                    Some((decision["at"].clone(), failed.clone()))
+                })
             })
             .await;
             assert_eq!(failed["action"], "terminate", "{failed:#}");
@@ -240,9 +242,15 @@ fn a_machine_that_cannot_be_set_up_is_terminated_and_its_reason_is_shown() {
                 assert_eq!(told.contains("    | no such mirror"), what == "explain", "{told}");
                 assert!(!told.contains("4711"), "{told}");
             }
+            failed_at
         };
-        story.while_it_scales(ends).await;
-        assert_eq!(cloud.memory.bought().len(), 1, "none was bought again at once");
+        let failed_at = story.while_it_scales(ends).await;
+        // It is tried again when the pause is over, which it may be by now.
+        let failed_at: Timestamp = serde_json::from_value(failed_at).expect("a time");
+        for later in &cloud.memory.bought()[1..] {
+            let waited = later.launched_at.since(failed_at);
+            assert!(waited >= limits::SET_UP_FAILED, "the next was bought {waited:?} after the failure");
+        }
         drop(story.dir);
     });
 }
