@@ -242,12 +242,19 @@ async fn two_gateways_do_not_deadlock() {
 async fn the_schema_is_made_once_and_a_newer_one_refused() {
     let server = PostgresServer::start().await;
     let url = url(&server, "schema");
+    let as_it_is = Tuning { migrate: false, ..Tuning::default() };
+    let refused = flux_store::open(&url, &as_it_is).await.err().expect("none is made").to_string();
+    assert!(refused.contains("there is no store in the schema `t_schema`"), "{refused}");
     let tuning = Tuning::default();
     let opened = futures::future::join_all((0..8).map(|_| flux_store::open(&url, &tuning))).await;
     for store in opened {
         store.expect("open").ping().await.expect("ping");
     }
     assert_eq!(server.sql("SELECT count(*), max(version) FROM t_schema.flux_schema"), "1|1");
+    flux_store::open(&url, &as_it_is).await.expect("it is of this release").close().await;
+    server.sql("UPDATE t_schema.flux_schema SET version = 0");
+    let refused = flux_store::open(&url, &as_it_is).await.err().expect("it is left as it is").to_string();
+    assert!(refused.contains("of an earlier release of Flux (schema 0;"), "{refused}");
     server.sql("UPDATE t_schema.flux_schema SET version = 99");
     let Err(error) = flux_store::open(&url, &tuning).await else { panic!("a newer schema was opened") };
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
