@@ -5,6 +5,8 @@
 //! ([`Lease::returns`]); only who stopped the child hears of it when nothing of that is left.
 
 use std::{
+    borrow::Cow,
+    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,10 +14,11 @@ use std::{
 use async_trait::async_trait;
 use flux_launcher::wire::{EndedReport, ExitStatus};
 use flux_protocol::{limits, time};
+use flux_secrets::{Patterns, Redactor};
 use flux_worker::Over;
 use nix::libc::SIGKILL;
 
-use super::Attempt;
+use super::{Attempt, serve::end};
 use crate::{
     executor::Process,
     launch::Ended,
@@ -23,10 +26,17 @@ use crate::{
     warm::{Forks, Key, Lease, Worker},
 };
 
-/// A worker's process, of which SIGKILL ends all but itself once it forks.
+/// A worker's process, of which the first SIGKILL ends all but itself once it forks.
 pub(super) struct Sparing<'a> {
-    pub(super) process: &'a mut dyn Process,
-    pub(super) forks: Option<Arc<Forks>>,
+    process: &'a mut dyn Process,
+    forks: Option<Arc<Forks>>,
+    has_spared: Cell<bool>,
+}
+
+impl<'a> Sparing<'a> {
+    pub(super) fn new(process: &'a mut dyn Process, forks: Option<Arc<Forks>>) -> Self {
+        Self { process, forks, has_spared: Cell::new(false) }
+    }
 }
 
 #[async_trait]
@@ -40,7 +50,8 @@ impl Process for Sparing<'_> {
     }
 
     fn kill(&self, signal: i32) {
-        if signal == SIGKILL && self.forks.as_ref().is_some_and(|forks| forks.does()) {
+        let forks = self.forks.as_ref().is_some_and(|forks| forks.does());
+        if signal == SIGKILL && forks && !self.has_spared.replace(true) {
             self.process.start_clearing();
         } else {
             self.process.kill(signal);
@@ -74,6 +85,9 @@ impl Attempt {
             self.notes.push(format!(
                 "its module holds more than {most} % of its memory: it is not kept, and the next start is cold"
             ));
+            if turn.was_stopped {
+                end(&mut *worker.process).await;
+            }
             return;
         }
         lease.returns();
@@ -86,7 +100,12 @@ impl Attempt {
     }
 
     /// Else it would look as if `fresh` had been forgotten.
-    pub(super) fn note_cannot_fork(&mut self, why: &str) {
+    pub(super) fn note_cannot_fork(&mut self, why: &str, hidden: Option<&Patterns>) {
+        let why = match hidden {
+            Some(hidden) => Cow::Owned(Redactor::whole(hidden, why.as_bytes())),
+            None => Cow::Borrowed(why.as_bytes()),
+        };
+        let why = String::from_utf8_lossy(&why);
         self.notes.push(format!(
             "`fresh: true`: once its module is loaded, {why}; so no process can be forked from it, and each start is cold"
         ));
@@ -101,6 +120,9 @@ async fn come_back(node: Arc<Node>, mut worker: Worker, lease: Lease, turn: Turn
             pid = worker.process.pid(),
             "what an invocation left could not be cleared: its worker is ended"
         );
+        if turn.was_stopped {
+            end(&mut *worker.process).await;
+        }
         return;
     }
     if worker.served < limits::WORKER_INVOCATIONS && !worker.has_grown() && is_current(&node, &worker) {

@@ -51,6 +51,7 @@ enum Alarm {
     SayRunning,
     Limit,
     Kill,
+    KillAgain,
     GiveUp,
     None,
 }
@@ -61,12 +62,17 @@ struct Clock {
     /// When SIGTERM was sent, or SIGKILL.
     asked_to_end: Option<Instant>,
     killed: Option<Instant>,
+    /// Of a worker that forks, which the first SIGKILL spares.
+    killed_again: bool,
     said_running: bool,
 }
 
 impl Clock {
     fn next(&self, grace: Duration) -> (Alarm, Option<Instant>) {
         if let Some(killed) = self.killed {
+            if !self.killed_again {
+                return (Alarm::KillAgain, Some(killed + limits::FORK_ENDS_WITHIN));
+            }
             return (Alarm::GiveUp, Some(killed + limits::KILL_TAKES_AT_MOST));
         }
         if let Some(asked) = self.asked_to_end {
@@ -241,7 +247,8 @@ impl Attempt {
         let grace = spec.stop_grace;
         let started = Instant::now();
         let (limit, at_limit) = self.limit(spec, started);
-        let mut clock = Clock { started, limit, asked_to_end: None, killed: None, said_running: false };
+        let mut clock =
+            Clock { started, limit, asked_to_end: None, killed: None, killed_again: !spec.fresh, said_running: false };
         let pump = capture.pump();
         tokio::pin!(pump);
         let mut pumping = true;
@@ -275,6 +282,12 @@ impl Attempt {
                     Alarm::Kill => {
                         process.kill(SIGKILL);
                         clock.killed = Some(Instant::now());
+                        None
+                    }
+                    // The first one finds nobody where a worker was just about to fork.
+                    Alarm::KillAgain => {
+                        process.kill(SIGKILL);
+                        clock.killed_again = true;
                         None
                     }
                     Alarm::GiveUp => return Watched::Undying,

@@ -168,10 +168,16 @@ impl Attempt {
         let mut ending = None;
         let mut watched = {
             let last_words = worker.talk.last_words();
-            let mut process = fresh::Sparing { forks: worker.talk.forks().cloned(), process: &mut *worker.process };
+            let mut sparing;
+            let process: &mut dyn Process = if spec.fresh {
+                sparing = fresh::Sparing::new(&mut *worker.process, worker.talk.forks().cloned());
+                &mut sparing
+            } else {
+                &mut *worker.process
+            };
             let exchange = worker.talk.exchange(&call, &ready.payload);
             tokio::pin!(exchange);
-            let watched = self.watch(&mut process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
+            let watched = self.watch(process, &mut capture, spec, &mut ending, exchange.as_mut()).await;
             match watched {
                 // It may have answered just before its end, or said why there is no answer: all that was heard is read.
                 Watched::Ended(ended) if ending.is_none() => match tokio::time::timeout(last_words, exchange).await {
@@ -191,7 +197,7 @@ impl Attempt {
         }
         let ended_unheard =
             !is_new && ending.is_none() && matches!(watched, Watched::Ended(_)) && worker.talk.is_unread();
-        if matches!(watched, Watched::Answered(Exchange::NotSent)) || ended_unheard {
+        if matches!(watched, Watched::Answered(Exchange::NotSent)) && ending.is_none() || ended_unheard {
             return None;
         }
         if let Watched::Answered(Exchange::Closed) = watched {
@@ -253,7 +259,7 @@ impl Attempt {
                     Outcome { duration_ms: took.into(), usage, ..self.ended_by(ending) }
                 } else {
                     if let Some(why) = worker.talk.cannot_fork() {
-                        self.note_cannot_fork(why);
+                        self.note_cannot_fork(why, hidden.as_ref());
                     }
                     let unfit = self.unfit(&mut worker, &served, spec).await;
                     match unfit {
@@ -271,13 +277,19 @@ impl Attempt {
                 let report = fresh::report(&over, fresh::passed_its_memory(&worker) == Some(true));
                 let outcome = self.of_its_end(&report, ending.as_ref(), spec, started_at_us, 0);
                 // What was not read is still there, and would be taken for the next invocation.
-                if !over.is_unread {
+                if over.is_unread {
+                    if ending.is_some() {
+                        end(&mut *worker.process).await;
+                    }
+                } else {
                     let turn = fresh::Turn { took: started.elapsed(), is_over: true, was_stopped: ending.is_some() };
                     self.returns(worker, lease, turn).await;
                 }
                 outcome
             }
-            Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_)) if let Some(ending) = &ending => {
+            Watched::Answered(Exchange::NotLoaded(_) | Exchange::Nonsense(_) | Exchange::NotSent)
+                if let Some(ending) = &ending =>
+            {
                 end(&mut *worker.process).await;
                 self.ended_by(ending)
             }
@@ -446,7 +458,7 @@ async fn ended(process: &mut dyn Process) -> Watched<Exchange> {
 }
 
 /// Ends a worker at once, whatever it was told before: whoever hears of its end can rely on it.
-async fn end(process: &mut dyn Process) -> Option<Ended> {
+pub(super) async fn end(process: &mut dyn Process) -> Option<Ended> {
     process.kill(SIGKILL);
     tokio::time::timeout(limits::KILL_TAKES_AT_MOST, process.wait()).await.ok()
 }

@@ -241,6 +241,10 @@ impl Connection {
 
     /// Ends what lives of an execution beside its main process, and makes its slot as new; whether nothing is left of it.
     pub(super) async fn clear(&self, id: u64) -> bool {
+        // One that waits to be sent would be overtaken, and end what begins after this one.
+        if !self.unsent.lock().is_empty() {
+            return false;
+        }
         self.ask(|nonce| Control::Clear { id, nonce }).await.unwrap_or(false)
     }
 

@@ -27,14 +27,15 @@ use crate::{
 /// Who has the secrets of which attempt, by the nonce.
 type Claims = HashMap<(ExecutionId, u32), Vec<u8>>;
 
+/// The value of `DB` is `hunter2`.
 #[derive(Clone, Default)]
-struct Giver {
+pub(crate) struct Giver {
     claims: Arc<Mutex<Claims>>,
     given: Arc<AtomicU32>,
 }
 
 impl Giver {
-    async fn listen(&self, world: &World) {
+    pub(crate) async fn listen(&self, world: &World) {
         let mut asked = world.broker.listen(subject::secrets_all()).await.expect("a subscription");
         let (giver, broker) = (self.clone(), Arc::clone(&world.broker));
         world.tasks.spawn("giver", async move {

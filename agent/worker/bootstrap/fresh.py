@@ -21,9 +21,16 @@ def ends_its_threads():
     return native_threads() == 1
 
 
+def emptied_folders():
+    """What calls write to, and the next one finds empty. What is open there, or stands there, would keep the one of before."""
+    named = {TMPDIR, "/tmp"} if os.getppid() == 0 else {TMPDIR}
+    return ["/dev/shm"] + [os.path.realpath(folder) for folder in named if folder]
+
+
 def open_files():
     """The regular files that are open, with their positions, which a child shares with the next one; and what else is."""
     positions, other = [], None
+    emptied = tuple(emptied_folders())
     for name in os.listdir("/proc/self/fd"):
         number = int(name)
         try:
@@ -31,12 +38,15 @@ def open_files():
         except OSError:
             # The list itself.
             continue
-        if number <= CHANNEL or target.startswith("/dev/"):
+        is_emptied = target in emptied or target.startswith(tuple(folder + "/" for folder in emptied))
+        if number <= CHANNEL or target.startswith("/dev/") and not is_emptied:
             continue
         if target.startswith("/"):
             flags = int(read_status("fdinfo/" + name, "flags:"), 8)
             if flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH:
                 other = "a file is open for writing (`%s`)" % target
+            elif is_emptied:
+                other = "`%s` is open, which each call is to find empty" % target
             elif not flags & os.O_PATH:
                 positions.append((number, os.lseek(number, 0, os.SEEK_CUR)))
         elif target.startswith("socket:"):
@@ -77,11 +87,14 @@ def why_not_fork(signals):
     with open("/proc/self/maps") as maps:
         if any(map(is_shared, maps)):
             return "it holds memory that processes share"
-    for folder in (TMPDIR, "/dev/shm" if in_slot else None):
-        if folder and os.listdir(folder):
+    for folder in emptied_folders():
+        # Without a slot it is the machine's.
+        if (in_slot or folder != "/dev/shm") and os.listdir(folder):
             return "there are files in `%s`" % folder
     if signals.getsignal(signals.SIGCHLD) == signals.SIG_IGN:
         return "it ignores SIGCHLD"
+    # Where children are to stand, which has to have a name.
+    os.getcwd()
     return None
 
 
@@ -127,6 +140,7 @@ def serve_by_forks(signals, handler):
     import mmap
 
     positions, _ = open_files()
+    here = os.getcwd()
     # How far a child came: what the channel holds after its end depends on it.
     state = mmap.mmap(-1, 1)
     gc.collect()
@@ -134,6 +148,8 @@ def serve_by_forks(signals, handler):
     mask = signals.pthread_sigmask(signals.SIG_BLOCK, signals.valid_signals())
     while True:
         state[0] = WAITS
+        # By name: one that a call wrote to was mounted anew, and whoever stands there stands in the one of before.
+        os.chdir(here)
         child = os.fork()
         if child == 0:
             become_child(signals, mask, positions)

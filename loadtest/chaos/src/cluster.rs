@@ -69,10 +69,13 @@ impl Piece {
         Self { process, program, args, links, clock, api }
     }
 
-    fn mend(&mut self) {
-        if !self.process.is_running() {
+    /// Whether it had ended.
+    fn mend(&mut self) -> bool {
+        let ended = !self.process.is_running();
+        if ended {
             self.process = self.clock.command(self.program).args(&self.args).spawn();
         }
+        ended
     }
 }
 
@@ -283,8 +286,9 @@ impl Topology for Cluster {
         self.supervise();
     }
 
-    fn supervise(&mut self) {
-        self.gateways.iter_mut().chain(&mut self.agents).for_each(Piece::mend);
+    fn supervise(&mut self) -> Vec<&'static str> {
+        let pieces = self.gateways.iter_mut().chain(&mut self.agents);
+        pieces.filter_map(|piece| piece.mend().then_some(piece.program)).collect()
     }
 
     async fn stop(&mut self) {

@@ -102,7 +102,9 @@ async fn recovered<T: Topology>(topology: &mut T, fault: u64, history: &History)
         let until = Instant::now() + RECOVERS_WITHIN;
         while !probe(&api).await {
             assert!(Instant::now() < until, "no call succeeded within {RECOVERS_WITHIN:?} of {}", api.base());
-            topology.supervise();
+            for program in topology.supervise() {
+                history.note(Event::Restarted { program: program.to_owned() });
+            }
             tokio::time::sleep(BETWEEN_PROBES).await;
         }
     }

@@ -71,6 +71,10 @@ pub enum Event {
     Recovered {
         fault: u64,
     },
+    /// A process that nobody had killed just then had ended, and was started again as a supervisor does.
+    Restarted {
+        program: String,
+    },
     /// A record was read.
     Read {
         execution: String,

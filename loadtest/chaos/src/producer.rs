@@ -12,6 +12,9 @@ use tokio::sync::Mutex;
 use crate::{function, history::Place};
 
 const PERSISTENT: u8 = 2;
+/// AMQP's code of what is not there.
+const NOT_FOUND: u16 = 404;
+const STATUSES: &str = "flux.statuses";
 
 pub(crate) enum Producer {
     Nats(async_nats::Client),
@@ -108,6 +111,10 @@ async fn rabbit_publish(channel: &Channel, function: &str, args: &str, id: Optio
     Ok(confirm.is_ack())
 }
 
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
+}
+
 async fn left_in_streams(client: &async_nats::Client) -> Vec<String> {
     let queue = jetstream::new(client.clone());
     let pool = PoolName::default();
@@ -140,14 +147,18 @@ async fn left_in_queues(url: &str) -> lapin::Result<Vec<String>> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let mut left = Vec::new();
     let lanes = ["flux.invoke", "flux.call"];
-    for name in lanes.iter().flat_map(|lane| function::NAMES.map(|function| format!("{lane}.{function}"))) {
-        // One that is not there closes its channel.
+    let queues = lanes.iter().flat_map(|lane| function::NAMES.map(|function| format!("{lane}.{function}")));
+    for name in queues.chain([STATUSES.to_owned()]) {
         let channel = connection.create_channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        if let Ok(queue) = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await
-            && queue.message_count() > 0
-        {
-            left.push(format!("{name} still has {} messages", queue.message_count()));
+        match channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await {
+            Ok(queue) if queue.message_count() > 0 => {
+                left.push(format!("{name} still has {} messages", queue.message_count()));
+            }
+            Ok(_) => {}
+            // A call's queue goes with its server's memory.
+            Err(error) if is_not_found(&error) && name.starts_with("flux.call.") => {}
+            Err(error) => return Err(error),
         }
     }
     connection.close(200, "done".into()).await?;

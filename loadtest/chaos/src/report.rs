@@ -43,6 +43,7 @@ fn section(command: &str, report: &Report) -> String {
     row("attempts that a stopped server sent late", counts.sent_late.to_string());
     row("direct publishes gone with a wiped queue", counts.wiped.to_string());
     row("kills", counts.kills.to_string());
+    row("ended without a kill just then, and started again", listed(counts.restarted.iter()));
     row("left over", if report.leaks.is_empty() { "nothing".to_owned() } else { report.leaks.join("; ") });
     text.push_str("\n| fault | times | until a call succeeded again: p50 | p99 | max |\n|---|---|---|---|---|\n");
     for (fault, times) in &counts.faults {

@@ -58,7 +58,10 @@ pub(crate) trait Topology {
     async fn mend(&mut self);
 
     /// Starts again what is somebody's to start whenever it ended, as systemd does: it may not be able to start while a fault lasts.
-    fn supervise(&mut self) {}
+    /// What that was.
+    fn supervise(&mut self) -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// In order. Panics where that does not succeed.
     async fn stop(&mut self);

@@ -85,6 +85,9 @@ pub const WORKER_INVOCATIONS: u64 = 100_000;
 /// How long what an invocation left may take to end, and a worker that forks to begin anew, before that is ended too. It takes about a
 /// millisecond.
 pub const WORKER_RETURNS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a call whose process is to be ended, and not the worker that forked it, may go on before that is ended with it. That takes
+/// about a millisecond too.
+pub const FORK_ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// Of its function's memory, in percent: a worker that holds more between invocations is replaced.
 pub const WORKER_MEMORY_PERCENT: u64 = 75;
 /// Snapshots of microVMs that an agent's machine keeps, each as large as its guest's memory.

@@ -26,8 +26,16 @@ impl Question {
     fn look(self, server: &Server) -> bool {
         match self {
             Self::IsAlone { id, .. } => server.is_alone(id),
-            Self::Clear { id, .. } => server.clear(id),
+            Self::Clear { id, .. } => server.clear(id) || self.fail(server),
         }
+    }
+
+    /// Whoever asked to clear may not wait for the answer, and nobody else ends what is there.
+    fn fail(self, server: &Server) -> bool {
+        if let Self::Clear { id, .. } = self {
+            server.registry.signal(id, libc::SIGKILL);
+        }
+        false
     }
 
     /// A client that does not read its answers gets none.
@@ -57,11 +65,11 @@ impl Looker {
     }
 
     /// The answer is sent when it is known; one that cannot be is the one that costs a worker, and nothing else.
-    pub(super) fn look(&self, question: Question, control: &OwnedFd) {
+    pub(super) fn look(&self, question: Question, server: &Server, control: &OwnedFd) {
         if let Err(TrySendError::Full(question) | TrySendError::Disconnected(question)) =
             self.questions.try_send(question)
         {
-            question.answer(false, control);
+            question.answer(question.fail(server), control);
         }
     }
 }

@@ -153,8 +153,8 @@ fn listen(server: &Server, control: &OwnedFd, looker: &Looker) -> io::Result<()>
                 // A client that does not read its answers gets none: this thread must stay free for kills.
                 let _ = socket::try_send(control.as_fd(), &pong, &[]);
             }
-            Some(Ok(Control::IsAlone { id, nonce })) => looker.look(Question::IsAlone { id, nonce }, control),
-            Some(Ok(Control::Clear { id, nonce })) => looker.look(Question::Clear { id, nonce }, control),
+            Some(Ok(Control::IsAlone { id, nonce })) => looker.look(Question::IsAlone { id, nonce }, server, control),
+            Some(Ok(Control::Clear { id, nonce })) => looker.look(Question::Clear { id, nonce }, server, control),
             Some(Err(error)) => eprintln!("flux launcher: ignored a control packet: {error}"),
             None => {}
         }

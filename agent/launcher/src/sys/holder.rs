@@ -20,6 +20,11 @@ pub(crate) const CLEAR: u8 = b'C';
 /// The command to kill everything in the slot.
 pub(crate) const KILL_ALL: u8 = b'K';
 
+/// How long all but one process of a slot are killed before those that fork have won. Nobody else's slot is cleared meanwhile.
+const CLEAR_TAKES_AT_MOST_MS: i64 = 200;
+/// In so many looks, one after another, nobody is found.
+const QUIET_LOOKS: u32 = 2;
+
 /// The holder's stack, in its own copy of the memory.
 const STACK_BYTES: usize = 64 << 10;
 /// The holder's end of its socket, once it has closed everything else.
@@ -354,21 +359,41 @@ unsafe fn kill_until_alone() -> bool {
 unsafe fn kill_all_but(spared: i32) -> bool {
     // SAFETY: system calls that touch no memory but `pause`.
     unsafe {
-        for round in 0..4000 {
+        let deadline = now_ms() + CLEAR_TAKES_AT_MOST_MS;
+        let (mut round, mut quiet) = (0, 0);
+        while now_ms() < deadline {
             match kill_listed(spared) {
                 None => return false,
-                Some(0) => return true,
-                Some(_) if round < 4 => {
-                    libc::sched_yield();
+                // Who forks while the list is read may be behind the place that it is read at.
+                Some(0) => {
+                    quiet += 1;
+                    if quiet == QUIET_LOOKS {
+                        return true;
+                    }
                 }
                 Some(_) => {
-                    let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
-                    libc::nanosleep(&raw const pause, std::ptr::null_mut());
+                    quiet = 0;
+                    if round < 4 {
+                        libc::sched_yield();
+                    } else {
+                        let pause = libc::timespec { tv_sec: 0, tv_nsec: 50_000 };
+                        libc::nanosleep(&raw const pause, std::ptr::null_mut());
+                    }
+                    round += 1;
                 }
             }
         }
         false
     }
+}
+
+/// # Safety
+/// In the forked child only.
+unsafe fn now_ms() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to `now`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec * 1000 + now.tv_nsec / 1_000_000
 }
 
 /// How many processes are there beside the holder and `spared`; each is killed. One that nobody has waited for counts.

@@ -56,14 +56,14 @@ fn the_same_without_slots() {
 
 /// Leaves a process in a session of its own and a file behind, and waits for those that it is told to.
 const FORKS: &str = "exec </dev/null; while read -r line <&3; do case $line in \
-    leave) echo x >${TMPDIR:-/tmp}/left; setsid sleep 600 </dev/null >/dev/null 2>&1 3>&- & ;; reap) wait ;; \
+    leave) echo x >${TMPDIR:-/tmp}/left; setsid sleep 600 </dev/null >/dev/null 2>&1 3>&- & ;; reap) wait; echo reap >&3; continue ;; \
     storm) setsid sh -c 'while :; do sleep 600 3>&- & sleep 600 3>&- & sleep 0.01; done' </dev/null >/dev/null 2>&1 3>&- & ;; \
     esac; echo \"$line $(ls ${TMPDIR:-/tmp})\" >&3; done";
 
 fn is_cleared_around_its_main_process(mut launcher: Launched) {
     let (id, channel, _) = launcher.start_worker(FORKS);
     let mut answers = BufReader::new(channel.try_clone().unwrap());
-    let mut ask = |line: &str| {
+    let ask = |answers: &mut BufReader<_>, line: &str| {
         (&channel).write_all(format!("{line}\n").as_bytes()).unwrap();
         let mut answer = String::new();
         answers.read_line(&mut answer).unwrap();
@@ -71,16 +71,16 @@ fn is_cleared_around_its_main_process(mut launcher: Launched) {
     };
     for what in ["leave", "storm", "leave"] {
         let left = if what == "leave" { "leave left" } else { what };
-        assert_eq!(ask(what), left);
+        assert_eq!(ask(&mut answers, what), left);
         wait_until("something to be left", || !launcher.is_alone(id));
-        // A zombie that the main process has not waited for is no reason to wait forever, and one to throw the slot away.
-        std::thread::scope(|scope| {
-            let cleared = scope.spawn(|| launcher.clear(id));
-            assert_eq!(ask("reap").split(' ').next(), Some("reap"));
-            assert!(cleared.join().unwrap(), "{what}");
-        });
+        // It waits for those that are killed.
+        (&channel).write_all(b"reap\n").unwrap();
+        assert!(launcher.clear(id), "{what}");
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        assert_eq!(answer.trim(), "reap");
         assert!(launcher.is_alone(id), "{what}");
-        assert_eq!(ask("look"), "look", "{what}: its directory is empty");
+        assert_eq!(ask(&mut answers, "look"), "look", "{what}: its directory is empty");
     }
     assert!(!launcher.clear(id + 1), "nobody of this id");
     launcher.kill(id, 9);
@@ -91,6 +91,23 @@ fn is_cleared_around_its_main_process(mut launcher: Launched) {
 #[test]
 fn a_slot_is_reset_around_a_worker_that_stays() {
     is_cleared_around_its_main_process(Launched::start());
+}
+
+/// Whoever asked may not hear of it, and what it was to end has to end.
+#[test]
+fn what_cannot_be_cleared_is_ended_with_its_worker() {
+    let mut launcher = Launched::start();
+    if !launcher.capabilities.pid_namespace {
+        return;
+    }
+    let (id, channel, _) = launcher.start_worker(FORKS);
+    (&channel).write_all(b"leave\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(channel.try_clone().unwrap()).read_line(&mut answer).unwrap();
+    assert_eq!(answer.trim(), "leave left");
+    // It waits for nobody: what was killed stays in the list.
+    assert!(!launcher.clear(id));
+    assert_eq!(launcher.ended(id).status, ExitStatus::Signaled(9));
 }
 
 #[test]

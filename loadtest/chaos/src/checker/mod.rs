@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`Rule::Lost`] | what was accepted (202, or the queue's ack of a direct publish) has a terminal record in the end, and every record there is is terminal. A direct publish that a wipe of the queue took before anyone recorded it may be gone; so may the record of a call that was answered in the moment of a fault: its caller has the outcome |
 //! | [`Rule::SecondOutcome`] | once a record or an answer told an outcome, every later one tells the same. A call's answer may differ from the record in its attempt (never in its version) only where a fault fell between; and the record may be `agent_lost` where the queue was wiped within 250 ms of the answer, or where the only agent died within that and the queue before it could deliver the call again (3 s) |
-//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another; and one may start late that a stopped `nats-server` of a cluster sends when it goes on (within 2 s) |
+//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another; and on RabbitMQ, which does not count how often a call was delivered, a call's second and further ones are all 2; and one may start late that a stopped `nats-server` of a cluster sends when it goes on (within 2 s) |
 //! | [`Rule::StartedAfterCancel`] | nothing starts after its cancel was confirmed, and the record of a confirmed cancel says `cancelled` |
 //! | [`Rule::VersionsMixed`] | all attempts, answers and the record of one execution are of one version |
 //! | [`Rule::SuccessWithoutRun`] | a `success` has a start and an end of that attempt (or of an earlier one, where its message was published again meanwhile), and exactly the output of that start |
@@ -94,6 +94,8 @@ pub struct Counts {
     /// Strikes by kind and target, such as `kill -9 worker`.
     pub faults: BTreeMap<String, u64>,
     pub kills: u64,
+    /// Processes that had ended without a kill just then, by program.
+    pub restarted: BTreeMap<String, u64>,
     /// From a strike, or where it held something from its lift, until a call succeeded, by kind and target.
     pub recovery_us: BTreeMap<String, Vec<u64>>,
 }
@@ -162,6 +164,7 @@ fn count(entries: &[&Entry], stories: &Stories, violations: &[Violation]) -> Cou
                 counts.kills += u64::from(matches!(kind, FaultKind::Kill | FaultKind::Wipe));
                 struck.insert(*fault, (name, entry.at_us));
             }
+            Event::Restarted { program } => *counts.restarted.entry(program.clone()).or_default() += 1,
             Event::Lifted { fault } => {
                 if let Some((_, since)) = struck.get_mut(fault) {
                     *since = entry.at_us;

@@ -158,13 +158,19 @@ pub(super) fn repeated<'a>(stories: &'a Stories, story: &'a Story) -> impl Itera
 fn attempts(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
     for (n, late) in repeated(stories, story) {
         let (before, after) = (&story.starts[n - 1], &story.starts[n]);
-        if !late && !count_was_forgotten(stories, &story.starts[..n], after) {
+        if !late && !is_not_counted(stories, story, after) && !count_was_forgotten(stories, &story.starts[..n], after) {
             broken(Rule::Attempts, format!("attempt {} started after attempt {}", after.attempt, before.attempt));
         }
     }
     if story.starts.iter().any(|start| start.attempt == 0) {
         broken(Rule::Attempts, "attempt 0 started; they are numbered from 1".to_owned());
     }
+}
+
+/// A call's second delivery and all further ones have one number where the queue does not count them.
+fn is_not_counted(stories: &Stories, story: &Story, after: &Start) -> bool {
+    let operation = story.op.and_then(|op| stories.operations.get(&op));
+    !stories.counts_calls && after.attempt == 2 && operation.is_some_and(|one| one.ask.kind == AskKind::Call)
 }
 
 /// A server of the queue died as it delivered one of the earlier attempts, and took the count of it along; and the agent
@@ -180,14 +186,16 @@ fn count_was_forgotten(stories: &Stories, earlier: &[Start], after: &Start) -> b
 /// A server of a cluster stood still with this delivery in its buffers, while another one delivered the message again, and sent it
 /// when it went on: the agent is behind a third one, and sees nothing of that.
 fn was_sent_late(stories: &Stories, earlier: &[Start], after: &Start) -> bool {
+    let later_attempts = || earlier.iter().filter(|start| start.attempt > after.attempt);
+    let mut held = stories.faults.values().filter_map(|fault| {
+        let stood_still = (fault.kind, fault.target.as_str()) == (FaultKind::Pause, "nats-server");
+        fault.lifted_us.filter(|_| stood_still).map(|lifted_us| fault.from_us..lifted_us)
+    });
     stories.agents > 1
-        && earlier.iter().any(|start| {
-            stories.faults.values().any(|fault| {
-                (fault.kind, fault.target.as_str()) == (FaultKind::Pause, "nats-server")
-                    && fault.from_us < start.at_us
-                    && (fault.to_us.saturating_sub(SEEN_WITHIN_US)..fault.to_us + SENT_LATE_WITHIN_US)
-                        .contains(&after.at_us)
-            })
+        && held.any(|held| {
+            // A function's clock is rounded down.
+            let sent = held.end.saturating_sub(SEEN_WITHIN_US)..held.end.saturating_add(SENT_LATE_WITHIN_US);
+            sent.contains(&after.at_us) && later_attempts().any(|start| held.contains(&start.at_us))
         })
 }
 

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flux_protocol::{ExecutionId, Timestamp};
 
-use crate::history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Place, Seen};
+use crate::{
+    engines::Engines,
+    history::{Answer, Ask, AskKind, Entry, Event, FaultKind, Place, Seen},
+};
 
 /// All that is known of one execution.
 #[derive(Debug, Default)]
@@ -54,11 +57,15 @@ pub(super) struct Fault {
     pub(super) target: String,
     pub(super) from_us: u64,
     pub(super) to_us: u64,
+    /// When what it held was let go.
+    pub(super) lifted_us: Option<u64>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Stories {
     pub(super) opened: bool,
+    /// The queue tells how often a call was delivered; RabbitMQ only whether it was before.
+    pub(super) counts_calls: bool,
     pub(super) agents: u32,
     pub(super) max_losses: u32,
     pub(super) closing_us: Option<u64>,
@@ -101,8 +108,9 @@ impl Stories {
 
     fn add(&mut self, at_us: u64, event: &Event) {
         match event {
-            Event::Opened { agents, max_losses, .. } => {
+            Event::Opened { topology, agents, max_losses, .. } => {
                 (self.opened, self.agents, self.max_losses) = (true, *agents, *max_losses);
+                self.counts_calls = topology != Engines::PostgresRabbit.name();
             }
             Event::Closing => self.closing_us = Some(at_us),
             Event::Asked { op, ask } => self.asked(at_us, *op, ask),
@@ -130,11 +138,14 @@ impl Stories {
             }
             Event::Struck { fault, kind, target } => {
                 let to_us = if holds(*kind) { u64::MAX } else { at_us };
-                self.faults.insert(*fault, Fault { kind: *kind, target: target.clone(), from_us: at_us, to_us });
+                self.faults.insert(
+                    *fault,
+                    Fault { kind: *kind, target: target.clone(), from_us: at_us, to_us, lifted_us: None },
+                );
             }
             Event::Lifted { fault } => {
                 if let Some(fault) = self.faults.get_mut(fault) {
-                    fault.to_us = at_us;
+                    (fault.to_us, fault.lifted_us) = (at_us, Some(at_us));
                 }
             }
             // What came back only then was away until then.
@@ -143,6 +154,7 @@ impl Stories {
                     fault.to_us = fault.to_us.max(at_us);
                 }
             }
+            Event::Restarted { .. } => {}
             Event::Read { execution, seen } => self.story(execution).reads.push((at_us, seen.clone())),
         }
     }

@@ -286,9 +286,40 @@ fn attempts_grow() {
 }
 
 #[test]
+fn rabbitmq_does_not_count_how_often_a_call_was_delivered() {
+    let again = |topology: &str, kind, attempt| {
+        let answer = Answer::Outcome { execution: name(7), seen: success(7, attempt, 1) };
+        let entries = [
+            at(SECOND, Event::Asked { op: 7, ask: ask(kind) }),
+            began(SECOND + 20, 7, 1, 1),
+            gone(SECOND + 30, 7, 1),
+            began(2 * SECOND, 7, attempt, 1),
+            gone(2 * SECOND + 30, 7, attempt),
+            began(3 * SECOND, 7, attempt, 1),
+            finished(3 * SECOND + 30, 7, attempt),
+            gone(3 * SECOND + 40, 7, attempt),
+            at(3 * SECOND + 50, Event::Answered { op: 7, answer }),
+            read(101 * SECOND, 7, success(7, attempt, 1)),
+        ];
+        let mut all = history(3, entries);
+        for entry in &mut all {
+            if let Event::Opened { topology: opened, .. } = &mut entry.event {
+                topology.clone_into(opened);
+            }
+        }
+        all
+    };
+    holds(&again("postgres-rabbitmq", AskKind::Call, 2));
+    assert_eq!(check(&again("postgres-rabbitmq", AskKind::Call, 2)).counts.numbers_repeated, 1);
+    refused(&again("postgres-rabbitmq", AskKind::Call, 3), Rule::Attempts);
+    refused(&again("postgres-rabbitmq", AskKind::Async, 2), Rule::Attempts);
+    refused(&again("redis", AskKind::Call, 2), Rule::Attempts);
+}
+
+#[test]
 fn a_server_that_stood_still_may_send_an_attempt_late() {
     // The second attempt started while it stood still, and the first when it went on.
-    let late = |agents, kind, target: &str, lifted| {
+    let numbered = |agents, kind, target: &str, lifted, after| {
         let entries = [
             at(SECOND, Event::Asked { op: 7, ask: ask(AskKind::Async) }),
             accepted(SECOND + 10, 7),
@@ -297,13 +328,14 @@ fn a_server_that_stood_still_may_send_an_attempt_late() {
             finished(3 * SECOND + 30, 7, 2),
             gone(3 * SECOND + 40, 7, 2),
             at(lifted, Event::Lifted { fault: 0 }),
-            began(5 * SECOND, 7, 1, 1),
-            finished(5 * SECOND + 30, 7, 1),
-            gone(5 * SECOND + 40, 7, 1),
+            began(5 * SECOND, 7, after, 1),
+            finished(5 * SECOND + 30, 7, after),
+            gone(5 * SECOND + 40, 7, after),
             read(101 * SECOND, 7, success(7, 2, 1)),
         ];
         history(agents, entries)
     };
+    let late = |agents, kind, target: &str, lifted| numbered(agents, kind, target, lifted, 1);
     let held = late(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9);
     holds(&held);
     let counts = check(&held).counts;
@@ -311,6 +343,8 @@ fn a_server_that_stood_still_may_send_an_attempt_late() {
     refused(&late(1, FaultKind::Pause, "nats-server", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::Pause, "agent", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::StalledLink, "nats-server", 5 * SECOND - 9), Rule::Attempts);
+    // The same number twice is no earlier attempt.
+    refused(&numbered(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9, 2), Rule::Attempts);
     // Long after it, or before it went on.
     refused(&late(3, FaultKind::Pause, "nats-server", 2 * SECOND), Rule::Attempts);
     refused(&late(3, FaultKind::Pause, "nats-server", 9 * SECOND), Rule::Attempts);
