@@ -1,6 +1,7 @@
 //! The files of keys: certificates' directory, and what secrets are encrypted with. In a backup only where they are asked for.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -19,8 +20,8 @@ const CERTS: &str = "certs";
 const SECRETS: &str = "secrets.key";
 const OWN_DIR: u32 = 0o700;
 
-/// Every file of keys that there is.
-pub(super) fn read(settings: &Settings) -> Result<Vec<KeyFile>, CliError> {
+/// Every file of keys that there is. `sealed_with`: the keys that secrets in the backup are encrypted with, which then are there.
+pub(super) fn read(settings: &Settings, sealed_with: &BTreeSet<String>) -> Result<Vec<KeyFile>, CliError> {
     let certs = settings.certs_dir();
     let mut files = Vec::new();
     for entry in WalkDir::new(&certs).follow_links(false).sort_by_file_name() {
@@ -32,14 +33,40 @@ pub(super) fn read(settings: &Settings) -> Result<Vec<KeyFile>, CliError> {
         let below = entry.path().strip_prefix(&certs).unwrap_or_else(|_| entry.path());
         // A lock, or a file that is being written.
         let passes = entry.file_name().to_str().is_none_or(|name| name.starts_with('.') || name.ends_with(".lock"));
-        if entry.file_type().is_file() && !passes {
+        if passes || entry.depth() == 0 {
+            continue;
+        }
+        // Whose directory this is might lead root to what is another's.
+        if entry.path_is_symlink() {
+            return Err(CliError::problem(
+                format!("{} is a link, and is not followed", entry.path().display()),
+                "with --with-keys, keys are files: put it there itself; or make the backup without, and keep the keys apart",
+            ));
+        }
+        if entry.file_type().is_file() {
             files.push(file(entry.path(), Path::new(CERTS).join(below))?);
         }
     }
-    if let Some(path) = settings.gateway.secrets_key.as_deref().filter(|path| path.exists()) {
-        files.push(file(path, PathBuf::from(SECRETS))?);
-    }
+    files.extend(secrets_key(settings, sealed_with)?);
     Ok(files)
+}
+
+fn secrets_key(settings: &Settings, sealed_with: &BTreeSet<String>) -> Result<Option<KeyFile>, CliError> {
+    let path = settings.gateway.secrets_key.as_deref().unwrap_or_else(|| Path::new(""));
+    let is_absent = fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if is_absent && sealed_with.is_empty() {
+        return Ok(None);
+    }
+    let file = file(path, PathBuf::from(SECRETS))?;
+    let text = String::from_utf8_lossy(&file.content);
+    let has: BTreeSet<&str> = flux_secrets::key_ids(&text).collect();
+    match sealed_with.iter().find(|key| !has.contains(key.as_str())) {
+        None => Ok(Some(file)),
+        Some(key) => Err(CliError::problem(
+            format!("secrets are encrypted with the key {key}, which {} does not have", path.display()),
+            "name the file of the gateway's that set them (`gateway.secrets_key`); if keys were changed meanwhile, make it again",
+        )),
+    }
 }
 
 fn file(path: &Path, named: PathBuf) -> Result<KeyFile, CliError> {

@@ -36,9 +36,10 @@ fn holder(what: &str) -> String {
     format!("{what}-{}-{:08x}", std::process::id(), flux_protocol::time::now().as_micros() & 0xffff_ffff)
 }
 
+/// `filling`: else what is to be saved is left as it is.
 async fn open(settings: &Settings, filling: bool) -> Result<SharedStore, CliError> {
     let url = settings.store.url.as_deref().unwrap_or_default();
-    let tuning = Tuning { filling, ..compose::tuning(settings.queue.durability) };
+    let tuning = Tuning { filling, migrate: filling, ..compose::tuning(settings.queue.durability) };
     flux_store::open(url, &tuning).await.map_err(|error| problem(error.into()))
 }
 
@@ -72,6 +73,7 @@ fn problem(error: BackupError) -> CliError {
         BackupError::GatewayAlive => {
             "nothing was changed; stop every gateway of this store first (a restore that was killed looks like one for a minute)"
         }
+        BackupError::Overtaken => "stop every gateway of this store, and do it again",
         BackupError::NotEmpty { .. } => {
             "nothing was changed; with --force all of that is replaced by what the backup has"
         }

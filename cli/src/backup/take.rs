@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flux_backup::{BackupError, FORM, Header, Taken};
+use flux_backup::{BackupError, Copied, FORM, Header, Taken};
 use flux_gateway::compose;
 use flux_protocol::time::now;
 use flux_runtime::Settings;
@@ -87,17 +87,19 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
             "say which Flux: --data-dir of `flux up`, or --config of `flux-gateway`",
         ));
     }
-    let keys = if args.with_keys { keys::read(&settings)? } else { Vec::new() };
     let file = Out::open(&args.file, out)?;
     let writer = file.writer()?;
     let owned = place::database(&settings).or(settings.artifacts.dir.as_deref()).unwrap_or_else(|| Path::new("."));
-    let taken = as_owner_of(owned, || {
+    let copied = as_owner_of(owned, || {
         let runtime = flux_runtime::async_runtime()
             .map_err(|source| CliError::local("the async runtime cannot be started", source))?;
-        let taken = runtime.block_on(take(args, &settings, keys, writer));
+        let copied = runtime.block_on(copy(args, &settings, writer));
         runtime.shutdown_background();
-        taken
+        copied
     })?;
+    // After the store: keys that were new before the moment of the backup are in them, and the one before is kept.
+    let keys = if args.with_keys { keys::read(&settings, copied.sealed_with())? } else { Vec::new() };
+    let taken = copied.end(&keys).map_err(problem)?;
     drop(taken.out);
     file.keep()?;
     let Taken { counts, missing, .. } = taken;
@@ -124,12 +126,11 @@ pub(crate) fn run(args: &Args, out: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn take(
+async fn copy(
     args: &Args,
     settings: &Settings,
-    keys: Vec<flux_backup::KeyFile>,
     writer: Box<dyn Write + Send>,
-) -> Result<Taken<Box<dyn Write + Send>>, CliError> {
+) -> Result<Copied<Box<dyn Write + Send>>, CliError> {
     let store = open(settings, false).await?;
     let archives = compose::archives(&settings.artifacts).await;
     let archives = archives.map_err(|error| CliError::Problem { what: format!("{error:#}"), remedy: None })?;
@@ -140,8 +141,15 @@ async fn take(
         engine: place::engine(settings),
     };
     let holder = holder("backup");
-    let what = (header, keys, args.incomplete, holder.as_str());
-    let taken = Box::pin(flux_backup::take(&*store, &*archives, what, writer)).await;
+    let what = (header, args.incomplete, holder.as_str());
+    let copied = tokio::select! {
+        copied = Box::pin(flux_backup::copy(&*store, &*archives, what, writer)) => copied,
+        // What was written of it is removed on the way out.
+        _ = tokio::signal::ctrl_c() => {
+            let remedy = "no backup was made; another can be after a minute".to_owned();
+            return Err(CliError::Interrupted { remedy });
+        }
+    };
     store.close().await;
-    taken.map_err(problem)
+    copied.map_err(problem)
 }

@@ -30,7 +30,7 @@ mod writer;
 
 pub use reader::{Piece, read};
 pub use restore::{Checked, check, fill, require_empty};
-pub use take::{Taken, take};
+pub use take::{Copied, Taken, copy};
 pub use writer::Writer;
 
 /// The form that is written here, and the newest that is read. It counts on when an earlier release could not read a file, or
@@ -126,6 +126,9 @@ pub enum BackupError {
     Busy,
     #[error("a gateway is alive on this store")]
     GatewayAlive,
+    /// It stood still for so long that it was believed dead.
+    #[error("somebody else has taken the store over meanwhile, and it was ended")]
+    Overtaken,
     #[error(
         "the store is not empty: it has {functions} functions, {executions} executions, {keys} API keys and {secrets} secrets"
     )]

@@ -113,18 +113,18 @@ pub async fn require_empty(store: &dyn Store) -> Result<(), BackupError> {
 }
 
 /// Puts what is in a backup in the place of everything that the store knows. `holder`: a name that nobody else has.
-/// `confirm` is asked once it is sure that no gateway lives on the store, and does what has to be done before: where it
-/// refuses, nothing has been changed.
+/// `confirm` is asked once it is sure that no gateway lives on the store, and again right before rows are replaced: where it
+/// refuses, no row has been changed.
 ///
 /// # Errors
-/// `GatewayAlive`; the file is not what it was when it was checked; the store or the archives are out of reach. As long as the
-/// engine keeps its word ([`Store::import`]) the store is as it was then.
+/// `GatewayAlive`; `Overtaken`; the file is not what it was when it was checked; the store or the archives are out of reach. As
+/// long as the engine keeps its word ([`Store::import`]) the store is as it was then.
 pub async fn fill(
     file: &File,
     store: &dyn Store,
     archives: &dyn ArtifactStore,
     holder: &str,
-    confirm: impl AsyncFnOnce() -> Result<(), BackupError>,
+    confirm: impl AsyncFn() -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
     if !lease::take(store, RECONCILER_LEASE, holder, GATEWAY_DEAD_WITHIN).await? {
         return Err(BackupError::GatewayAlive);
@@ -132,6 +132,11 @@ pub async fn fill(
     let work = async {
         confirm().await?;
         put_archives(file, archives).await?;
+        // That may have taken long, and a gateway that was started meanwhile waits for the lease, or has it by now.
+        if !lease::take(store, RECONCILER_LEASE, holder, Duration::ZERO).await? {
+            return Err(BackupError::Overtaken);
+        }
+        confirm().await?;
         put_rows(file, store).await
     };
     Box::pin(lease::keeping(store, RECONCILER_LEASE, holder, work)).await

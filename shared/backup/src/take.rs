@@ -17,6 +17,29 @@ const ON_THEIR_WAY: usize = 16;
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// A backup that lacks its keys yet, and its end.
+pub struct Copied<W: Write> {
+    writer: Writer<W>,
+    missing: Vec<Digest>,
+    sealed_with: BTreeSet<String>,
+}
+
+impl<W: Write> Copied<W> {
+    /// The keys that secrets in it are encrypted with, by their ids.
+    pub const fn sealed_with(&self) -> &BTreeSet<String> {
+        &self.sealed_with
+    }
+
+    /// # Errors
+    /// `Write`.
+    pub fn end(self, keys: &[KeyFile]) -> Result<Taken<W>, BackupError> {
+        let Self { mut writer, missing, .. } = self;
+        keys.iter().try_for_each(|file| writer.key(file))?;
+        let (counts, out) = writer.end(missing.clone())?;
+        Ok(Taken { counts, missing, out })
+    }
+}
+
 /// A backup that was made.
 #[derive(Debug)]
 pub struct Taken<W> {
@@ -27,45 +50,47 @@ pub struct Taken<W> {
     pub out: W,
 }
 
-/// Writes everything to `out`, which is complete when this returns. Gateways go on meanwhile. `holder`: a name that nobody
-/// else has. `incomplete`: also where archives are missing.
+/// Writes everything but keys to `out`, which is complete after [`Copied::end`]. Gateways go on meanwhile. `holder`: a name that
+/// nobody else has. `incomplete`: also where archives are missing.
 ///
 /// # Errors
-/// `Busy`, `Missing`, `Write`; or the store or the archives are out of reach.
-pub async fn take<W: Write + Send + 'static>(
+/// `Busy`, `Overtaken`, `Missing`, `Write`; or the store or the archives are out of reach.
+pub async fn copy<W: Write + Send + 'static>(
     store: &dyn Store,
     archives: &dyn ArtifactStore,
-    (header, keys, incomplete, holder): (Header, Vec<KeyFile>, bool, &str),
+    (header, incomplete, holder): (Header, bool, &str),
     out: W,
-) -> Result<Taken<W>, BackupError> {
+) -> Result<Copied<W>, BackupError> {
     if !lease::take(store, COPYING_LEASE, holder, Duration::ZERO).await? {
         return Err(BackupError::Busy);
     }
-    let copied = copy(store, archives, (header, keys, incomplete), out);
+    let copied = copy_all(store, archives, (header, incomplete), out);
     Box::pin(lease::keeping(store, COPYING_LEASE, holder, copied)).await
 }
 
-async fn copy<W: Write + Send + 'static>(
+async fn copy_all<W: Write + Send + 'static>(
     store: &dyn Store,
     archives: &dyn ArtifactStore,
-    (header, keys, incomplete): (Header, Vec<KeyFile>, bool),
+    (header, incomplete): (Header, bool),
     out: W,
-) -> Result<Taken<W>, BackupError> {
+) -> Result<Copied<W>, BackupError> {
     let (into, mut rows) = mpsc::channel(ON_THEIR_WAY);
     let writing = spawn_blocking(move || {
         let mut writer = Writer::begin(out, &header)?;
-        let mut named = BTreeSet::new();
+        let (mut named, mut sealed_with) = (BTreeSet::new(), BTreeSet::new());
         while let Some(row) = rows.blocking_recv() {
-            if let Entry::Version(version) = &row {
-                named.extend(version.digest);
+            match &row {
+                Entry::Version(version) => named.extend(version.digest),
+                Entry::Secret(secret) => drop(sealed_with.insert(secret.key.clone())),
+                _ => {}
             }
             writer.row(&row)?;
         }
-        Ok::<_, BackupError>((writer, named))
+        Ok::<_, BackupError>((writer, named, sealed_with))
     });
     let (exported, written) = tokio::join!(store.export(into), writing);
     // Where the file cannot be written, the store was not read to its end.
-    let (mut writer, named) = written.map_err(|_| BackupError::Stopped)??;
+    let (mut writer, named, sealed_with) = written.map_err(|_| BackupError::Stopped)??;
     exported?;
     let mut missing = Vec::new();
     for digest in named {
@@ -77,12 +102,7 @@ async fn copy<W: Write + Send + 'static>(
     if !missing.is_empty() && !incomplete {
         return Err(BackupError::Missing(missing));
     }
-    for file in keys {
-        writer = off_thread(writer, move |writer| writer.key(&file)).await?;
-    }
-    let left = missing.clone();
-    let (counts, out) = spawn_blocking(move || writer.end(left)).await.map_err(|_| BackupError::Stopped)??;
-    Ok(Taken { counts, missing, out })
+    Ok(Copied { writer, missing, sealed_with })
 }
 
 /// `None`: it is in no place, or damaged where it is.

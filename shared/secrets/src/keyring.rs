@@ -196,6 +196,11 @@ impl Key {
     }
 }
 
+/// Which keys are in a file of them, without a look at what they are.
+pub fn key_ids(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| Some(line.split_once(' ')?.0))
+}
+
 fn fault(path: &Path) -> impl FnOnce(std::io::Error) -> KeyringError {
     move |source| KeyringError::File { path: path.to_owned(), source }
 }

@@ -11,7 +11,7 @@ mod patterns;
 mod redact;
 mod sealing;
 
-pub use keyring::{AtRest, Keyring, KeyringError};
+pub use keyring::{AtRest, Keyring, KeyringError, key_ids};
 pub use patterns::Patterns;
 pub use redact::Redactor;
 pub use sealing::{NotOpened, Recipient, SealError, Sealed, seal};

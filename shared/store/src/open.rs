@@ -20,6 +20,8 @@ pub struct Tuning {
     pub max_bytes: Option<u64>,
     /// It is opened to be filled ([`Store::import`](crate::Store::import)): also where that was begun before and broke off.
     pub filling: bool,
+    /// A schema of an earlier release is brought up to date; else it is refused.
+    pub migrate: bool,
 }
 
 impl Default for Tuning {
@@ -32,6 +34,7 @@ impl Default for Tuning {
             connections: flux_protocol::limits::STORE_CONNECTIONS,
             max_bytes: None,
             filling: false,
+            migrate: true,
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::{io::Write as _, time::Duration};
 
 use flux_artifacts::{ArtifactStore as _, Filesystem};
-use flux_backup::{BackupError, check, fill, require_empty, take};
-use flux_protocol::{Digest, time::now};
-use flux_store::{COPYING_LEASE, RECONCILER_LEASE, SharedStore, Tuning};
+use flux_backup::{BackupError, Copied, check, copy, fill, require_empty};
+use flux_protocol::{Digest, SecretName, time::now};
+use flux_store::{COPYING_LEASE, RECONCILER_LEASE, SealedSecret, SharedStore, Tuning};
 
 use crate::made::{Content, head, header, name, small, version, written};
 
@@ -15,6 +15,10 @@ async fn store() -> SharedStore {
 
 fn archives(dir: &tempfile::TempDir) -> Filesystem {
     Filesystem::open(dir.path()).expect("a folder")
+}
+
+async fn take(store: &SharedStore, archives: &Filesystem, incomplete: bool) -> Result<Copied<Vec<u8>>, BackupError> {
+    copy(&**store, archives, (header(), incomplete, "backup"), Vec::new()).await
 }
 
 fn file(bytes: &[u8]) -> std::fs::File {
@@ -35,8 +39,7 @@ async fn a_backup_of_what_was_restored_has_the_same_rows() {
     assert!(archives.has(Digest::of(b"code")).await.expect("asked"));
     assert_eq!(store.function(&name("f")).await.expect("read").expect("there").current.version, 2);
 
-    let what = (header(), small().keys, false, "backup");
-    let taken = take(&*store, &archives, what, Vec::new()).await.expect("taken");
+    let taken = take(&store, &archives, false).await.and_then(|copied| copied.end(&small().keys)).expect("taken");
     assert_eq!(taken.counts, checked.counts);
     assert_eq!(taken.out, bytes, "byte for byte");
     // Nothing keeps either of them from being done again.
@@ -53,9 +56,9 @@ async fn an_archive_that_is_nowhere_is_no_backup_unless_that_is_meant() {
     fill(&file, &*store, &archives, "restore", async || Ok(())).await.expect("restored");
     let lost = Digest::of(b"code");
     archives.delete(lost).await.expect("deleted");
-    let refused = take(&*store, &archives, (header(), Vec::new(), false, "a"), Vec::new()).await;
+    let refused = take(&store, &archives, false).await.map(|_| ());
     assert!(matches!(&refused, Err(BackupError::Missing(all)) if *all == [lost]), "{refused:?}");
-    let taken = take(&*store, &archives, (header(), Vec::new(), true, "b"), Vec::new()).await.expect("taken");
+    let taken = take(&store, &archives, true).await.and_then(|copied| copied.end(&[])).expect("taken");
     assert_eq!(taken.missing, [lost]);
 }
 
@@ -95,8 +98,59 @@ async fn nothing_is_restored_where_a_gateway_lives_nor_copied_twice_at_once() {
     let refused = fill(&file, &*store, &archives, "restore", async || unreachable!("not asked")).await;
     assert!(matches!(refused, Err(BackupError::GatewayAlive)), "{refused:?}");
     assert!(store.census().await.expect("census").is_empty());
-    let refused = take(&*store, &archives, (header(), Vec::new(), false, "backup-2"), Vec::new()).await;
+    let refused = take(&store, &archives, false).await.map(|_| ());
     assert!(matches!(refused, Err(BackupError::Busy)), "{refused:?}");
+}
+
+/// A gateway that took over from a restore while that put archives: what it has is not replaced.
+#[tokio::test]
+async fn who_has_lost_the_store_changes_nothing_more() {
+    let (store, dir) = (store().await, tempfile::tempdir().expect("a folder"));
+    let archives = archives(&dir);
+    store.register(&spec("kept"), now()).await.expect("registered");
+    let hour = Duration::from_secs(3600);
+    let taken_over = async || -> Result<(), BackupError> {
+        let lease = store.lease(RECONCILER_LEASE, "gw-1", now().plus(hour), hour).await?;
+        assert!(lease.is_some(), "asked once, and not after it was taken over");
+        Ok(())
+    };
+    let lost = fill(&file(&written(&small())), &*store, &archives, "restore", taken_over).await;
+    assert!(matches!(lost, Err(BackupError::Overtaken)), "{lost:?}");
+    assert!(store.function(&name("kept")).await.expect("read").is_some());
+    assert!(store.function(&name("f")).await.expect("read").is_none());
+}
+
+/// What came to be there while archives were put is not replaced either.
+#[tokio::test]
+async fn whether_it_is_empty_is_asked_again_before_rows_are_replaced() {
+    let (store, dir) = (store().await, tempfile::tempdir().expect("a folder"));
+    let confirm = async || -> Result<(), BackupError> {
+        require_empty(&*store).await?;
+        store.register(&spec("kept"), now()).await?;
+        Ok(())
+    };
+    let refused = fill(&file(&written(&small())), &*store, &archives(&dir), "restore", confirm).await;
+    assert!(matches!(refused, Err(BackupError::NotEmpty { functions: 1, .. })), "{refused:?}");
+    assert!(store.function(&name("kept")).await.expect("read").is_some());
+}
+
+/// Whoever adds keys afterwards learns which there have to be.
+#[tokio::test]
+async fn a_backup_says_what_its_secrets_are_encrypted_with() {
+    let (store, dir) = (store().await, tempfile::tempdir().expect("a folder"));
+    let sealed = |name: &str, key: &str| SealedSecret {
+        name: SecretName::parse(name).expect("a name"),
+        key: key.to_owned(),
+        sealed: vec![1],
+        version: 0,
+        created_at: now(),
+        updated_at: now(),
+    };
+    for secret in [sealed("A", "old"), sealed("B", "new"), sealed("C", "new")] {
+        store.put_secret(&secret).await.expect("put").expect("room");
+    }
+    let copied = take(&store, &archives(&dir), false).await.expect("copied");
+    assert_eq!(copied.sealed_with().iter().collect::<Vec<_>>(), ["new", "old"]);
 }
 
 /// What cannot be written is said, and the store is not read to its end for it.
@@ -116,7 +170,10 @@ async fn a_full_disk_is_said() {
     let archives = archives(&dir);
     store.register(&spec("f"), now()).await.expect("registered");
     for room in [0, 600, 1200, 2000] {
-        let full = take(&*store, &archives, (header(), Vec::new(), false, "backup"), Full(room)).await.map(|_| ());
+        let full = copy(&*store, &archives, (header(), false, "backup"), Full(room))
+            .await
+            .and_then(|copied| copied.end(&[]))
+            .map(|_| ());
         let Err(BackupError::Write(error)) = full else { panic!("{room}: {full:?}") };
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{room}");
     }

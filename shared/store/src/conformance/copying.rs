@@ -139,7 +139,9 @@ pub async fn everything_comes_back_as_it_was(store: &dyn Store) {
     assert_ne!(exported(store).await, before);
 
     // A cluster of Redis cannot be emptied from here, and says so before it touches anything.
-    let parts = || before.iter().cloned().map(Part::Entry).chain([Part::End]);
+    // What Redis holds idempotency keys by may be read twice.
+    let twice = before.iter().filter(|entry| matches!(entry, Entry::Idempotency(_)));
+    let parts = || before.iter().chain(twice.clone()).cloned().map(Part::Entry).chain([Part::End]);
     match import(store, parts()).await {
         Ok(()) => {}
         Err(StoreError::Corrupt { problem }) if problem.contains("is a cluster and not empty") => return,

@@ -156,8 +156,11 @@ async fn write(session: &Session, entry: Entry) -> Result<(), Fault> {
         Entry::Version(version) => functions::save(session, &version).await?,
         Entry::Execution(record) => insert(session, &mut vec![Row::of(*record)]).await?,
         Entry::Idempotency(held) => {
+            // One that was read from Redis may come twice.
             let sql = "INSERT INTO idempotency (function, key, execution, body, at, expires_at)
-                       VALUES ($1, $2, $3, $4, $5, $6)";
+                       VALUES ($1, $2, $3, $4, $5, $6)
+                       ON CONFLICT (function, key) DO UPDATE SET execution = excluded.execution, body = excluded.body,
+                           at = excluded.at, expires_at = excluded.expires_at";
             let statement = session.prepared(sql).await?;
             let (execution, body) = (key(held.execution), &held.body.as_bytes()[..]);
             let (at, expires_at) = (held.at.as_micros(), held.expires_at.as_micros());

@@ -109,17 +109,15 @@ pub(super) async fn record(
     updates: &[StatusUpdate],
     unheard: &Unheard,
 ) -> Result<Vec<Recorded>, Fault> {
-    // What a commit did is told to its caller once: had it succeeded and were it done again, nobody would be told.
-    let before = unheard.lock().take();
+    // What a commit did is told to its caller once: had it succeeded and were it done again, nobody would be told. So it stays
+    // there until it is told, however often the server goes away before.
+    let before = unheard.lock().clone();
     let mut committed = None;
     if let Some((begun, results)) = before {
-        match transaction::ended_well(session, &begun).await {
-            Ok(Some(true)) => committed = Some(results),
-            Ok(Some(false)) => {}
-            other => {
-                *unheard.lock() = Some((begun, results));
-                return Err(other.err().unwrap_or_else(|| Fault::Away("a commit before has not ended".to_owned())));
-            }
+        match transaction::ended_well(session, &begun).await? {
+            Some(true) => committed = Some(results),
+            Some(false) => *unheard.lock() = None,
+            None => return Err(Fault::Away("a commit before has not ended".to_owned())),
         }
     }
     let (begun, known) = transaction::begin(session, &batch::ids(updates)).await?;

@@ -7,10 +7,21 @@ use super::{connect::Session, fault::Fault};
 /// The n-th brings a database from schema n to n + 1. Only ever appended to.
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 
-pub(super) async fn migrate(session: &Session, schema: &str) -> Result<(), Fault> {
+/// `may`: else an earlier one is refused, and none is made.
+pub(super) async fn migrate(session: &Session, schema: &str, may: bool) -> Result<(), Fault> {
     // Most starts have nothing to do, and then need no lock, nor the right to make tables.
     let found = match version(session, schema).await? {
         Some(found) if usize::try_from(found).is_ok_and(|found| found >= MIGRATIONS.len()) => found,
+        None if !may => return Err(Fault::Refused { problem: format!("there is no store in the schema `{schema}`") }),
+        Some(found) if !may => {
+            return Err(Fault::Refused {
+                problem: format!(
+                    "the schema `{schema}` is of an earlier release of Flux (schema {found}; this one knows {}), and is left as \
+                     it is: use that release's `flux`",
+                    MIGRATIONS.len()
+                ),
+            });
+        }
         _ => bring_up_to_date(session, schema).await?,
     };
     let known = MIGRATIONS.len();

@@ -65,7 +65,8 @@ pub(crate) async fn open(url: &str, tuning: &Tuning) -> Result<SharedStore, Stor
     // Apart from other calls: bringing a schema up to date takes as long as it takes.
     let session = link.call(opening, |session| async move { Ok(session) }).await?;
     let schema = &link.server.pool.manager().schema;
-    migrate::migrate(&session, schema).await.map_err(|fault| fault.to_error(opening, &link.server.place))?;
+    let migrated = migrate::migrate(&session, schema, tuning.migrate).await;
+    migrated.map_err(|fault| fault.to_error(opening, &link.server.place))?;
     drop(session);
     let writer = Arc::clone(&link);
     let acceptor = Acceptor::start(tuning.queue, move |batch| {

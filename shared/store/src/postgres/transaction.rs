@@ -75,6 +75,7 @@ impl<'r> Columns<'r> {
 }
 
 /// What a transaction was, for somebody who did not hear how it ended.
+#[derive(Clone)]
 pub(super) struct Begun {
     pub(super) xid: String,
 }

@@ -58,6 +58,7 @@ async fn send(into: &mpsc::Sender<Entry>, entries: Vec<Entry>) -> bool {
 pub(super) async fn export(link: &Caller, keys: &Keys, into: &mpsc::Sender<Entry>) -> Result<(), StoreError> {
     const ATTEMPTED: &str = "read all of it";
     // One server can be looked through. A cluster cannot: see docs/backup.md.
+    // A scan may give a key twice. To know which were given would be to keep all of them: whoever imports takes either.
     if !link.link.is_cluster() {
         let mut cursor = 0;
         loop {

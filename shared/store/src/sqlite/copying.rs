@@ -154,10 +154,11 @@ fn write(database: &Connection, entry: Entry) -> Result<(), Fault> {
         Entry::Execution(record) => {
             executions::insert(database, &Row::of(*record))?;
         }
+        // One that was read from Redis may come twice.
         Entry::Idempotency(HeldKey { function, key, execution, body, at, expires_at }) => {
             database
                 .prepare_cached(
-                    "INSERT INTO idempotency (function, key, execution, body, at, expires_at)
+                    "INSERT OR REPLACE INTO idempotency (function, key, execution, body, at, expires_at)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 )?
                 .execute(params![

@@ -187,6 +187,15 @@ impl Database {
         };
         // Most starts have nothing to do, and then need no lock.
         let found: usize = self.number(database, "PRAGMA user_version")?;
+        if found < known && !self.tuning.migrate {
+            return Err(StoreError::Corrupt {
+                problem: format!(
+                    "{} is of an earlier release of Flux (schema {found}; this one knows {known}), and is left as it is: \
+                     use that release's `flux`",
+                    self.place()
+                ),
+            });
+        }
         let found = if found < known { migrate().map_err(|e| self.failed("migrate the database", e))? } else { found };
         if found > known {
             return Err(StoreError::Corrupt {

@@ -18,7 +18,14 @@ async fn the_first_schema_is_brought_up_to_date() {
     file.pragma_update(None, "application_id", 0x464c_5558).expect("whose it is");
     drop(file);
 
-    let store = flux_store::open(&format!("sqlite://{}", path.display()), &Tuning::default()).await.expect("a store");
+    let url = format!("sqlite://{}", path.display());
+    let before = std::fs::read(&path).expect("it");
+    let as_it_is = Tuning { migrate: false, ..Tuning::default() };
+    let refused = flux_store::open(&url, &as_it_is).await.err().expect("it is to be left as it is").to_string();
+    assert!(refused.contains("of an earlier release of Flux (schema 1;"), "{refused}");
+    assert!(std::fs::read(&path).expect("it") == before, "and it was");
+
+    let store = flux_store::open(&url, &Tuning::default()).await.expect("a store");
     let record = accepted();
     store.insert_queued(record.clone()).await.expect("insert");
     let open = store.open_executions(Timestamp::from_millis(i64::MAX / 2_000), None, 10).await.expect("list");

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use flux_protocol::{ExecutionId, Timestamp};
@@ -10,7 +10,10 @@ use flux_store::{StatusUpdate, StoreError, Tuning};
 use flux_testkit::PostgresServer;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::Notify,
     task::JoinSet,
 };
@@ -44,7 +47,9 @@ async fn a_server_that_is_killed_and_one_that_hangs() {
 /// was committed says nothing of ours then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commit_of_another_is_not_taken_for_ours() {
-    let mut server = PostgresServer::start().await;
+    // Its workers take numbers too, and for standbys it writes to its log now and then which number comes next.
+    let alone = "autovacuum = off\nwal_level = minimal\nmax_wal_senders = 0";
+    let mut server = PostgresServer::start_with(alone, &[]).await;
     // The schema is there, and the store's connections have used no statement yet.
     drop(open(&server, "reused").await);
     let relay = Relay::start(server.port(), b"INSERT INTO executions").await;
@@ -58,9 +63,11 @@ async fn the_commit_of_another_is_not_taken_for_ours() {
     // It has its number, and has written nothing.
     relay.held.notified().await;
     let ours: u64 = server
-        .sql("SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL")
+        .sql("SELECT backend_xid::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND backend_type = 'client backend'")
         .parse()
         .expect("a number");
+    // At once: a backend that saw the others die would write to the log that it gave up this number.
+    server.pause();
     server.kill9();
     server.restart().await;
     server.sql("CREATE TABLE t_reused.others AS SELECT pg_current_xact_id()::text AS id");
@@ -128,6 +135,63 @@ impl Relay {
     }
 }
 
+/// The answer to a commit is lost, and so is the connection on which it was found that the commit had come to be: whoever recorded is
+/// told all the same that the execution ended by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_commit_did_is_told_however_often_the_server_goes_away() {
+    let server = PostgresServer::start().await;
+    // The schema is there, and is not made, and committed, through what cuts.
+    drop(open(&server, "told").await);
+    let (port, cuts, _tasks) = cut_twice(server.port()).await;
+    let store = crate::open(&url(&server, "told").replace(&server.port().to_string(), &port.to_string())).await;
+    let id = ExecutionId::new();
+    let recorded = store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("recorded");
+    assert_eq!(cuts.load(Ordering::Relaxed), 2, "connections were cut");
+    assert!(recorded[0].became_terminal);
+}
+
+/// Between a store and its server: cuts the first connection on which a commit is answered, before the answer, and the next one on which
+/// rows are to be locked.
+async fn cut_twice(to: u16) -> (u16, Arc<AtomicUsize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let shared = Arc::clone(&cuts);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (client, _) = listener.accept().await.expect("accepted");
+            let cuts = Arc::clone(&shared);
+            connections.spawn(async move {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                tokio::select! {
+                    () = until(from_server, to_client, b"COMMIT\0", &cuts, 0) => {}
+                    () = until(from_client, to_server, b"FOR UPDATE", &cuts, 1) => {}
+                }
+            });
+        }
+    });
+    (port, cuts, tasks)
+}
+
+/// Passes everything, until there is `last` in it, after so many cuts; or the end.
+async fn until(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, last: &[u8], cuts: &AtomicUsize, after: usize) {
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        let sent = &chunk[..length];
+        let is_last = sent.windows(last.len()).any(|window| window == last);
+        if is_last && cuts.compare_exchange(after, after + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        if to.write_all(sent).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// A mishap of the server's own passes; damaged data does not, and is said to be that.
 #[tokio::test]
 async fn an_internal_error_is_not_taken_for_damage() {
@@ -181,12 +245,19 @@ async fn two_gateways_do_not_deadlock() {
 async fn the_schema_is_made_once_and_a_newer_one_refused() {
     let server = PostgresServer::start().await;
     let url = url(&server, "schema");
+    let as_it_is = Tuning { migrate: false, ..Tuning::default() };
+    let refused = flux_store::open(&url, &as_it_is).await.err().expect("none is made").to_string();
+    assert!(refused.contains("there is no store in the schema `t_schema`"), "{refused}");
     let tuning = Tuning::default();
     let opened = futures::future::join_all((0..8).map(|_| flux_store::open(&url, &tuning))).await;
     for store in opened {
         store.expect("open").ping().await.expect("ping");
     }
     assert_eq!(server.sql("SELECT count(*), max(version) FROM t_schema.flux_schema"), "1|1");
+    flux_store::open(&url, &as_it_is).await.expect("it is of this release").close().await;
+    server.sql("UPDATE t_schema.flux_schema SET version = 0");
+    let refused = flux_store::open(&url, &as_it_is).await.err().expect("it is left as it is").to_string();
+    assert!(refused.contains("of an earlier release of Flux (schema 0;"), "{refused}");
     server.sql("UPDATE t_schema.flux_schema SET version = 99");
     let Err(error) = flux_store::open(&url, &tuning).await else { panic!("a newer schema was opened") };
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
