@@ -151,7 +151,8 @@ const CUT: [&str; 2] = ["failed to read entire block", "unexpected EOF"];
 fn broken(entries: u64) -> impl Fn(io::Error) -> BackupError {
     move |error| match error.kind() {
         _ if error.raw_os_error().is_some() => BackupError::Read(error),
-        _ if entries == 0 => BackupError::NotABackup { problem: error.to_string() },
+        // The error's own words have the file's first bytes in them, which may be anything.
+        _ if entries == 0 => BackupError::NotABackup { problem: "it is no archive of tar's".to_owned() },
         io::ErrorKind::UnexpectedEof => BackupError::CutOff,
         // As the tar's reader says that half a head is there, or half of what fills a block up.
         _ if CUT.iter().any(|said| error.to_string().contains(said)) => BackupError::CutOff,
