@@ -52,9 +52,19 @@ async fn what_was_refused_and_cannot_be_taken_back_is_written_down() {
     let store = FlakyStore::over(&world.store);
     let gateway = world.gateway_over(store.clone()).await;
     deploy(&gateway, "f", "").await;
-    gateway.invoke(&name("f"), payload("")).await.unwrap();
-    store.set_away(true);
-    gateway.invoke(&name("f"), payload("")).await.unwrap_err();
+    let queue = QueueName::new(Lane::Invoke, PoolName::default(), name("f"));
+    let queued = async || world.broker.depth(&queue).await.unwrap();
+    // News of the deployment that come late drop what the gateway knows of `f`. It then refuses before it publishes, as it
+    // has to ask the store.
+    let was_published = async || {
+        store.set_away(false);
+        gateway.invoke(&name("f"), payload("")).await.unwrap();
+        let before = queued().await;
+        store.set_away(true);
+        gateway.invoke(&name("f"), payload("")).await.unwrap_err();
+        queued().await > before
+    };
+    tokio::time::timeout(SOON, async { while !was_published().await {} }).await.expect("a refusal after the publish");
     eventually("it is among what was cancelled", || async {
         world.broker.keys(Table::Cancelled).await.unwrap().len() == 1
     })
