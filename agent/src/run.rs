@@ -30,6 +30,9 @@ use crate::{
 /// Numbers that guests may run as: one for each function's version that has guests or a snapshot.
 const GUEST_UIDS: u32 = 1024;
 
+/// For what nobody waits for any more, after everything was drained.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
+
 /// Where the agent keeps its things unless it is told.
 fn work_dir(settings: &AgentSettings) -> PathBuf {
     settings.work_dir.clone().unwrap_or_else(|| PathBuf::from("flux-agent"))
@@ -243,8 +246,12 @@ pub async fn run(settings: &Settings) -> Result<(), StartError> {
     // The agent keeps its own deadline, a little before the one that ends the process.
     let drained = agent.drain(drain_timeout);
     let signalled = shutdown.on_signals(drain_timeout + Duration::from_secs(5), drained).await;
+    // Some tasks end when nobody can give them work any more.
+    drop(agent);
     broker.close().await;
-    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
+    if tokio::time::timeout(TASKS_END_WITHIN, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "some tasks did not end; the process ends without them");
+    }
     signalled.map_err(StartError::Signals)
 }
 

@@ -59,6 +59,8 @@ async fn an_archive_runs_and_a_sigterm_ends_everything_in_order() {
     node.process.terminate();
     let exit = node.process.wait_exit(SOON).await;
     assert!(exit.success(), "{exit}");
+    let log = node.process.log();
+    assert!(!log.contains("did not end"), "it waited in vain for a task of its own: {log}");
     let ended = node.world.end_of(slow).await;
     assert_eq!((ended.attempt, text(&ended).as_str()), (1, "done\n"), "it was let finish");
     node.world.until_empty(Lane::Invoke, "slow").await;
