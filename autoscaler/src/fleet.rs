@@ -237,6 +237,7 @@ impl Fleet {
             instance_type: member.node_type.clone(),
             state: member.state,
             since: member.since,
+            wanted_at: member.wanted_at,
             price_per_hour: price(member),
         };
         self.members.iter().map(node).collect()

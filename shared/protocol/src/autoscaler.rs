@@ -40,6 +40,9 @@ pub struct ManagedNode {
     pub instance_type: String,
     pub state: ManagedState,
     pub since: Timestamp,
+    /// When it was decided on; of one that was found, when it was. An autoscaler of a release before does not say.
+    #[serde(default)]
+    pub wanted_at: Timestamp,
     pub price_per_hour: f64,
 }
 

@@ -40,6 +40,9 @@ pub(in crate::http) struct ManagedNodeBody {
     state: ManagedState,
     #[schema(format = DateTime)]
     since: String,
+    /// When it was decided on; of one that was found, when it was.
+    #[schema(format = DateTime)]
+    wanted_at: String,
     price_per_hour: f64,
 }
 
@@ -116,8 +119,9 @@ impl From<AutoscalerStatus> for AutoscalerBody {
 
 impl From<ManagedNode> for ManagedNodeBody {
     fn from(node: ManagedNode) -> Self {
-        let ManagedNode { id, provider, provider_id, instance_type, state, since, price_per_hour } = node;
-        Self { id, provider, provider_id, instance_type, state, since: time(since), price_per_hour }
+        let ManagedNode { id, provider, provider_id, instance_type, state, since, wanted_at, price_per_hour } = node;
+        let (since, wanted_at) = (time(since), time(wanted_at));
+        Self { id, provider, provider_id, instance_type, state, since, wanted_at, price_per_hour }
     }
 }
 
