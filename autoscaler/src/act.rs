@@ -44,7 +44,9 @@ pub struct Launches {
 impl Hands {
     /// Launches what is wanted, and notes what came of it.
     pub(crate) async fn launch(&self, fleet: &mut Fleet, refused: &mut Refused, at: Timestamp) -> Launches {
-        let wanted: Vec<(String, Member)> = of_state(fleet, ManagedState::Wanted);
+        // Of a provider that is out of reach it is not known whether the machine is there already.
+        let in_reach = |(_, member): &(String, Member)| self.providers.contains_key(&member.provider);
+        let wanted: Vec<_> = of_state(fleet, ManagedState::Wanted).into_iter().filter(in_reach).collect();
         let calls: Vec<BoxFuture<'_, _>> = wanted
             .iter()
             .map(|(name, member)| async move { (name, member, self.launch_one(name, member).await) }.boxed())

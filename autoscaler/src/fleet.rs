@@ -28,6 +28,9 @@ pub struct Fleet {
     /// Whose machine is gone, and whose identity is still to be revoked.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub to_forget: BTreeSet<String>,
+    /// Where each provider's machines are: a list of another place has none of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +79,26 @@ impl Member {
 }
 
 impl Fleet {
+    /// Writes down where providers are configured to have their machines. Not of those that have some elsewhere: they come
+    /// back, with where that is, and are not to be asked for anything.
+    pub fn settle(&mut self, configured: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut moved = BTreeMap::new();
+        for (provider, place) in configured {
+            let has_machines = self.members.values().any(|member| member.provider == *provider);
+            match self.places.get(provider) {
+                Some(before) if before == place => {}
+                Some(before) if has_machines => {
+                    moved.insert(provider.clone(), before.clone());
+                }
+                // Also of a record from before it said where: they are taken to be where they are looked for.
+                _ => {
+                    self.places.insert(provider.clone(), place.clone());
+                }
+            }
+        }
+        moved
+    }
+
     /// Brings it in line with what a provider has. What has our tag and is in no intent is adopted: it drains, unless the plan
     /// takes it back. `ended` was terminated a moment ago, whatever the list says.
     pub fn reconcile(&mut self, provider: &str, listed: &[Node], ended: &Ended, at: Timestamp) -> Found {

@@ -18,8 +18,9 @@ use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
     fleet::{Ended, Fleet, Found, Heard},
+    reach::{Reach, Reached},
     set_up::SetUps,
-    shown::{numbers, out_of_reach, recorded, said, stray},
+    shown::{numbers, recorded, said, stray},
 };
 
 /// A look so many polls after the one before it comes after a time in which nothing could be heard.
@@ -43,6 +44,8 @@ pub struct Keeper {
     cluster: ClusterName,
     policy: Policy,
     book: Arc<dyn Book>,
+    reach: Reach,
+    /// With the providers that are in reach.
     hands: Hands,
     set_ups: SetUps,
     /// The fleet as it is written, and its revision; `None` while another acts.
@@ -70,6 +73,8 @@ pub struct KeeperParts {
     pub poll: Duration,
     pub book: Arc<dyn Book>,
     pub providers: BTreeMap<String, SharedProvider>,
+    /// Where each of them has its machines, for people: what changes with its list.
+    pub places: BTreeMap<String, String>,
     /// Of providers whose machines do not start their agents by themselves.
     pub set_ups: SetUps,
     pub agents: Arc<dyn Agents>,
@@ -95,13 +100,14 @@ impl Finished {
 
 impl Keeper {
     pub fn new(parts: KeeperParts) -> Self {
-        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, set_ups, agents } = parts;
+        let KeeperParts { holder, cluster, pool, policy, poll, book, providers, places, set_ups, agents } = parts;
         Self {
             holder,
             cluster,
             policy,
             book,
-            hands: Hands { providers, agents, pool },
+            hands: Hands { providers: BTreeMap::new(), agents, pool },
+            reach: Reach { providers, places },
             set_ups,
             written: None,
             history: History::default(),
@@ -170,6 +176,7 @@ impl Keeper {
             return Ok(None);
         }
         let mut fleet = self.fleet(seen.at).await?;
+        let out_of_reach = self.reach(&mut fleet, seen.at);
         let (found, listed) = self.reconcile(&mut fleet, seen.at).await;
         if !found.adopted.is_empty() {
             // What they run is known first.
@@ -188,7 +195,7 @@ impl Keeper {
         };
         let mut decision = self.decide(&fleet, seen);
         decision.notes.extend(found.strays.iter().map(stray));
-        decision.notes.extend(out_of_reach(&fleet, &self.hands.providers));
+        decision.notes.extend(out_of_reach);
         let actions: Vec<&Action> = decision.actions.iter().map(|act| &act.action).collect();
         fleet.intend(&actions, &self.cluster, seen.at);
         self.write(&fleet).await?;
@@ -220,9 +227,10 @@ impl Keeper {
         }
         let (mut fleet, revision) = self.book.read().await?;
         fleet.epoch += 1;
+        let out_of_reach = self.reach(&mut fleet, at);
         let revision = self.book.write(&fleet, revision).await?;
         tracing::info!(epoch = fleet.epoch, nodes = fleet.members.len(), "this autoscaler acts");
-        for note in out_of_reach(&fleet, &self.hands.providers) {
+        for note in out_of_reach {
             tracing::error!("{}", note.said);
         }
         let load = |name: &String| self.heard.get(name).and_then(|heard| heard.load);
@@ -232,6 +240,15 @@ impl Keeper {
         self.decisions = self.book.shown().await?.map(|status| status.decisions.into()).unwrap_or_default();
         self.written = Some((fleet.clone(), revision));
         Ok(fleet)
+    }
+
+    /// Uses what is in reach from now on; of what is not, what is to be said.
+    fn reach(&mut self, fleet: &mut Fleet, at: Timestamp) -> Vec<Reason> {
+        let Reached { providers, moved, notes } = self.reach.of(fleet);
+        self.hands.providers = providers;
+        let until = at.plus(self.poll * LOOKS_MISSED);
+        self.refused.extend(moved.into_iter().map(|provider| ((provider, String::new()), until)));
+        notes
     }
 
     async fn write(&mut self, fleet: &Fleet) -> Result<(), BookError> {

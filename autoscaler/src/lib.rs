@@ -21,6 +21,7 @@ pub mod keeper;
 pub mod local;
 pub mod machines;
 pub mod over_ssh;
+mod reach;
 pub mod run;
 pub mod set_up;
 mod shown;

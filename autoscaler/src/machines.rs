@@ -25,6 +25,8 @@ pub struct Machines {
     pub provider: SharedProvider,
     /// How each becomes an agent, where it does not by itself.
     pub ssh: Option<Ssh>,
+    /// Which machines its list has, for people. Who changes that finds those elsewhere no more.
+    pub place: String,
 }
 
 /// What is configured, by kind.
@@ -56,16 +58,37 @@ async fn of_kind(
     match of.kind.as_str() {
         "local" => {
             let here = local(settings, of, cluster, gateway, agent_program)?;
-            Ok(Machines { provider: Arc::new(here), ssh: None })
+            Ok(Machines { provider: Arc::new(here), ssh: None, place: place(settings, of, cluster) })
         }
-        "aws" => cloud(settings, of, aws(of, cluster).await?).await,
-        "gcp" => cloud(settings, of, gcp(settings, of, cluster).await?).await,
+        "aws" => cloud(settings, of, aws(of, cluster).await?, cluster).await,
+        "gcp" => cloud(settings, of, gcp(settings, of, cluster).await?, cluster).await,
         other => bail!("`{other}` is not one of: {}", configured::KINDS.join(", ")),
     }
 }
 
+/// As its settings say, which were checked. Another account is not told by it.
+fn place(settings: &Settings, of: &ProviderSettings, cluster: &ClusterName) -> String {
+    let written = |of: &Option<serde_json::Value>, field: &str| -> String {
+        of.as_ref().and_then(|of| of[field].as_str()).unwrap_or_default().to_owned()
+    };
+    let place = match of.kind.as_str() {
+        "aws" => format!("region {}", written(&of.aws, "region")),
+        "gcp" => format!("project {}", written(&of.gcp, "project")),
+        _ => {
+            let dir = dir(settings);
+            format!("directory {}", std::path::absolute(&dir).unwrap_or(dir).display())
+        }
+    };
+    format!("{place}, cluster {cluster}")
+}
+
 /// Machines that are set up over SSH, of types that there are.
-async fn cloud(settings: &Settings, of: &ProviderSettings, provider: SharedProvider) -> anyhow::Result<Machines> {
+async fn cloud(
+    settings: &Settings,
+    of: &ProviderSettings,
+    provider: SharedProvider,
+    cluster: &ClusterName,
+) -> anyhow::Result<Machines> {
     let ssh = configured::ssh(settings, of, provider.capabilities().console)?;
     let names = of.node_types.iter().map(|of| NodeType::parse(&of.name).context("`node_types`"));
     let names = names.collect::<anyhow::Result<Vec<_>>>()?;
@@ -86,7 +109,7 @@ async fn cloud(settings: &Settings, of: &ProviderSettings, provider: SharedProvi
         }
         Err(error) => return Err(error).context("the provider was asked for its types, and refuses"),
     }
-    Ok(Machines { provider, ssh: Some(ssh) })
+    Ok(Machines { provider, ssh: Some(ssh), place: place(settings, of, cluster) })
 }
 
 #[cfg(feature = "aws")]
@@ -145,6 +168,33 @@ pub(crate) fn dir(settings: &Settings) -> PathBuf {
     let dir = settings.autoscaler.dir.clone();
     let dir = dir.or_else(|| settings.data_dir.clone().map(|dir| dir.join("autoscaler")));
     dir.unwrap_or_else(|| PathBuf::from("/var/lib/flux/autoscaler"))
+}
+
+#[cfg(test)]
+mod places {
+    use flux_runtime::autoscaler_settings::AutoscalerSettings;
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_what_a_list_covers() {
+        let dir = Some("/nodes".into());
+        let settings =
+            Settings { autoscaler: AutoscalerSettings { dir, ..AutoscalerSettings::default() }, ..Settings::default() };
+        let of = |kind: &str, aws: serde_json::Value, gcp: serde_json::Value| {
+            let kind = kind.to_owned();
+            let of = ProviderSettings { kind, aws: Some(aws), gcp: Some(gcp), ..ProviderSettings::default() };
+            place(&settings, &of, &ClusterName::parse("prod").expect("a name"))
+        };
+        let (aws, gcp) =
+            (serde_json::json!({ "region": "here", "ami": "a" }), serde_json::json!({ "project": "ours" }));
+        let places = ["aws", "gcp", "local"].map(|kind| of(kind, aws.clone(), gcp.clone()));
+        assert_eq!(
+            places,
+            ["region here, cluster prod", "project ours, cluster prod", "directory /nodes, cluster prod"]
+        );
+        assert_eq!(of("aws", serde_json::json!({ "region": "here", "ami": "b" }), gcp), places[0]);
+    }
 }
 
 #[cfg(all(test, not(feature = "aws"), not(feature = "gcp")))]

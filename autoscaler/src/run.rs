@@ -106,6 +106,7 @@ pub async fn run_on(
         policy,
         poll,
         book: Arc::new(QueueBook::new(Arc::clone(&broker), poll)),
+        places: machines.iter().map(|(name, machines)| (name.clone(), machines.place.clone())).collect(),
         providers: machines.into_iter().map(|(name, machines)| (name, machines.provider)).collect(),
         set_ups,
         agents: Arc::new(QueueAgents { broker: Arc::clone(&broker), gateway }),

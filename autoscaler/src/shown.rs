@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use flux_plan::{Act, Action, Decision, Demand, Reason, Rule};
 use flux_protocol::autoscaler::{ActionRecord, DecisionRecord, SaidReason};
-use flux_provider::{NodeId, SharedProvider};
-
-use crate::fleet::Fleet;
+use flux_provider::NodeId;
 
 pub(crate) fn numbers(demand: &Demand) -> BTreeMap<String, f64> {
     let numbers = [
@@ -42,31 +40,12 @@ pub(crate) fn stray(id: &NodeId) -> Reason {
     Reason { rule: Rule::Held, said, inputs: BTreeMap::new() }
 }
 
-/// Machines of providers that are not configured any more: nobody ends them, and they are paid for.
-pub(crate) fn out_of_reach(fleet: &Fleet, providers: &BTreeMap<String, SharedProvider>) -> Vec<Reason> {
-    let mut of: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for (name, member) in fleet.members.iter().filter(|(_, member)| !providers.contains_key(&member.provider)) {
-        let id = member.provider_id.as_ref().map_or_else(|| name.clone(), ToString::to_string);
-        of.entry(&member.provider).or_default().push(id);
-    }
-    let note = |(provider, ids): (&str, Vec<String>)| {
-        let said = format!(
-            "{provider} is not in `autoscaler.providers`, and has machines that nobody ends: {}. Configure it again as it was, \
-             run `flux autoscaler remove-nodes`, and remove it when they are gone",
-            ids.join(", ")
-        );
-        let machines = count(u64::try_from(ids.len()).unwrap_or(u64::MAX));
-        Reason { rule: Rule::Held, said, inputs: BTreeMap::from([("machines".to_owned(), machines)]) }
-    };
-    of.into_iter().map(note).collect()
-}
-
 pub(crate) fn said(reason: &Reason) -> SaidReason {
     let Reason { rule, said, inputs } = reason.clone();
     SaidReason { rule: rule.as_str().to_owned(), said, inputs }
 }
 
-#[allow(clippy::cast_precision_loss)] // a count of invocations
-fn count(value: u64) -> f64 {
+#[allow(clippy::cast_precision_loss)] // a count of invocations or machines
+pub(crate) fn count(value: u64) -> f64 {
     value as f64
 }

@@ -94,6 +94,70 @@ async fn machines_of_a_provider_that_was_removed_are_told_of() {
     assert_eq!(world.members().await, 1, "it stays in the record");
 }
 
+/// A region that was changed while machines run in the one before: they are told of and stay in the record, nothing is asked of
+/// the new one, and once they were ended it may be changed.
+#[tokio::test]
+async fn machines_in_another_place_are_told_of() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 1;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    let before = world.provider.alive();
+    assert_eq!(before.len(), 1, "{before:?}");
+    drop(keeper);
+
+    world.place = "region there";
+    let calls = world.provider.calls();
+    let mut keeper = after_a_lease(&mut world);
+    for _ in 0..30 {
+        // Nobody hears its agent there, either.
+        let mut seen = quiet(&world);
+        seen.loads.clear();
+        keeper.step(&seen).await.expect("a queue that answers");
+        world.pass();
+    }
+    let told = notes(&world).await;
+    let expected = "memory is configured for region there, and has machines in region here that nobody ends: ";
+    assert!(told.iter().any(|said| said.contains(expected) && said.contains(before[0].id.as_str())), "{told:?}");
+    assert_eq!(world.provider.calls(), calls, "nothing is asked of the other place");
+    assert_eq!((world.members().await, world.let_in()), (1, 1), "it stays in the record, and is let in");
+    drop(keeper);
+
+    world.place = "region here";
+    let mut keeper = after_a_lease(&mut world);
+    keeper.answer(AutoscalerRequest::RemoveNodes, &quiet(&world)).await.expect("an answer");
+    for _ in 0..4 {
+        world.pass();
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+    }
+    assert_eq!((world.provider.alive().len(), world.members().await), (0, 0));
+    drop(keeper);
+
+    world.place = "region there";
+    let mut keeper = after_a_lease(&mut world);
+    keeper.answer(AutoscalerRequest::Initialize, &quiet(&world)).await.expect("an answer");
+    assert_eq!(world.provider.alive().len(), 1, "it may be another now");
+    let told = notes(&world).await;
+    assert!(told.iter().all(|said| !said.contains("nobody ends")), "{told:?}");
+}
+
+/// Another keeper, once the lease of the one before is over.
+fn after_a_lease(world: &mut World) -> flux_autoscaler::keeper::Keeper {
+    for _ in 0..4 {
+        world.pass();
+    }
+    world.keeper(None).0
+}
+
+async fn notes(world: &World) -> Vec<String> {
+    let book = QueueBook::new(std::sync::Arc::clone(&world.broker), STEP);
+    let status = book.shown().await.expect("a queue that answers").expect("a status");
+    status.notes.into_iter().map(|note| note.said).collect()
+}
+
 /// Whoever cordoned a node, by hand or because it goes, meant it: it is no capacity, and is not told to work again.
 #[tokio::test]
 async fn a_drain_of_somebody_else_is_left_alone() {

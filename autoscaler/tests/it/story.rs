@@ -211,6 +211,8 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     /// Whether keepers know the provider.
     pub(crate) is_configured: bool,
+    /// Where they are told that its machines are.
+    pub(crate) place: &'static str,
     pub(crate) cordoned: Cordoned,
     pub(crate) forgotten: Arc<Mutex<BTreeSet<String>>>,
     pub(crate) gateway_is_away: Arc<Mutex<bool>>,
@@ -238,6 +240,7 @@ impl World {
             keepers: 0,
             policy: policy(),
             is_configured: true,
+            place: "region here",
             cordoned: Cordoned::default(),
             forgotten: Arc::default(),
             gateway_is_away: Arc::default(),
@@ -291,6 +294,7 @@ impl World {
             poll: STEP,
             book: Arc::new(book),
             providers: providers.collect(),
+            places: BTreeMap::from([("memory".to_owned(), self.place.to_owned())]),
             set_ups: SetUps::new(set_up.into_iter().collect(), Tasks::new(Shutdown::new())),
             agents: Arc::new(Told {
                 cordoned: Arc::clone(&self.cordoned),

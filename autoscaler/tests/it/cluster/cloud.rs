@@ -138,7 +138,7 @@ impl Story {
     /// The autoscaler runs while that goes on, and then ends in order.
     async fn while_it_scales<T>(&self, story: impl Future<Output = T>) -> T {
         let ssh = configured::ssh(&self.settings, &self.settings.autoscaler.providers[0], true).expect("a recipe");
-        let machines = Machines { provider: Arc::clone(&self.cloud) as _, ssh: Some(ssh) };
+        let machines = Machines { provider: Arc::clone(&self.cloud) as _, ssh: Some(ssh), place: "here".to_owned() };
         let shutdown = Shutdown::new();
         let machines = BTreeMap::from([("aws".to_owned(), machines)]);
         let running = run_on(self.settings.clone(), machines, Arc::clone(&shutdown));
