@@ -159,6 +159,11 @@ scale: setup build ## 10,000 functions, 100 agents, a million queued; writes doc
 	cargo build --release --quiet $(LOCKED) -p flux-scale
 	$$(source scripts/lib.sh; target_dir)/release/flux-scale run
 
+.PHONY: scale-out
+scale-out: setup build ## none, 1, 10 and no nodes again under load, with the provider `local`; writes docs/scale-out.md
+	cargo build --release --quiet $(LOCKED) -p flux-scale
+	$$(source scripts/lib.sh; target_dir)/release/flux-scale out --out docs
+
 .PHONY: compose-check
 compose-check: ## deploy/compose.yml: its form, its files, and every setting in it by the programs that read it
 	@scripts/setup.sh compose

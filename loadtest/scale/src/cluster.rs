@@ -108,19 +108,8 @@ impl Cluster {
         .await
     }
 
-    /// Executions whose end was recorded, by outcome, as the gateway counts them.
     pub(crate) async fn ended(&self) -> Ended {
-        let metrics = self.api.get("/metrics").await.expect(200).text();
-        let mut ended = Ended::default();
-        for line in metrics.lines().filter(|line| line.starts_with("flux_executions_total{")) {
-            let count = line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-            if line.contains("outcome=\"success\"") {
-                ended.successes += count;
-            } else {
-                ended.others += count;
-            }
-        }
-        ended
+        ended(&self.api).await
     }
 
     /// Where the gateway keeps its records, in bytes.
@@ -131,6 +120,21 @@ impl Cluster {
             .map(|of| of.len())
             .sum()
     }
+}
+
+/// Executions whose end was recorded, by outcome, as the gateway counts them.
+pub(crate) async fn ended(api: &Api) -> Ended {
+    let metrics = api.get("/metrics").await.expect(200).text();
+    let mut ended = Ended::default();
+    for line in metrics.lines().filter(|line| line.starts_with("flux_executions_total{")) {
+        let count = line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+        if line.contains("outcome=\"success\"") {
+            ended.successes += count;
+        } else {
+            ended.others += count;
+        }
+    }
+    ended
 }
 
 /// Recorded ends.

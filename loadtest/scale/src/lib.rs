@@ -12,6 +12,8 @@
 //! simulated agent is `flux-agent` in all but the launcher: it watches the tables, plans, pulls, keeps its ledger,
 //! publishes statuses and beats. Hundreds of them share one process, which is the unit that is measured.
 //!
+//! [`mod@scale_out`] is about something else: nodes that come and go with the load.
+//!
 //! [`Size`] says how much of everything. `make scale` runs [`Size::full`] and the small case beside it; the tests run a
 //! tenth.
 
@@ -27,6 +29,7 @@ mod queued;
 mod registry;
 mod report;
 mod run;
+pub mod scale_out;
 pub mod simulated;
 mod size;
 

@@ -1,10 +1,10 @@
-//! `flux-scale run` measures; `flux-scale agents` is what it starts as its simulated agents.
+//! `flux-scale run` measures; `flux-scale agents` is what it starts as its simulated agents. `flux-scale out` lets nodes come and go.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use flux_scale::{Figures, Size, simulated};
+use flux_scale::{Figures, Size, scale_out, scale_out::ScaleOut, simulated};
 
 #[derive(Parser)]
 #[command(name = "flux-scale", about = "Flux with many functions, many agents and much queued")]
@@ -19,6 +19,8 @@ enum Command {
     Run(Run),
     /// Measure only what invocations cost, and print it
     Costs(Costs),
+    /// Nodes that come with the load and go after it, and what becomes of what is accepted meanwhile
+    Out(Out),
     /// Simulated agents, until killed
     Agents(simulated::Args),
 }
@@ -50,12 +52,26 @@ struct Costs {
     calls: usize,
 }
 
+#[derive(clap::Args)]
+struct Out {
+    /// Where scale-out.md is written; printed alone unless it is set
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The most nodes
+    #[arg(long, default_value_t = ScaleOut::full().nodes)]
+    nodes: u32,
+    /// Executions that end while all nodes are there
+    #[arg(long, default_value_t = ScaleOut::full().held)]
+    held: u64,
+}
+
 fn main() -> anyhow::Result<()> {
     flux_runtime::install_tls_provider();
     let runtime = tokio::runtime::Runtime::new().context("no runtime")?;
     match Cli::parse().command {
         Command::Run(args) => runtime.block_on(run(&args)),
         Command::Costs(args) => runtime.block_on(costs(&args)),
+        Command::Out(args) => runtime.block_on(out(&args)),
         Command::Agents(args) => runtime.block_on(simulated::run(args)),
     }
 }
@@ -85,5 +101,23 @@ async fn costs(args: &Costs) -> anyhow::Result<()> {
         ..Size::full()
     };
     print!("{}", flux_scale::tell(&flux_scale::costs(size, &program).await)?);
+    Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "what this command is for")]
+async fn out(args: &Out) -> anyhow::Result<()> {
+    let size = ScaleOut { nodes: args.nodes, held: args.held, ..ScaleOut::full() };
+    let scaled = scale_out::scale_out(size).await;
+    print!("{}", scale_out::tell(&scaled)?);
+    if let Some(dir) = &args.out {
+        scale_out::write(&scaled, dir)?;
+    }
+    let kept = scaled.lost.is_empty() && scaled.second_outcomes() == 0 && scaled.let_in.is_empty();
+    anyhow::ensure!(
+        kept,
+        "something was lost, ended twice or is still let in: {:#?} {:#?}",
+        scaled.lost,
+        scaled.changed
+    );
     Ok(())
 }

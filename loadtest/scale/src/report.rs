@@ -19,7 +19,7 @@ pub fn write(figures: &Figures, out: &Path, csv: &Path) -> anyhow::Result<()> {
     put(csv, &memory.csv())
 }
 
-fn put(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn put(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -173,7 +173,7 @@ pub fn tell(case: &CostCase) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let build = if cfg!(debug_assertions) { "debug" } else { "release" };

@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "measured figures belong into the test's own output")]
 
+mod scale_out;
+
 use std::{path::Path, time::Duration};
 
 use flux_scale::{Cost, Size, Way, large, small};
