@@ -55,7 +55,7 @@ fn figures(scaled: &ScaledOut) -> Result<String, std::fmt::Error> {
     writeln!(text, "| from the decision on a node to | nodes | p50 | most |\n|---|---:|---:|---:|")?;
     type Step = (&'static str, fn(&Node) -> Option<Timestamp>);
     let steps: [Step; 4] = [
-        ("its launch", |node| node.launched),
+        ("its launch, and that of all decided with it", |node| node.launched),
         ("its agent's process", |node| node.started),
         ("its first heartbeat", |node| node.heard),
         ("its first execution", |node| node.first_execution),

@@ -23,7 +23,7 @@ pub struct Node {
     pub id: String,
     /// The autoscaler decided on it.
     pub decided: Timestamp,
-    /// The provider had launched it; unknown where no look came between that and its first heartbeat.
+    /// The provider had launched it, and all that were decided on with it; unknown where no look came between that and its first heartbeat.
     pub launched: Option<Timestamp>,
     /// Its agent's process began.
     pub started: Option<Timestamp>,
