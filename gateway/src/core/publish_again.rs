@@ -208,6 +208,8 @@ impl Inner {
         let next = Invocation {
             execution_id: Some(record.execution_id),
             attempt: record.attempt.max(kept.attempt) + 1,
+            // Where it was not known when it was accepted, an attempt may have told it.
+            version: kept.version.or(Some(record.version).filter(|version| *version > 0)),
             ..kept.clone()
         };
         self.hot.heat(&queue).await?;
