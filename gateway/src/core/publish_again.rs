@@ -209,7 +209,7 @@ impl Inner {
             execution_id: Some(record.execution_id),
             attempt: record.attempt.max(kept.attempt) + 1,
             // Where it was not known when it was accepted, an attempt may have told it.
-            version: kept.version.or(Some(record.version).filter(|version| *version > 0)),
+            version: kept.version.or_else(|| (record.version > 0).then_some(record.version)),
             ..kept.clone()
         };
         self.hot.heat(&queue).await?;

@@ -1,6 +1,9 @@
 //! A gateway dies between the queue and the store, and the request is made again with its key: one execution, that runs once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use flux_broker::Queue as _;
 use flux_gateway::core::{Gateway, InvokeRequest};
@@ -53,6 +56,11 @@ impl Scene {
         let id = claimed_at(&self.world.store, now(), None).await;
         assert!(self.world.store.execution(id).await.unwrap().is_none(), "it has a record");
         claimed_at(&self.world.store, ago(LONG_AGO), Some(id)).await
+    }
+
+    async fn deploys_another(&self) {
+        let code = archive(&[File::executable("run", "#!/bin/sh\necho 2\n")]);
+        assert_eq!(self.gateway.deploy(&name("f"), code.into()).await.unwrap().version.version, 2);
     }
 
     async fn again(&self) -> ExecutionId {
@@ -119,8 +127,7 @@ async fn what_is_still_queued_is_not_queued_again() {
     let scene = Scene::new().await;
     let id = scene.a_gateway_dies(eventually("it is queued", || async { scene.queued().await == 1 })).await;
     // What it was published with is what runs.
-    let code = archive(&[File::executable("run", "#!/bin/sh\necho 2\n")]);
-    scene.gateway.deploy(&name("f"), code.into()).await.unwrap();
+    scene.deploys_another().await;
     assert_eq!(scene.again().await, id);
     assert_eq!(scene.queued().await, 1);
     assert_eq!(scene.world.store.execution(id).await.unwrap().unwrap().version, 0, "not known yet");
@@ -137,6 +144,37 @@ async fn what_runs_is_not_started_again() {
     assert_eq!(scene.again().await, id);
     end.notify_one();
     scene.ends_once(id, &agent).await;
+}
+
+/// Who took over does not know the version that runs. Where the queue is lost after that, it is not mixed with the current one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ran_and_was_lost_goes_on_with_its_version() {
+    let scene = Scene::new().await;
+    let (agent, _end) = scene.world.agent_that_holds(4).await;
+    knows(&scene.gateway, &[&agent]).await;
+    let id = scene.a_gateway_dies(agent.until("it runs", |agent| agent.running().len() == 1)).await;
+    scene.deploys_another().await;
+    assert_eq!(scene.again().await, id);
+    scene.store.set_records_nothing(false);
+    eventually("its version is known", || async {
+        scene.world.store.execution(id).await.unwrap().unwrap().version == 1
+    })
+    .await;
+    agent.kill();
+    scene.world.broker.set_connected(false);
+    scene.world.broker.lose_lane(Lane::Invoke, &PoolName::default());
+    scene.world.broker.set_connected(true);
+    let versions = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&versions);
+    let _other = scene
+        .world
+        .agent_with("b", 4, 1, move |job| {
+            seen.lock().unwrap().push((job.attempt, job.invocation.version));
+            Act::Succeed(String::new())
+        })
+        .await;
+    assert_eq!(ended(&scene.world, id).await.attempt, 2);
+    assert_eq!(*versions.lock().unwrap(), [(2, Some(1))]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
