@@ -13,7 +13,7 @@ use std::{
 };
 
 use flux_agent::{
-    ContainerSource, Containers, Executor, LauncherExecutor, Process, Sandbox, Start, Tier,
+    ContainerSource, Containers, Executor, LauncherExecutor, Offer, Process, Sandbox, Start, Tier,
     launch::{Ended, EndedReport, ExitStatus, LaunchError, LauncherPool, Source},
 };
 use flux_containers::DriverConfig;
@@ -29,10 +29,10 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_flux-agent");
 const SOON: Duration = Duration::from_secs(20);
 
 /// A sandbox of one tier.
-struct Engine {
+pub(crate) struct Engine {
     sandbox: Arc<dyn Sandbox>,
     /// Where it takes code from.
-    code: PathBuf,
+    pub(crate) code: PathBuf,
     image: Option<String>,
     tasks: Tasks,
     _dir: tempfile::TempDir,
@@ -79,15 +79,22 @@ impl Engine {
     }
 
     async fn container(docker: &Dockerd) -> Self {
-        let (dir, code, work) = folders();
-        let tasks = Tasks::new(Shutdown::new());
-        let config = driver_config(docker, &work, code.parent().expect("a parent"));
-        let containers = containers(config, &tasks);
-        until_offered(&containers).await;
-        Self { sandbox: Arc::new(containers), code, image: Some(Dockerd::IMAGE.to_owned()), tasks, _dir: dir }
+        Self::container_with(docker, |_| {}).await.0
     }
 
-    fn start(&self, args: &[&str]) -> Start {
+    /// And what is offered.
+    pub(crate) async fn container_with(docker: &Dockerd, change: impl FnOnce(&mut DriverConfig)) -> (Self, Arc<Offer>) {
+        let (dir, code, work) = folders();
+        let tasks = Tasks::new(Shutdown::new());
+        let mut config = driver_config(docker, &work, code.parent().expect("a parent"));
+        change(&mut config);
+        let containers = containers(config, &tasks);
+        let offer = until_offered(&containers).await;
+        let image = Some(Dockerd::IMAGE.to_owned());
+        (Self { sandbox: Arc::new(containers), code, image, tasks, _dir: dir }, offer)
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Start {
         let request = SpawnRequest {
             slot_key: "f@1".to_owned(),
             program: "/bin/sh".to_owned(),
@@ -107,12 +114,12 @@ impl Engine {
         self.run_as(self.start(&["-c", script]), input).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    async fn run_as(&self, start: Start, input: &[u8]) -> Result<Ran, LaunchError> {
+    pub(crate) async fn run_as(&self, start: Start, input: &[u8]) -> Result<Ran, LaunchError> {
         let running = self.running(start, input, false).await?;
         Ok(running.end().await)
     }
 
-    async fn running(&self, start: Start, input: &[u8], worker: bool) -> Result<Running, LaunchError> {
+    pub(crate) async fn running(&self, start: Start, input: &[u8], worker: bool) -> Result<Running, LaunchError> {
         let (stdin, mut feed) = std::io::pipe().expect("a pipe");
         feed.write_all(input).expect("small");
         drop(feed);
@@ -131,7 +138,7 @@ impl Engine {
     }
 }
 
-struct Running {
+pub(crate) struct Running {
     process: Box<dyn Process>,
     stdout: File,
     stderr: File,
@@ -139,9 +146,9 @@ struct Running {
 }
 
 #[derive(Debug)]
-struct Ran {
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ran {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
     report: EndedReport,
 }
 
@@ -162,7 +169,7 @@ impl Running {
     }
 
     /// A line that it prints, while it runs.
-    async fn line(&self) -> String {
+    pub(crate) async fn line(&self) -> String {
         let mut file = self.stdout.try_clone().expect("a copy");
         tokio::task::spawn_blocking(move || {
             let (mut line, mut byte) = (Vec::new(), [0]);
@@ -184,6 +191,8 @@ pub(crate) fn driver_config(docker: &Dockerd, work: &Path, code: &Path) -> Drive
         code_dir: code.to_owned(),
         user: None,
         tmp_bytes: 1 << 20,
+        servers: Vec::new(),
+        unknown_servers: Vec::new(),
         isolation_required: false,
     }
 }
@@ -202,10 +211,12 @@ pub(crate) fn containers(config: DriverConfig, tasks: &Tasks) -> Containers {
     containers
 }
 
-pub(crate) async fn until_offered(containers: &Containers) {
+pub(crate) async fn until_offered(containers: &Containers) -> Arc<Offer> {
     let mut offer = containers.offer();
-    let offered = tokio::time::timeout(SOON, offer.wait_for(Result::is_ok)).await;
-    assert!(offered.is_ok(), "Docker is not offered: {:?}", containers.offer().borrow());
+    match tokio::time::timeout(SOON, offer.wait_for(Result::is_ok)).await {
+        Ok(Ok(offer)) => offer.clone().expect("it is offered"),
+        _ => panic!("Docker is not offered: {:?}", containers.offer().borrow()),
+    }
 }
 
 async fn conforms(engine: &Engine) {
