@@ -43,7 +43,9 @@ struct Waiting(Child);
 impl Waiting {
     fn new(targets: &[&str]) -> Self {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "read begin; exec \"$@\"", "sh", PYTHON, "-I", "-c", ATTACKS, "reach"]).args(targets);
+        command
+            .args(["-c", "read begin || exit 1; exec \"$@\"", "sh", PYTHON, "-I", "-c", ATTACKS, "reach"])
+            .args(targets);
         Waiting(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
     }
 
@@ -110,7 +112,8 @@ fn processes_of_others_are_kept_from_metadata_and_the_broker() {
         assert!(held.release());
     } else {
         assert!(held.unwrap_err().to_string().contains("is not of this process alone"));
-        attack.begin();
+        let mut never_begun = attack.0;
+        assert!(!never_begun.wait().unwrap().success());
     }
     assert!(guard.hold(u32::MAX >> 1, "gone").is_err(), "there is no such process");
 
