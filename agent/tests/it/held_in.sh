@@ -10,4 +10,6 @@ echo processes $(ls -d /proc/[0-9]* | wc -l)
 for place in / /usr /etc . /.flux /.flux/run /proc/1; do (echo x >$place/x) 2>/dev/null && echo wrote $place; done
 echo x >/tmp/x && echo tmp
 head -c 200000000 /dev/zero >/tmp/much 2>/dev/null || echo full
+# It is memory, and may be somebody's who comes after it.
+: >/tmp/much
 tr -s ' ' </proc/net/dev | cut -d: -f1 | tr '\n' ' '
