@@ -13,7 +13,7 @@ use super::{hierarchy, remove_tree, v2};
 /// Of no process.
 const TRIAL: &str = "trial";
 
-/// Removes its directory when dropped, if nothing is in it.
+/// Of one thread: its directory is there for as long as something is in it.
 #[derive(Debug)]
 pub(crate) struct Adopter {
     base: Directory,
@@ -24,7 +24,14 @@ pub(crate) struct Adopter {
 pub(crate) struct Adopted {
     opened: File,
     /// Made for it, and who is to enter it.
-    made: Option<(Directory, Option<u32>)>,
+    made: Option<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    base: Directory,
+    directory: Directory,
+    pid: Option<u32>,
 }
 
 impl Adopter {
@@ -34,7 +41,6 @@ impl Adopter {
         let place = places.into_iter().find(|place| place.version == 2).ok_or(CgroupError::NoUnified)?;
         let base = Directory::new(v2::own_without_leaf(&place.path)).child(name);
         remove_tree(&base);
-        base.make()?;
         Ok(Self { base })
     }
 
@@ -59,10 +65,10 @@ impl Adopter {
     }
 
     fn make(&self, name: &str, pid: Option<u32>) -> Result<Adopted, CgroupError> {
-        let made = self.base.child(name);
-        made.make()?;
-        match made.open_itself() {
-            Ok(opened) => Ok(Adopted { opened, made: Some((made, pid)) }),
+        self.base.make()?;
+        let made = Made { base: self.base.clone(), directory: self.base.child(name), pid };
+        match made.directory.make().and_then(|()| made.directory.open_itself()) {
+            Ok(opened) => Ok(Adopted { opened, made: Some(made) }),
             Err(error) => {
                 made.remove();
                 Err(error)
@@ -74,13 +80,16 @@ impl Adopter {
         for name in self.base.children() {
             self.base.child(&name).remove();
         }
+        self.base.remove();
     }
 }
 
-impl Drop for Adopter {
-    fn drop(&mut self) {
-        self.sweep();
+impl Made {
+    /// `true` when it is gone; the last one takes what they are in along.
+    fn remove(&self) -> bool {
+        let gone = self.directory.remove();
         self.base.remove();
+        gone
     }
 }
 
@@ -88,14 +97,14 @@ impl Adopted {
     /// Moves there whom it was made for.
     pub(crate) fn enter(&self) -> Result<(), CgroupError> {
         match &self.made {
-            Some((made, Some(pid))) => made.write(v2::JOIN, &pid.to_string()),
+            Some(Made { directory, pid: Some(pid), .. }) => directory.write(v2::JOIN, &pid.to_string()),
             _ => Ok(()),
         }
     }
 
     /// `true` when nothing of it is left that was made.
     pub(crate) fn remove(&self) -> bool {
-        self.made.as_ref().is_none_or(|(made, _)| made.remove())
+        self.made.as_ref().is_none_or(Made::remove)
     }
 }
 
