@@ -149,7 +149,7 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     launcher.isolation_required = settings.agent.isolation_required;
     flux_agent::guard_queue(&mut launcher, &settings.queue.url);
     let containers = work_dir.join(CONTAINERS);
-    let driver = flux_agent::container_driver(&settings.agent, &work_dir, containers, runner);
+    let driver = flux_agent::container_driver(&settings.agent, &launcher, &work_dir, containers);
     let (microvms, work_dir_of_agent) = (work_dir.join(MICROVMS), work_dir.clone());
     let mut agent = ChildSpec::new("flux-agent", "/proc/self/exe");
     agent.args = std::env::args_os().skip(1).collect();

@@ -10,7 +10,7 @@ use std::{
 use flux_broker::{Broker, ConnectOptions};
 use flux_containers::DriverConfig;
 use flux_launcher::{
-    LauncherConfig, Runner, UidRange,
+    LauncherConfig, UidRange,
     wire::{LauncherWish, TREE_FD},
 };
 use flux_pki::{Certs, Credential};
@@ -62,12 +62,13 @@ pub fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
     }
 }
 
-/// The settings of the container driver, where there is to be one: for who starts it. `work_dir` is a directory of its own.
+/// The settings of the container driver, where there is to be one: for who starts it. `work_dir` is a directory of its own, `launcher`
+/// what holds processes in beside it.
 pub fn container_driver(
     settings: &AgentSettings,
+    launcher: &LauncherConfig,
     agent_work_dir: &Path,
     work_dir: PathBuf,
-    user: Option<Runner>,
 ) -> Option<DriverConfig> {
     let container = &settings.container;
     container.enabled.then(|| DriverConfig {
@@ -75,8 +76,10 @@ pub fn container_driver(
         socket: container.socket.clone(),
         pull: container.pull,
         code_dir: agent_work_dir.join(CODE),
-        user,
-        tmp_bytes: LauncherConfig::new("", 1).tmp_bytes,
+        user: launcher.runner,
+        tmp_bytes: launcher.tmp_bytes,
+        servers: launcher.servers.clone(),
+        unknown_servers: launcher.unknown_servers.clone(),
         isolation_required: settings.isolation_required,
     })
 }
@@ -126,7 +129,7 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Opti
             let mut config = LauncherConfig::new(work_dir.join("launcher"), tasks);
             config.isolation_required = agent.isolation_required;
             guard_queue(&mut config, &settings.queue.url);
-            let containers = container_driver(agent, &work_dir, work_dir.join("containers"), None);
+            let containers = container_driver(agent, &config, &work_dir, work_dir.join("containers"));
             let containers = containers.map(|config| ContainerSource::Direct { program: program.clone(), config });
             let microvms = microvm_driver(agent, &work_dir, work_dir.join("microvms"), None);
             let microvms =

@@ -23,11 +23,13 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// A running `dockerd`, without a network of its own: containers have `network: none`, or none that leads anywhere. Dropped, it is
+/// A running `dockerd`, without a network of its own where it was not asked for: containers have `network: none`, or none that leads
+/// anywhere. Dropped, it is
 /// stopped, and everything that it started and mounted is gone.
 #[derive(Debug)]
 pub struct Dockerd {
     running: Option<Running>,
+    bridged: bool,
     log: Log,
     dir: TempDir,
 }
@@ -35,13 +37,25 @@ pub struct Dockerd {
 impl Dockerd {
     /// The image that every daemon has: this machine's own python3, node and bash.
     pub const IMAGE: &str = "flux-test:1";
+    /// This machine, as containers see it on a bridge.
+    pub const GATEWAY: &str = "10.231.77.1";
 
     /// Starts one, and imports [`Dockerd::IMAGE`] into it.
     pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// The same with a bridge, whose name is every Docker's: for a thread that is in a network namespace of its own. Nothing is
+    /// forwarded from it.
+    pub async fn start_with_bridge() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(bridged: bool) -> Self {
         // containerd's sockets are below it, and a socket's path is short.
         let dir = tempfile::Builder::new().prefix("flux-dk-").tempdir_in("/tmp").expect("cannot make a directory");
         let log = Log::new("dockerd", dir.path().join("log"));
-        let mut dockerd = Self { running: None, log, dir };
+        let mut dockerd = Self { running: None, bridged, log, dir };
         dockerd.restart().await;
         dockerd.import().await;
         dockerd
@@ -56,7 +70,9 @@ impl Dockerd {
         let at = |name: &str| self.dir.path().join(name).display().to_string();
         let mut command = Command::new(program);
         command.args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")]);
-        command.args(["--host", &format!("unix://{}", at("sock")), "--log-level", "error", "--bridge", "none"]);
+        command.args(["--host", &format!("unix://{}", at("sock")), "--log-level", "error"]);
+        let bip = format!("{}/24", Self::GATEWAY);
+        command.args(if self.bridged { ["--bip", &bip] } else { ["--bridge", "none"] });
         for off in ["iptables", "ip6tables", "ip-forward", "ip-masq", "userland-proxy"] {
             command.arg(format!("--{off}=false"));
         }

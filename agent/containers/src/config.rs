@@ -1,6 +1,6 @@
 //! What a driver is told at its start, by whoever holds the privileges already: the tree, never the agent.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use flux_launcher::{Runner, tree::DriverSpec};
 use flux_runtime::settings::Pull;
@@ -25,6 +25,10 @@ pub struct DriverConfig {
     pub user: Option<Runner>,
     /// The size of each container's `/tmp`.
     pub tmp_bytes: u64,
+    /// Flux's own servers, which functions must not reach; one at a loopback address is meant at all of this machine's.
+    pub servers: Vec<SocketAddr>,
+    /// Those of them whose addresses are not known, and why.
+    pub unknown_servers: Vec<String>,
     /// Refuse what a missing layer does not hold in.
     pub isolation_required: bool,
 }

@@ -23,6 +23,7 @@ use bollard::{
     query_parameters::{CreateContainerOptionsBuilder, CreateImageOptionsBuilder, WaitContainerOptionsBuilder},
 };
 use flux_driver_link::OpenCode;
+use flux_launcher::{Held, wire::Network};
 use flux_protocol::limits;
 use flux_runtime::settings::Pull;
 use futures::StreamExt as _;
@@ -33,6 +34,7 @@ use crate::{
     docker::{self, Folders},
     driver::Driver,
     files::{Listening, Mounted},
+    network,
     wire::{Container, Report, Why},
 };
 
@@ -70,8 +72,8 @@ pub(crate) async fn see_through(driver: Arc<Driver>, asked: Container, end: Canc
 
 async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationToken) -> Result<(), Failed> {
     check(driver, asked)?;
-    let docker = match &*driver.daemon.borrow() {
-        Daemon::There(docker, _) => docker.clone(),
+    let (docker, guards_networks) = match &*driver.daemon.borrow() {
+        Daemon::There(docker, found) => (docker.clone(), found.guards_networks),
         Daemon::Absent(reason) => return Err(failed(Why::Absent, reason.clone())),
     };
     let volumes = tokio::select! {
@@ -97,18 +99,31 @@ async fn run(driver: &Driver, asked: &Container, name: &str, end: &CancellationT
     };
     let made = docker::container(asked, &driver.config, &driver.files.owner, &folders);
     let options = CreateContainerOptionsBuilder::new().name(name).build();
-    docker
+    let created = docker
         .create_container(Some(options), made)
         .await
         .map_err(|error| of_docker("Docker did not create the container", &error))?;
-    let ran = start_and_wait(driver, &docker, asked, name, end, &mut socket).await;
+    let mut guarding =
+        Guarding { container: created.id, is_due: guards_networks && asked.network == Network::Host, held: None };
+    let ran = start_and_wait(driver, &docker, asked, name, end, &mut socket, &mut guarding).await;
     if let Err(error) = remove(&docker, name).await {
         // Removed when Docker is there again.
         eprintln!("flux containers: {name} is not removed yet: {}", chain(&error));
     }
+    if let Some(held) = guarding.held {
+        network::release(held).await;
+    }
     let exit_code = ran?;
     driver.tell_ended(asked.id, exit_code).await;
     Ok(())
+}
+
+/// The guard of one container's network.
+struct Guarding {
+    /// As Docker calls it.
+    container: String,
+    is_due: bool,
+    held: Option<Held>,
 }
 
 async fn start_and_wait(
@@ -118,16 +133,17 @@ async fn start_and_wait(
     name: &str,
     end: &CancellationToken,
     socket: &mut Listening,
+    guarding: &mut Guarding,
 ) -> Result<Option<i32>, Failed> {
     docker
         .start_container(name, None)
         .await
         .map_err(|error| of_docker("Docker did not start the container", &error))?;
-    let stream = tokio::select! {
+    let (stream, pid) = tokio::select! {
         biased;
         () = end.cancelled() => return Ok(None),
         connected = tokio::time::timeout(CONNECTS_WITHIN, socket.accept()) => match connected {
-            Ok(Ok(stream)) => OwnedFd::from(stream),
+            Ok(Ok((stream, pid))) => (OwnedFd::from(stream), pid),
             Ok(Err(error)) => return Err(failed(Why::Container, format!("its socket failed: {error}"))),
             Err(_) => {
                 let message = format!("the container did not answer within {} s of its start", CONNECTS_WITHIN.as_secs());
@@ -139,6 +155,11 @@ async fn start_and_wait(
             return Err(failed(Why::Container, format!("the container ended at once{said}: its image is for another kind of machine, or its limits are too low to start in")));
         }
     };
+    if guarding.is_due {
+        let held = driver.networks.hold(pid, &guarding.container);
+        let open = |error| failed(Why::Container, format!("its network could not be guarded: {error}"));
+        guarding.held = Some(held.map_err(open)?);
+    }
     driver.tell(&Report::Started { id: asked.id }, Some(stream)).await;
     tokio::select! {
         biased;
@@ -186,8 +207,8 @@ fn check(driver: &Driver, asked: &Container) -> Result<(), Failed> {
     if asked.image.is_empty() || asked.image.starts_with('-') {
         return Err(failed(Why::Request, "there is no such image"));
     }
-    if let Daemon::There(_, offer) = &*driver.daemon.borrow()
-        && offer.refuses.contains(&asked.network)
+    if let Daemon::There(_, found) = &*driver.daemon.borrow()
+        && found.offer.refuses.contains(&asked.network)
     {
         return Err(failed(Why::Request, "`isolation_required` is set, and a layer is missing: see `flux agents`"));
     }

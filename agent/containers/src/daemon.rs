@@ -10,9 +10,8 @@ use bollard::{
 };
 use flux_launcher::{Missing, wire::Network};
 use futures::StreamExt as _;
-use tokio::sync::watch;
 
-use crate::{config::DriverConfig, docker::OWNER_LABEL, wire::Offer};
+use crate::{docker::OWNER_LABEL, driver::Driver, network::Guarding, wire::Offer};
 
 /// For one answer of Docker's.
 const ANSWERS_WITHIN_S: u64 = 60;
@@ -22,23 +21,26 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Docker as it is now: what it offers, or why it is not there.
 #[derive(Debug, Clone)]
 pub(crate) enum Daemon {
-    There(Docker, Arc<Offer>),
+    There(Docker, Arc<Found>),
     Absent(String),
 }
 
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) offer: Offer,
+    /// Containers with a network are guarded, or do not run.
+    pub(crate) guards_networks: bool,
+}
+
 /// Follows Docker as it comes and goes, for as long as it is run.
-pub(crate) async fn follow(
-    config: &DriverConfig,
-    owner: &str,
-    running: impl Fn(&str) -> bool,
-    daemon: &watch::Sender<Daemon>,
-) {
+pub(crate) async fn follow(driver: &Driver, running: impl Fn(&str) -> bool) {
+    let Driver { config, daemon, files, .. } = driver;
     loop {
-        let gone = match arrive(config, owner, &running).await {
-            Ok((docker, offer)) => {
-                daemon.send_replace(Daemon::There(docker.clone(), Arc::new(offer)));
+        let gone = match arrive(driver, &running).await {
+            Ok((docker, found)) => {
+                daemon.send_replace(Daemon::There(docker.clone(), Arc::new(found)));
                 // What happens to containers is heard elsewhere: this ends when Docker does.
-                let of_mine = HashMap::from([("label", vec![format!("{OWNER_LABEL}={owner}")])]);
+                let of_mine = HashMap::from([("label", vec![format!("{OWNER_LABEL}={}", files.owner)])]);
                 let mut events = docker.events(Some(EventsOptionsBuilder::new().filters(&of_mine).build()));
                 while let Some(Ok(_)) = events.next().await {}
                 "Docker went away".to_owned()
@@ -57,15 +59,19 @@ pub(crate) async fn follow(
 }
 
 /// Connects, and removes what an earlier driver of the same owner left, or this one while Docker was away.
-async fn arrive(config: &DriverConfig, owner: &str, running: impl Fn(&str) -> bool) -> Result<(Docker, Offer), Error> {
+async fn arrive(driver: &Driver, running: impl Fn(&str) -> bool) -> Result<(Docker, Found), Error> {
+    let Driver { config, files, networks, .. } = driver;
     let docker = Docker::connect_with_unix(&config.socket.to_string_lossy(), ANSWERS_WITHIN_S, API_DEFAULT_VERSION)?;
     let docker = docker.negotiate_version().await?;
-    let offer = offer(&docker.info().await?, config.isolation_required);
-    let removed = sweep(&docker, owner, running).await?;
+    let info = docker.info().await?;
+    let guarding = networks.guarding(&config.socket, &info).await;
+    let offer = offer(&info, &guarding, config.isolation_required);
+    let removed = sweep(&docker, &files.owner, running).await?;
+    networks.sweep();
     if removed > 0 {
         eprintln!("flux containers: {removed} containers of an earlier run were removed");
     }
-    Ok((docker, offer))
+    Ok((docker, Found { offer, guards_networks: guarding.is_there }))
 }
 
 /// Removes what has the owner's label and does not run.
@@ -95,7 +101,7 @@ pub(crate) async fn remove(docker: &Docker, name: &str) -> Result<(), Error> {
     }
 }
 
-fn offer(info: &SystemInfo, isolation_required: bool) -> Offer {
+fn offer(info: &SystemInfo, guarding: &Guarding, isolation_required: bool) -> Offer {
     let mut missing = Vec::new();
     let mut lacks = |layer: &str, reason: &str| {
         missing.push(Missing { layer: layer.to_owned(), reason: reason.to_owned() });
@@ -113,15 +119,13 @@ fn offer(info: &SystemInfo, isolation_required: bool) -> Offer {
         lacks("container_seccomp", "Docker runs without seccomp");
     }
     let all_networks = !missing.is_empty();
-    missing.push(Missing {
-        layer: "container_network_guard".to_owned(),
-        reason: "containers with a network are on Docker's bridge, and reach what the machine's firewall lets them: use `network: none`, or keep the bridge from 169.254.0.0/16 and your queue"
-            .to_owned(),
-    });
+    if let Some(reason) = guarding.lacks.clone() {
+        missing.push(Missing { layer: "container_network_guard".to_owned(), reason });
+    }
     let refuses = match (isolation_required, all_networks) {
-        (false, _) => Vec::new(),
-        (true, false) => vec![Network::Host],
         (true, true) => vec![Network::Host, Network::None],
+        (true, false) if guarding.lacks.is_some() => vec![Network::Host],
+        _ => Vec::new(),
     };
     Offer { release: info.server_version.clone().unwrap_or_default(), missing, refuses }
 }
@@ -155,14 +159,20 @@ mod tests {
             security_options: Some(vec!["name=seccomp,profile=default".to_owned()]),
             ..SystemInfo::default()
         };
-        let layers = |info: &SystemInfo| -> Vec<String> {
-            offer(info, false).missing.into_iter().map(|missing| missing.layer).collect()
+        let guarded = Guarding { is_there: true, lacks: None };
+        let open = Guarding { is_there: false, lacks: Some("no version 2".to_owned()) };
+        let layers = |info: &SystemInfo, guarding: &Guarding| -> Vec<String> {
+            offer(info, guarding, false).missing.into_iter().map(|missing| missing.layer).collect()
         };
-        assert_eq!(layers(&whole), ["container_network_guard"]);
-        assert_eq!(offer(&whole, false).refuses, []);
-        assert_eq!(offer(&whole, true).refuses, [Network::Host]);
+        assert_eq!(layers(&whole, &guarded), [""; 0]);
+        assert_eq!(layers(&whole, &open), ["container_network_guard"]);
+        assert_eq!(offer(&whole, &open, false).refuses, []);
+        assert_eq!(offer(&whole, &guarded, true).refuses, []);
+        assert_eq!(offer(&whole, &open, true).refuses, [Network::Host]);
         let lacking = SystemInfo { memory_limit: Some(false), security_options: Some(Vec::new()), ..whole };
-        assert_eq!(layers(&lacking), ["container_memory", "container_seccomp", "container_network_guard"]);
-        assert_eq!(offer(&lacking, true).refuses, [Network::Host, Network::None]);
+        assert_eq!(layers(&lacking, &open), ["container_memory", "container_seccomp", "container_network_guard"]);
+        for guarding in [&guarded, &open] {
+            assert_eq!(offer(&lacking, guarding, true).refuses, [Network::Host, Network::None]);
+        }
     }
 }

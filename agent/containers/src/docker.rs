@@ -134,6 +134,8 @@ mod tests {
             code_dir: "/c".into(),
             user: Some(Runner { uid: 7, gid: 8 }),
             tmp_bytes: 64 << 20,
+            servers: Vec::new(),
+            unknown_servers: Vec::new(),
             isolation_required: false,
         };
         let asked = Container {

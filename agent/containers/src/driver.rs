@@ -13,6 +13,7 @@ use crate::{
     container,
     daemon::{self, Daemon},
     files::Files,
+    network::Networks,
     wire::{Container, Report, Request},
 };
 
@@ -28,6 +29,7 @@ pub fn run_if_driver() {
 pub(crate) struct Driver {
     pub(crate) config: DriverConfig,
     pub(crate) files: Files,
+    pub(crate) networks: Networks,
     pub(crate) daemon: watch::Sender<Daemon>,
     pub(crate) pulling: container::Pulling,
     agent: Packets,
@@ -72,12 +74,14 @@ impl Driver {
 
 fn drive(config: DriverConfig, socket: OwnedFd) -> io::Result<()> {
     let files = Files::prepare(&config.work_dir)?;
+    let networks = Networks::prepare(&config, &files.owner);
     // Waiting for others is all it does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let driver = Arc::new(Driver {
             config,
             files,
+            networks,
             daemon: watch::Sender::new(Daemon::Absent("Docker was not looked for yet".to_owned())),
             pulling: container::Pulling::default(),
             agent: Packets::try_new(socket)?,
@@ -87,8 +91,7 @@ fn drive(config: DriverConfig, socket: OwnedFd) -> io::Result<()> {
         let tasks = Tasks::new(Shutdown::new());
         let (follower, teller) = (Arc::clone(&driver), Arc::clone(&driver));
         let follow = async move {
-            let Driver { config, files, daemon, .. } = &*follower;
-            daemon::follow(config, &files.owner, |name| follower.runs(name), daemon).await;
+            daemon::follow(&follower, |name| follower.runs(name)).await;
         };
         let served = tokio::select! {
             served = serve(&driver, &tasks) => served,
@@ -130,7 +133,7 @@ async fn tell_changes(driver: &Driver) {
     let mut daemon = driver.daemon.subscribe();
     while daemon.changed().await.is_ok() {
         let report = match &*daemon.borrow_and_update() {
-            Daemon::There(_, offer) => Report::Ready((**offer).clone()),
+            Daemon::There(_, found) => Report::Ready(found.offer.clone()),
             Daemon::Absent(reason) => Report::Absent { reason: reason.clone() },
         };
         driver.tell(&report, None).await;

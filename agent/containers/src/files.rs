@@ -96,13 +96,14 @@ pub(crate) struct Listening {
 }
 
 impl Listening {
-    /// The one connection that is taken: after it nobody is listened to.
-    pub(crate) async fn accept(&mut self) -> io::Result<std::os::unix::net::UnixStream> {
+    /// The one connection that is taken, after which nobody is listened to, and the process at its other end.
+    pub(crate) async fn accept(&mut self) -> io::Result<(std::os::unix::net::UnixStream, Option<i32>)> {
         let Some(listener) = &self.listener else { return Err(io::ErrorKind::NotConnected.into()) };
         let (stream, _) = listener.accept().await?;
         self.listener = None;
         fs::remove_file(self.path.join(SOCKET))?;
-        stream.into_std()
+        let pid = stream.peer_cred()?.pid();
+        Ok((stream.into_std()?, pid))
     }
 }
 
@@ -240,7 +241,8 @@ mod tests {
         let open = File::open(&path).expect("there");
         let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(SOCKET);
         let _stream = std::os::unix::net::UnixStream::connect(&short).expect("connected");
-        socket.accept().await.expect("accepted");
+        let (_, pid) = socket.accept().await.expect("accepted");
+        assert_eq!(pid, i32::try_from(std::process::id()).ok());
         assert!(std::os::unix::net::UnixStream::connect(&short).is_err());
         drop(socket);
         assert!(!path.exists());

@@ -12,7 +12,8 @@
 //! a container is is written here (`docker.rs`). The stream to the container's shim goes through the driver once, as a descriptor.
 //!
 //! **Architecture invariants.** A request never carries container configuration. Everything that a driver made is labelled with its
-//! owner, and it removes what has its owner's label and nothing else. It never reads what an agent and a container say to each other.
+//! owner, and it removes what has its owner's label and nothing else. No function starts in a container with a network before the network's
+//! guard is on it, where the driver said that there is one. It never reads what an agent and a container say to each other.
 
 mod config;
 mod container;
@@ -20,6 +21,7 @@ mod daemon;
 mod docker;
 mod driver;
 mod files;
+mod network;
 pub mod wire;
 
 pub use config::{DRIVER, DRIVER_ARGUMENT, DriverConfig};

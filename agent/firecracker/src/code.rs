@@ -29,7 +29,7 @@ pub enum CodeError {
     },
     #[error("the code of {0} belongs to root: an image of it could hold what only root may read")]
     Roots(String),
-    #[error("mke2fs cannot be run; Debian's package e2fsprogs has it")]
+    #[error("mke2fs or debugfs cannot be run; Debian's package e2fsprogs has them")]
     NoTool(#[source] io::Error),
     #[error("mke2fs failed: {0}")]
     Failed(String),
@@ -70,9 +70,7 @@ impl Images {
         }
         let (bytes, files) = size(code.folder()).map_err(read)?;
         let new = self.folder.join(format!("{digest}.new"));
-        let mut command = Command::new("mke2fs");
-        // A driver has no environment of its own.
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut command = tool("mke2fs");
         let arguments = ["-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-O", "^has_journal,^resize_inode"];
         command.args(arguments).args(["-E", "root_owner=0:0", "-N", &(files + 16).to_string(), "-d"]);
         // An inode takes 256 bytes of a table.
@@ -82,16 +80,23 @@ impl Images {
         let file = file.map_err(CodeError::NoTool)?;
         // Its directory is the open folder: whatever is put at its path meanwhile is not what is read.
         command.current_dir(code.path()).args([".", "/dev/stdin", &blocks.to_string()]);
+        // Else a function would see a directory that is not its own.
+        let mut tidy = tool("debugfs");
+        tidy.args(["-w", "-R", "rmdir lost+found", "/dev/stdin"]);
+        tidy.stdin(file.try_clone().map_err(CodeError::NoTool)?);
         if nix::unistd::geteuid().is_root() {
             nix::unistd::fchown(&file, Some(code.uid().into()), Some(code.gid().into()))
                 .map_err(|error| CodeError::NoTool(error.into()))?;
-            command.uid(code.uid()).gid(code.gid());
+            for command in [&mut command, &mut tidy] {
+                command.uid(code.uid()).gid(code.gid());
+            }
         }
         command.stdin(file);
-        let output = command.kill_on_drop(true).output().await.map_err(CodeError::NoTool)?;
+        let output = command.output().await.map_err(CodeError::NoTool)?;
         if !output.status.success() {
             return Err(CodeError::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
         }
+        tidy.output().await.map_err(CodeError::NoTool)?;
         let closed = nix::unistd::chown(&new, Some(nix::unistd::geteuid()), None).map_err(io::Error::from);
         let closed = closed.and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o444)));
         closed.and_then(|()| fs::rename(&new, &path)).map_err(CodeError::NoTool)?;
@@ -109,6 +114,13 @@ impl Images {
         let spare = images.len().saturating_sub(MOST);
         images.into_iter().take(spare).try_for_each(|(_, path)| fs::remove_file(path))
     }
+}
+
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    // A driver has no environment of its own.
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").kill_on_drop(true);
+    command
 }
 
 /// Bytes in whole blocks, and the number of entries.
@@ -179,6 +191,7 @@ mod tests {
         let shown = std::process::Command::new("debugfs").args(["-R", "ls -p /"]).arg(image.expect("made")).output();
         let shown = String::from_utf8_lossy(&shown.expect("run").stdout).into_owned();
         assert!(shown.contains("/main.py/") && !shown.contains("secret"), "{shown}");
+        assert!(!shown.contains("lost+found"), "{shown}");
     }
 
     #[tokio::test]

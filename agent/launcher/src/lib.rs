@@ -35,6 +35,7 @@ pub mod wire;
 
 pub use capabilities::{Capabilities, CgroupSupport, Missing};
 pub use config::{LAUNCHER_ARGUMENT, LauncherConfig, Layer, Runner};
+pub use guard::{Held, NetworkGuard, NotGuarded};
 pub use server::{launcher_main, run_if_launcher};
 pub use start::{StartedDriver, StartedLauncher, start_driver, start_launcher};
 pub use sys::socket;

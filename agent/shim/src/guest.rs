@@ -62,6 +62,8 @@ pub fn run() -> ! {
 }
 
 fn set_up_and_serve() -> io::Result<()> {
+    // Functions have another user, and get no rights by the image's setuid programs.
+    nix::sys::prctl::set_no_new_privs()?;
     attach("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "")?;
     // Before anything is opened.
     let mut shim = Shim::new(Place::Guest)?;

@@ -223,7 +223,7 @@ async fn functions_of_every_runtime_run_in_containers_and_workers_stay_warm() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_ends_a_container_has_its_kind_and_leaves_nothing() {
     let all = InContainers::new(Dockerd::start().await, |_| {}).await;
-    all.python("f", "does", "timeout: 1").await;
+    all.python("f", "does", "timeout: 5").await;
     let (error, _) = all.error("f", "raise").await;
     assert_eq!((error.kind, error.error_type.as_deref()), (ErrorKind::Exit, Some("ValueError")));
     let (error, outcome) = all.error("f", "exit").await;
@@ -235,7 +235,7 @@ async fn whatever_ends_a_container_has_its_kind_and_leaves_nothing() {
     let (error, _) = all.error("f", "memory").await;
     assert_eq!((error.kind, error.limit), (ErrorKind::OutOfMemory, Some(128)), "{error:?}");
     let (error, outcome) = all.error("f", "sleep").await;
-    assert_eq!((error.kind, error.limit), (ErrorKind::Timeout, Some(1)), "{error:?}");
+    assert_eq!((error.kind, error.limit), (ErrorKind::Timeout, Some(5)), "{error:?}");
     assert_eq!(outcome.output.to_text(), "asleep\n");
     all.until_gone("f").await;
     // One that leaves a process behind serves nobody else.

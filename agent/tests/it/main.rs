@@ -5,6 +5,7 @@ mod world;
 
 mod budget;
 mod cancel;
+mod container_network;
 mod containers;
 mod drain;
 mod end_to_end;

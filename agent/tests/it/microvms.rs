@@ -9,6 +9,7 @@ use std::{
         unix::{fs::PermissionsExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use flux_testkit::{
 };
 use flux_worker::{Call, Decoder, FromWorker, Load, ToWorker, bootstrap};
 
-use crate::sandboxes::PROGRAM;
+use crate::sandboxes::{self, PROGRAM};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -48,8 +49,9 @@ exec chroot . /shim --stay listen /jail/$1
 ' guest "$1"
 "#;
 
+const RUN: &str = "#!/bin/sh\nexec cat\n";
 const HANDLER: &str = r#"
-import random, time
+import os, random, time
 print("loading")
 time.sleep(0.5)
 loaded = [time.monotonic_ns(), 0]
@@ -57,11 +59,12 @@ loaded = [time.monotonic_ns(), 0]
 def handler(payload, context):
     loaded[1] += 1
     print("call", loaded[1])
-    return {"loaded": loaded[0], "calls": loaded[1], "random": random.random(), "payload": payload}
+    return {"loaded": loaded[0], "calls": loaded[1], "random": random.random(), "payload": payload,
+            "secret": os.environ.get("TOKEN")}
 "#;
 
 struct Engine {
-    microvms: Microvms,
+    microvms: Arc<Microvms>,
     code: PathBuf,
     guests: PathBuf,
     tasks: Tasks,
@@ -80,12 +83,16 @@ fn readable(path: &Path, mode: u32) {
 
 impl Engine {
     fn new(faults: &[Fault]) -> Self {
+        Self::with(faults, &[("run", RUN), ("main.py", HANDLER)])
+    }
+
+    fn with(faults: &[Fault], files: &[(&str, &str)]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the stand-in's guests need root's namespaces");
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         let code = path("code/0123/code");
         fs::create_dir_all(&code).expect("made");
-        for (name, content) in [("run", "#!/bin/sh\nexec cat\n"), ("main.py", HANDLER)] {
+        for (name, content) in files {
             fs::write(code.join(name), content).expect("written");
             readable(&code.join(name), 0o755);
         }
@@ -118,11 +125,15 @@ impl Engine {
                 () = kill.cancelled() => {}
             }
         });
-        Self { microvms, code, guests, tasks, _dir: dir }
+        Self { microvms: Arc::new(microvms), code, guests, tasks, _dir: dir }
     }
 
     async fn offered() -> Self {
-        let engine = Self::new(&[]);
+        Self::new(&[]).until_offered().await
+    }
+
+    async fn until_offered(self) -> Self {
+        let engine = self;
         let mut offer = engine.microvms.offer();
         let offered = tokio::time::timeout(SOON, offer.wait_for(Result::is_ok)).await;
         assert!(offered.is_ok(), "not offered: {:?}", engine.microvms.offer().borrow());
@@ -163,12 +174,17 @@ impl Engine {
 
     /// A Python worker as the warm pool starts one, with what it is told first written to its channel.
     async fn python(&self) -> Running {
+        self.python_with(|_| {}).await
+    }
+
+    async fn python_with(&self, change: impl FnOnce(&mut Start)) -> Running {
         let python = bootstrap::of(Runtime::Python).expect("it has workers");
         let mut start = self.start("python3", python.arguments);
         let load = Load { files: vec!["main.py".to_owned()], function: Some("handler".to_owned()), fresh: false };
         for said in [ToWorker::Program(python.program), ToWorker::Load(&load)] {
             said.encode_head(&mut start.loads);
         }
+        change(&mut start);
         let loads = start.loads.clone();
         let mut running = self.running(start, b"", true).await.unwrap_or_else(|error| panic!("{error}"));
         running.channel.write_all(&loads).expect("it listens");
@@ -279,6 +295,51 @@ async fn a_process_in_a_guest_is_as_any_other() {
     let dropped = engine.running(engine.start("/bin/sh", &["-c", "sleep 300"]), b"", false).await.expect("it runs");
     drop(dropped);
     engine.nothing_is_left().await;
+}
+
+/// Of the suite of all tiers, what is not the guest's kernel's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn microvms_behave_as_other_tiers_do() {
+    let engine = Engine::with(&[], &[("run", RUN)]).until_offered().await;
+    sandboxes::behaves(&sandboxes::Engine::of(engine.microvms.clone(), engine.code.clone())).await;
+    engine.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_in_no_snapshot_and_in_no_file() {
+    const SECRET: &str = "hush-2f1d9c";
+    let engine = Engine::offered().await;
+    let work = engine.guests.ancestors().nth(2).expect("above").to_owned();
+    let with_secret = |start: &mut Start| {
+        start.request.env.push(("TOKEN".to_owned(), SECRET.to_owned()));
+        start.has_secrets = true;
+    };
+    let (mut first, mut second) = (engine.python_with(with_secret).await, engine.python_with(with_secret).await);
+    for worker in [&mut first, &mut second] {
+        assert_eq!(field(&worker.call("1"), "secret"), SECRET);
+        assert_eq!(worker.printed(), "loading\ncall 1\n", "each has loaded its handler itself");
+    }
+    let snapshots = |work: &Path| fs::read_dir(work.join("snapshots")).map_or(0, Iterator::count);
+    assert_eq!(snapshots(&work), 0);
+    assert_eq!(files_with(&work, SECRET.as_bytes()), [""; 0].map(PathBuf::from));
+    // One without is a snapshot: it would have been seen.
+    let mut third = engine.python().await;
+    assert_eq!(field(&third.call("1"), "secret"), "null");
+    assert!(snapshots(&work) > 0, "{}", work.display());
+}
+
+/// Files below a folder that have these bytes in them.
+fn files_with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if kind.is_dir() {
+            found.extend(files_with(&path, bytes));
+        } else if kind.is_file() && fs::read(&path).is_ok_and(|text| text.windows(bytes.len()).any(|at| at == bytes)) {
+            found.push(path);
+        }
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,5 @@
-//! What every tier of isolation must do: one suite, run on each.
+//! What every tier of isolation must do: one suite, run on each. (Of microVMs in two parts: how a process behaves, with a stand-in for
+//! Firecracker, in `microvms.rs`; what holds it in, in a real guest, in `agent/guest-image`.)
 
 use std::{
     fs::File,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use flux_agent::{
-    ContainerSource, Containers, Executor, LauncherExecutor, Process, Sandbox, Start, Tier,
+    ContainerSource, Containers, Executor, LauncherExecutor, Offer, Process, Sandbox, Start, Tier,
     launch::{Ended, EndedReport, ExitStatus, LaunchError, LauncherPool, Source},
 };
 use flux_containers::DriverConfig;
@@ -27,15 +28,17 @@ use flux_testkit::{Dockerd, eventually};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_flux-agent");
 const SOON: Duration = Duration::from_secs(20);
+/// Says what it can do.
+const HELD_IN: &str = include_str!("held_in.sh");
 
 /// A sandbox of one tier.
-struct Engine {
+pub(crate) struct Engine {
     sandbox: Arc<dyn Sandbox>,
     /// Where it takes code from.
-    code: PathBuf,
+    pub(crate) code: PathBuf,
     image: Option<String>,
     tasks: Tasks,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Drop for Engine {
@@ -75,19 +78,31 @@ impl Engine {
             });
         }
         let executor: Arc<dyn Executor> = Arc::new(executor);
-        Self { sandbox: Arc::new(executor), code, image: None, tasks, _dir: dir }
+        Self { sandbox: Arc::new(executor), code, image: None, tasks, _dir: Some(dir) }
     }
 
     async fn container(docker: &Dockerd) -> Self {
-        let (dir, code, work) = folders();
-        let tasks = Tasks::new(Shutdown::new());
-        let config = driver_config(docker, &work, code.parent().expect("a parent"));
-        let containers = containers(config, &tasks);
-        until_offered(&containers).await;
-        Self { sandbox: Arc::new(containers), code, image: Some(Dockerd::IMAGE.to_owned()), tasks, _dir: dir }
+        Self::container_with(docker, |_| {}).await.0
     }
 
-    fn start(&self, args: &[&str]) -> Start {
+    /// And what is offered.
+    pub(crate) async fn container_with(docker: &Dockerd, change: impl FnOnce(&mut DriverConfig)) -> (Self, Arc<Offer>) {
+        let (dir, code, work) = folders();
+        let tasks = Tasks::new(Shutdown::new());
+        let mut config = driver_config(docker, &work, code.parent().expect("a parent"));
+        change(&mut config);
+        let containers = containers(config, &tasks);
+        let offer = until_offered(&containers).await;
+        let image = Some(Dockerd::IMAGE.to_owned());
+        (Self { sandbox: Arc::new(containers), code, image, tasks, _dir: Some(dir) }, offer)
+    }
+
+    /// One that is kept elsewhere.
+    pub(crate) fn of(sandbox: Arc<dyn Sandbox>, code: PathBuf) -> Self {
+        Self { sandbox, code, image: None, tasks: Tasks::new(Shutdown::new()), _dir: None }
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Start {
         let request = SpawnRequest {
             slot_key: "f@1".to_owned(),
             program: "/bin/sh".to_owned(),
@@ -107,12 +122,12 @@ impl Engine {
         self.run_as(self.start(&["-c", script]), input).await.unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    async fn run_as(&self, start: Start, input: &[u8]) -> Result<Ran, LaunchError> {
+    pub(crate) async fn run_as(&self, start: Start, input: &[u8]) -> Result<Ran, LaunchError> {
         let running = self.running(start, input, false).await?;
         Ok(running.end().await)
     }
 
-    async fn running(&self, start: Start, input: &[u8], worker: bool) -> Result<Running, LaunchError> {
+    pub(crate) async fn running(&self, start: Start, input: &[u8], worker: bool) -> Result<Running, LaunchError> {
         let (stdin, mut feed) = std::io::pipe().expect("a pipe");
         feed.write_all(input).expect("small");
         drop(feed);
@@ -131,7 +146,7 @@ impl Engine {
     }
 }
 
-struct Running {
+pub(crate) struct Running {
     process: Box<dyn Process>,
     stdout: File,
     stderr: File,
@@ -139,9 +154,9 @@ struct Running {
 }
 
 #[derive(Debug)]
-struct Ran {
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ran {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
     report: EndedReport,
 }
 
@@ -162,7 +177,7 @@ impl Running {
     }
 
     /// A line that it prints, while it runs.
-    async fn line(&self) -> String {
+    pub(crate) async fn line(&self) -> String {
         let mut file = self.stdout.try_clone().expect("a copy");
         tokio::task::spawn_blocking(move || {
             let (mut line, mut byte) = (Vec::new(), [0]);
@@ -184,6 +199,8 @@ pub(crate) fn driver_config(docker: &Dockerd, work: &Path, code: &Path) -> Drive
         code_dir: code.to_owned(),
         user: None,
         tmp_bytes: 1 << 20,
+        servers: Vec::new(),
+        unknown_servers: Vec::new(),
         isolation_required: false,
     }
 }
@@ -202,18 +219,25 @@ pub(crate) fn containers(config: DriverConfig, tasks: &Tasks) -> Containers {
     containers
 }
 
-pub(crate) async fn until_offered(containers: &Containers) {
+pub(crate) async fn until_offered(containers: &Containers) -> Arc<Offer> {
     let mut offer = containers.offer();
-    let offered = tokio::time::timeout(SOON, offer.wait_for(Result::is_ok)).await;
-    assert!(offered.is_ok(), "Docker is not offered: {:?}", containers.offer().borrow());
+    match tokio::time::timeout(SOON, offer.wait_for(Result::is_ok)).await {
+        Ok(Ok(offer)) => offer.clone().expect("it is offered"),
+        _ => panic!("Docker is not offered: {:?}", containers.offer().borrow()),
+    }
 }
 
 async fn conforms(engine: &Engine) {
+    behaves(engine).await;
+    it_is_held_in(engine).await;
+    its_memory_and_processes_are_limited(engine).await;
+}
+
+/// As a process does wherever it runs.
+pub(crate) async fn behaves(engine: &Engine) {
     it_is_fed_and_heard(engine).await;
     it_ends_as_it_does(engine).await;
     what_is_not_there_is_the_functions_fault(engine).await;
-    it_is_held_in(engine).await;
-    its_memory_and_processes_are_limited(engine).await;
     a_worker_has_its_channel_and_is_alone_or_not(engine).await;
     a_signal_reaches_its_group_and_a_kill_all_of_it(engine).await;
     dropped_it_is_gone(engine).await;
@@ -259,16 +283,7 @@ async fn what_is_not_there_is_the_functions_fault(engine: &Engine) {
 }
 
 async fn it_is_held_in(engine: &Engine) {
-    let script = r#"
-        echo user $(id -u)
-        echo privileges $(grep -c '^CapEff:.0*$' /proc/self/status) $(grep '^NoNewPrivs' /proc/self/status | tr -dc 0-9)
-        echo processes $(ls -d /proc/[0-9]* | wc -l)
-        for place in / /usr /etc . /.flux /.flux/run /proc/1; do (echo x > $place/x) 2>/dev/null && echo wrote $place; done
-        echo x > /tmp/x && echo tmp
-        head -c 200000000 /dev/zero > /tmp/much 2>/dev/null || echo full
-        cat /proc/net/dev | tr -s ' ' | cut -d: -f1 | tr '\n' ' '
-    "#;
-    let mut start = engine.start(&["-c", script]);
+    let mut start = engine.start(&["-c", HELD_IN]);
     // Files in memory count as memory.
     start.request.limits.memory_bytes = 256 << 20;
     let ran = engine.run_as(start, b"").await.expect("it runs");

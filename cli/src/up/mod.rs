@@ -247,9 +247,9 @@ fn worker(
     worker.args.extend(ready.args());
     worker.env = ChildEnv::Only(environment());
     worker.user = identity.platform;
-    worker.launcher = Some(launcher);
     let agent_dir = file.settings.agent.work_dir.clone().unwrap_or_default();
-    let driver = flux_agent::container_driver(&file.settings.agent, &agent_dir, data.containers_dir(), identity.runner);
+    let driver = flux_agent::container_driver(&file.settings.agent, &launcher, &agent_dir, data.containers_dir());
+    worker.launcher = Some(launcher);
     worker.drivers.extend(driver.map(|driver| driver.spec()));
     let uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
     let microvms = flux_agent::microvm_driver(&file.settings.agent, &agent_dir, data.microvms_dir(), uids);

@@ -35,6 +35,7 @@ fn code() -> tempfile::TempDir {
         b"#!/bin/sh\nread line; echo \"$line from $(id -u)\"; echo told >&2; touch here 2>/dev/null || exit 7\n",
         0o755,
     );
+    file("held_in", include_bytes!("../../../tests/it/held_in.sh"), 0o755);
     // Any static program is a native function.
     file("native", flux_shim_binary::SHIM, 0o755);
     folder
@@ -59,6 +60,16 @@ fn a_guest_serves_and_is_still_there_for_the_next_connection() {
     let done = line.run(function("./native"), b"");
     assert!(done.stderr.starts_with("usage: flux-shim"), "{}", done.stderr);
     assert_eq!(done.exit.status, Status::Exited(2));
+
+    // What holds it in, as in the other tiers.
+    let done = line.run(function("./held_in"), b"");
+    let said: Vec<&str> = done.stdout.lines().collect();
+    assert!(said.iter().all(|line| !line.starts_with("wrote")), "{done:?}");
+    for expected in [format!("user {USER}").as_str(), "privileges 1 1", "tmp", "full"] {
+        assert!(said.contains(&expected), "{expected}: {done:?}");
+    }
+    let devices = said.last().unwrap();
+    assert!(devices.contains("lo") && !devices.contains("eth") && !devices.contains("enp"), "{done:?}");
 
     // A worker: loaded, as before a snapshot.
     let (worker, pid) = Python::start(line);

@@ -18,6 +18,14 @@ pub(crate) enum CgroupError {
     NotDelegated { controller: &'static str, path: PathBuf },
     #[error("no cgroup hierarchy of version 2 is mounted")]
     NoUnified,
+    #[error("the cgroup {} is not of this process alone", .path.display())]
+    Shared { path: PathBuf },
+    #[error("reading where process {pid} is failed: {source}")]
+    Read {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("making cgroup {} failed: {source}", .path.display())]
     Make {
         path: PathBuf,
@@ -42,10 +50,14 @@ pub(crate) enum CgroupError {
 impl CgroupError {
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {
-            CgroupError::NoController { .. } | CgroupError::NotDelegated { .. } | CgroupError::NoUnified => None,
-            CgroupError::Make { source, .. } | CgroupError::Open { source, .. } | CgroupError::Write { source, .. } => {
-                source.raw_os_error()
-            }
+            CgroupError::NoController { .. }
+            | CgroupError::NotDelegated { .. }
+            | CgroupError::NoUnified
+            | CgroupError::Shared { .. } => None,
+            CgroupError::Make { source, .. }
+            | CgroupError::Open { source, .. }
+            | CgroupError::Write { source, .. }
+            | CgroupError::Read { source, .. } => source.raw_os_error(),
         }
     }
 }

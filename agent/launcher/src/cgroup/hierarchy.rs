@@ -1,10 +1,10 @@
-//! Where this process is in each hierarchy, from `/proc/self/mountinfo` and `/proc/self/cgroup`.
+//! Where a process is in each hierarchy, from `/proc/self/mountinfo` and `/proc/PID/cgroup`.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// This process's own cgroup in one hierarchy.
+/// A process's own cgroup in one hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) version: u8,
@@ -15,6 +15,10 @@ pub(super) struct Place {
 
 pub(super) fn of_this_process() -> io::Result<Vec<Place>> {
     Ok(places(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string("/proc/self/cgroup")?))
+}
+
+pub(super) fn of(pid: u32) -> io::Result<Vec<Place>> {
+    Ok(places(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string(format!("/proc/{pid}/cgroup"))?))
 }
 
 /// Joins the mounts to the membership: on version 1 by the set of controllers.

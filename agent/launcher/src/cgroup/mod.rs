@@ -8,6 +8,7 @@
 //! A controller that the machine does not give is a missing capability, not a failure. What version 1 and 2 do
 //! differently is in their folders, one controller a file.
 
+mod adopted;
 mod directory;
 mod hierarchy;
 mod shared;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::capabilities::{Capabilities, CgroupSupport};
 use crate::wire::Limits;
+pub(crate) use adopted::{Adopted, Adopter};
 pub(crate) use directory::CgroupError;
 use directory::Directory;
 use hierarchy::Place;

@@ -7,15 +7,17 @@
 //!
 //! The list is made at the launcher's start: an address that the machine gets later is not known to be its own.
 
+mod apart;
 mod program;
 mod rules;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::cgroup::SharedCgroup;
 use crate::sys::bpf::{self, Hook};
+pub use apart::{Held, NetworkGuard, NotGuarded};
 pub(crate) use rules::{Rules, worker_address};
 
 /// Why the network is not guarded.
@@ -46,12 +48,13 @@ pub(crate) fn attach(
     first_uid: Option<u32>,
 ) -> Result<(), GuardError> {
     let rules = Rules::new(servers, listeners, &own_addresses().map_err(GuardError::Addresses)?, first_uid);
-    for hook in Hook::ALL {
-        let program = program::of(hook, &rules);
-        let loaded: OwnedFd = bpf::load(hook, &program).map_err(|source| GuardError::Load { hook, source })?;
-        bpf::attach(hook, loaded.as_fd(), cgroup.as_fd()).map_err(|source| GuardError::Attach { hook, source })?;
-    }
-    Ok(())
+    Hook::ALL.into_iter().try_for_each(|hook| put(hook, &rules, cgroup.as_fd()))
+}
+
+fn put(hook: Hook, rules: &Rules, cgroup: BorrowedFd<'_>) -> Result<(), GuardError> {
+    let program = program::of(hook, rules);
+    let loaded: OwnedFd = bpf::load(hook, &program).map_err(|source| GuardError::Load { hook, source })?;
+    bpf::attach(hook, loaded.as_fd(), cgroup).map_err(|source| GuardError::Attach { hook, source })
 }
 
 fn own_addresses() -> io::Result<Vec<IpAddr>> {

@@ -43,6 +43,9 @@ const SAVED: u8 = 6;
 const V4_INSIDE: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0)];
 
+/// `fe80::/64`.
+const LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+
 /// Where a jump goes; filled in at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Label {
@@ -232,6 +235,9 @@ fn v6(a: &mut Assembler, rules: &Rules) {
         a.if_words(address, 4, |a| a.jump(JUMP, 0, 0, Label::Deny));
     }
     a.place(names);
+    if rules.link_is_local {
+        a.if_words(LINK, 2, |a| a.jump(JUMP, 0, 0, Label::LocalPorts));
+    }
     for &address in &rules.local_v6 {
         a.if_words(address, 4, |a| a.jump(JUMP, 0, 0, Label::LocalPorts));
     }
@@ -377,6 +383,42 @@ mod tests {
     }
 
     #[test]
+    fn who_is_apart_has_a_loopback_of_its_own_and_reaches_this_machine_by_its_other_addresses() {
+        let servers = ["127.0.0.1:4222", "198.51.100.9:4222", "[2001:db8::9]:4222"].map(|s| s.parse().unwrap());
+        let own = ["127.0.0.1", "172.17.0.1", "192.0.2.7", "2001:db8::7", "::1"].map(|s| s.parse().unwrap());
+        let rules = Rules::from_apart(&servers, &own);
+        for (to, allowed) in [
+            ("127.0.0.1:4222", true),
+            ("0.0.0.0:4222", true),
+            ("[::1]:4222", true),
+            ("172.17.0.1:4222", false),
+            ("172.17.0.1:8080", true),
+            ("172.17.0.2:4222", true),
+            ("192.0.2.7:4222", false),
+            ("[::ffff:172.17.0.1]:4222", false),
+            ("[2001:db8::7]:4222", false),
+            ("[fe80::42:aff:fe00:1]:4222", false),
+            ("[fe80::42:aff:fe00:1]:8080", true),
+            ("[fe81::1]:4222", true),
+            ("198.51.100.9:4222", false),
+            ("[2001:db8::9]:4222", false),
+            ("169.254.169.254:80", false),
+            ("169.254.169.254:53", true),
+            ("[fd00:ec2::254]:80", false),
+            ("[fe80::a9fe:a9fe]:80", false),
+            ("192.0.2.1:443", true),
+        ] {
+            let to: SocketAddr = to.parse().unwrap();
+            for hook in if to.is_ipv4() { [Hook::Connect4, Hook::Send4] } else { [Hook::Connect6, Hook::Send6] } {
+                assert_eq!(run(&of(hook, &rules), to), allowed, "{to} {hook:?}");
+            }
+        }
+        for hook in [Hook::Bind4, Hook::Bind6] {
+            assert!(run(&of(hook, &rules), SocketAddr::from(([0, 0, 0, 0], 4222))), "it listens where it likes");
+        }
+    }
+
+    #[test]
     fn nobody_listens_in_a_servers_place() {
         for hook in [Hook::Bind4, Hook::Bind6] {
             let bind = |port: u16| run(&of(hook, &rules()), SocketAddr::from(([0, 0, 0, 0], port)));
@@ -390,7 +432,8 @@ mod tests {
         let no_own_uids = Rules { first_uid: None, ..rules() };
         let few = [(&[] as &[_], &[] as &[_]), (&one, &[]), (&[], &one)]
             .map(|(servers, listeners)| [None, Some(FIRST_UID)].map(|uid| Rules::new(servers, listeners, &[], uid)));
-        for rules in [rules(), no_own_uids].into_iter().chain(few.into_iter().flatten()) {
+        let apart = [Rules::from_apart(&one, &["192.0.2.7".parse().unwrap()]), Rules::from_apart(&[], &[])];
+        for rules in [rules(), no_own_uids].into_iter().chain(apart).chain(few.into_iter().flatten()) {
             for hook in Hook::ALL {
                 let code = of(hook, &rules);
                 let (mut reached, mut ways) = (vec![false; code.len()], vec![0]);

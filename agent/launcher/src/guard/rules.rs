@@ -31,6 +31,10 @@ const METADATA_V6: [Ipv6Addr; 6] = [
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
 ];
 
+/// What each network namespace has of its own.
+const LOOPBACK: [Network; 2] = [network([127, 0, 0, 0], 8), network([0, 0, 0, 0], 32)];
+const LOOPBACK_V6: [Ipv6Addr; 2] = [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED];
+
 /// Everything that is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rules {
@@ -39,6 +43,8 @@ pub(crate) struct Rules {
     /// This machine.
     pub(super) local: Vec<Network>,
     pub(super) local_v6: Vec<Ipv6Addr>,
+    /// Whatever has an address of a link only is taken for this machine.
+    pub(super) link_is_local: bool,
     /// Refused at this machine.
     pub(super) local_ports: Vec<u16>,
     /// Refused to be listened on.
@@ -70,8 +76,9 @@ impl Rules {
             first_uid,
             metadata: METADATA.to_vec(),
             metadata_v6: METADATA_V6.to_vec(),
-            local: vec![network([127, 0, 0, 0], 8), network([0, 0, 0, 0], 32)],
-            local_v6: vec![Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED],
+            local: LOOPBACK.to_vec(),
+            local_v6: LOOPBACK_V6.to_vec(),
+            link_is_local: false,
             local_ports: Vec::new(),
             taken_ports: listeners.iter().map(SocketAddr::port).collect(),
             servers: Vec::new(),
@@ -94,6 +101,17 @@ impl Rules {
             }
         }
         rules.taken_ports.extend(&rules.local_ports);
+        rules
+    }
+
+    /// For who has a network namespace of its own: what it calls loopback is not this machine's, and it listens where it likes.
+    pub(crate) fn from_apart(servers: &[SocketAddr], own: &[IpAddr]) -> Self {
+        let mut rules = Self::new(servers, &[], own, None);
+        rules.local.retain(|net| !LOOPBACK.contains(net));
+        rules.local_v6.retain(|address| !LOOPBACK_V6.contains(address));
+        // The address that a bridge has on its link comes a little after its first container.
+        rules.link_is_local = true;
+        rules.taken_ports.clear();
         rules
     }
 }

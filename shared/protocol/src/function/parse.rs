@@ -161,7 +161,10 @@ pub fn parse_json(value: &Value) -> Result<FunctionSpec, SpecError> {
     }
 
     if isolation == Isolation::Microvm && !secrets.is_empty() {
-        return Err(unsupported("secrets", "a microVM's snapshot would keep them; use another `isolation`"));
+        return Err(unsupported(
+            "secrets",
+            "a microVM's snapshot would keep them; use `isolation: process` or `container`",
+        ));
     }
 
     Ok(FunctionSpec {

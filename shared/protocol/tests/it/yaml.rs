@@ -112,6 +112,7 @@ fn refusals_name_the_field_and_the_remedy() {
 fn fields_of_later_releases_are_refused_by_name() {
     for (yaml, field) in [
         ("isolation: microvm", "network"),
+        ("isolation: microvm\nnetwork: none\nsecrets: [TOKEN]", "secrets"),
         ("runtime: lambda\nisolation: container\nimage: a", "isolation"),
         ("keep_warm: 60", "keep_warm"),
         ("runtime: bash\nkeep_warm: 60", "keep_warm"),

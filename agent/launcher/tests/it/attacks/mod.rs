@@ -3,6 +3,7 @@
 //! The attacks are in `tests/attacks/attack.py`, which says of each thing that it tries whether it was held or reached it.
 //! Where a layer can be left out by itself, the same attack must reach something without it: else the test proves nothing.
 
+mod apart;
 mod files;
 mod kernel;
 mod network;

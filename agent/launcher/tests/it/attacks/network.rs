@@ -13,18 +13,18 @@ use crate::harness::root_or_skip;
 
 const CLOUD: &str = include_str!("../../attacks/cloud.py");
 /// Where the server of Flux listens, and one that is anybody's.
-const OWN: u16 = 4222;
-const OTHER: u16 = 8088;
+pub(super) const OWN: u16 = 4222;
+pub(super) const OTHER: u16 = 8088;
 /// A port of Flux's whose server is away, so that somebody could take its place.
 const VACANT: u16 = 6222;
 /// The gateway's: anybody's to connect to, nobody's to listen on.
 const GATEWAY: u16 = 8089;
 
 /// A network namespace, for this thread and all that it starts, with a cloud in it; ended when dropped.
-struct Cloud(Child);
+pub(super) struct Cloud(Child);
 
 impl Cloud {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let mut serving = Command::new(PYTHON)
             .args(["-I", "-c", CLOUD])
@@ -82,7 +82,7 @@ fn a_server_without_an_address_is_not_said_to_be_guarded() {
     assert!(missing.reason.contains("queue.invalid"), "{}", missing.reason);
 }
 
-const METADATA: [&str; 12] = [
+pub(super) const METADATA: [&str; 12] = [
     "tcp:169.254.169.254:80",
     "fast:169.254.169.254:80",
     "udp:169.254.169.254:80",
