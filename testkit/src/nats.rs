@@ -11,8 +11,11 @@ use tempfile::TempDir;
 
 use crate::{locate, log::Log, port::free_port, process::Server, wait::eventually_some};
 
-const READY_WITHIN: Duration = Duration::from_secs(15);
+/// A cluster chooses its leader in up to ten of them, on a machine that has time.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
+/// One try of it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// The largest message, as the product sets it (`flux_protocol::limits::MESSAGE`).
 const MAX_PAYLOAD: usize = 8 * 1024 * 1024;
 /// A port that only root may listen on, and nobody does.
@@ -257,5 +260,10 @@ async fn connect(
 
 async fn jetstream_answers(url: &str, tls: Option<&rustls::ClientConfig>) -> Option<()> {
     let client = connect(url, tls).await.ok()?;
-    async_nats::jetstream::new(client).query_account().await.ok().map(|_| ())
+    // A server that has not found its cluster's leader yet does not answer at all, and a client waits for ten seconds.
+    tokio::time::timeout(ANSWERS_WITHIN, async_nats::jetstream::new(client).query_account())
+        .await
+        .ok()?
+        .ok()
+        .map(|_| ())
 }

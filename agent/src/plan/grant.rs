@@ -1,6 +1,6 @@
 //! Handing out what is free: known work and turns by share, then larger shares for queues that worked lately.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
 use flux_protocol::{agent::waits_everywhere, limits};
 
@@ -29,6 +29,9 @@ impl Planner {
         let mut touched = std::mem::take(&mut self.touched);
         if !self.paused {
             let mut drafts = Vec::new();
+            for queue in &touched {
+                self.keep_one_waiting(*queue, now_ms, &mut drafts);
+            }
             self.grant_by_share(now_ms, &mut drafts);
             for queue in touched.drain(..) {
                 self.top_up(queue, now_ms, &mut drafts);
@@ -56,9 +59,13 @@ impl Planner {
         self.total.minus(self.used)
     }
 
+    fn another_waits(&self, queue: usize) -> bool {
+        self.busy.iter().take(2).any(|key| key.2 != queue)
+    }
+
     /// Whether another queue is known to wait, or was a moment ago.
     fn others_wait(&self, queue: usize, now_ms: u64) -> bool {
-        self.busy.iter().take(2).any(|key| key.2 != queue)
+        self.another_waits(queue)
             || self.waited_lately.iter().any(|(other, until_ms)| *other != queue && now_ms < *until_ms)
     }
 
@@ -137,12 +144,27 @@ impl Planner {
         } else if !few_idle && !spare {
             return None;
         }
+        let kept_out = Cell::new(false);
         let may = |planner: &Self, key: &Key| {
-            (few_idle && (everywhere || spare)) || (spare && !planner.others_wait(key.2, now_ms))
+            let may = (few_idle && (everywhere || spare)) || (spare && !planner.others_wait(key.2, now_ms));
+            let leaves_room = may && planner.leaves_room(key.2, planner.used);
+            // Not by what runs: by other idle ones.
+            kept_out.set(kept_out.get() || (may && !leaves_room && planner.leaves_room(key.2, planner.running)));
+            leaves_room
         };
         let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
+        if kept_out.get() {
+            // They have no room together: from now on they take turns.
+            self.no_standing_before_ms = now_ms + NO_STANDING_MS;
+        }
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
+    }
+
+    /// Whether the largest that may be told of still fits beside a pull of an idle queue. One such pull there always may be.
+    fn leaves_room(&self, queue: usize, used: Amount) -> bool {
+        let Some(each) = self.each(queue) else { return false };
+        self.idle_credit == 0 || used.plus(each).plus(self.largest.within(self.total)).fits_in(self.total)
     }
 
     fn waits_everywhere(&self) -> bool {
@@ -223,6 +245,22 @@ impl Planner {
             let works = self.queue(queue).is_some_and(|queue| queue.running > 0);
             let expires = if works { limits::PULL_EXPIRES_WARM } else { limits::PULL_EXPIRES_IDLE };
             self.take(queue, 1, Kind::Standing, expires, drafts);
+        }
+    }
+
+    /// A queue that works keeps a credit, before idle ones get theirs: whoever calls again would have to be told of, or wait for
+    /// the end of a turn.
+    fn keep_one_waiting(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
+        let Some(state) = self.queue(queue) else { return };
+        let wants = state.hot && state.outstanding == 0 && state.covered_until_ms.is_none() && state.is_warm(now_ms);
+        if !wants || self.claim.is_some() || self.another_waits(queue) {
+            return;
+        }
+        self.top_up(queue, now_ms, drafts);
+        let has_none = self.queue(queue).is_some_and(|state| state.outstanding == 0);
+        let spare = self.used.tasks + self.reserve() < self.total.tasks;
+        if has_none && spare && self.fits(queue, 1) && self.room_beside_sibling(queue) > 0 {
+            self.take(queue, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
         }
     }
 

@@ -25,7 +25,10 @@
 //! slots while others are known to have work, and only three by long pulls, since a pull cannot be taken back. Where hot
 //! queues are more than that, a gateway tells one agent of each message ([`Planner::ring`]), an eighth of the slots goes round
 //! in case nobody did, and an eighth stays free for what is told. A queue that works gets a larger share in short pulls,
-//! so that a caller who comes again finds a credit waiting.
+//! so that a caller who comes again finds a credit waiting; its first one goes before the turns of idle queues.
+//!
+//! Idle queues leave room for the largest function that may be told of ([`Largest`]): their pulls cannot be taken back, and
+//! a call would wait for the end of one of them. Where they have no room together, they take turns.
 //!
 //! A queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a while
 //! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
@@ -40,6 +43,7 @@
 mod amount;
 mod credit;
 mod grant;
+mod largest;
 mod order;
 #[cfg(test)]
 mod tests;
@@ -54,6 +58,7 @@ use flux_protocol::{FunctionName, Lane, subject::QueueName};
 pub(crate) use amount::Amount;
 use credit::Kind;
 pub(crate) use credit::{Credit, Grant, Need, PullEnd, QueueId, Recost, Slot};
+use largest::Largest;
 
 /// A queue whose last two deliveries are no further apart, and no longer ago, is expected to have work again before a pull on
 /// it is over.
@@ -116,6 +121,8 @@ struct Queue {
     /// How many times it was in a row.
     covered_times: u32,
     place: Place,
+    /// What it counts for among the largest.
+    counted: Option<Amount>,
 }
 
 /// Order among those who want credit: share, tick of the last grant, index.
@@ -166,6 +173,8 @@ pub(crate) struct Planner {
     by_function: HashMap<FunctionName, usize>,
     busy: BTreeSet<Key>,
     bare: BTreeSet<Key>,
+    /// What one execution of each hot queue takes.
+    largest: Largest,
     /// Covered queues, by when that ends.
     covered: BTreeSet<(u64, usize)>,
     /// Queues that worked lately.
@@ -206,6 +215,7 @@ impl Planner {
             by_function: HashMap::new(),
             busy: BTreeSet::new(),
             bare: BTreeSet::new(),
+            largest: Largest::default(),
             covered: BTreeSet::new(),
             active: 0,
             hot: 0,
@@ -303,6 +313,7 @@ impl Planner {
             covered_until_ms: None,
             covered_times: 0,
             place: Place::Nowhere,
+            counted: None,
         };
         let index = insert(&mut self.queues, &mut self.free_queues, queue);
         self.by_name.insert(name.clone(), index);

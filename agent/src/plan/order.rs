@@ -19,6 +19,7 @@ impl Planner {
 
     /// Puts the queue into the order it belongs to now.
     pub(super) fn place(&mut self, index: usize) {
+        self.count_among_largest(index);
         let wanted = self.wanted_place(index);
         let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { return };
         if queue.place == wanted {
@@ -58,6 +59,24 @@ impl Planner {
             Place::Bare(key)
         } else {
             Place::Nowhere
+        }
+    }
+
+    /// What is paused or at its `max_concurrency` now counts too: it will not be so for long.
+    fn count_among_largest(&mut self, index: usize) {
+        let Some(queue) = self.queue(index) else { return };
+        let each = self.function(queue.function).and_then(|function| function.need).map(|need| need.each);
+        let counts = each.filter(|each| queue.hot && each.fits_in(self.total));
+        if queue.counted == counts {
+            return;
+        }
+        let counted = self.queues.get_mut(index).and_then(Option::as_mut).map(|queue| &mut queue.counted);
+        let before = counted.and_then(|counted| std::mem::replace(counted, counts));
+        if let Some(each) = before {
+            self.largest.remove(each);
+        }
+        if let Some(each) = counts {
+            self.largest.add(each);
         }
     }
 }

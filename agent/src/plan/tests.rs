@@ -259,6 +259,88 @@ fn functions_that_each_take_the_whole_node_wait_for_one_turn_at_the_most() {
     assert_eq!(world.delivered.values().sum::<u64>(), 40);
 }
 
+/// Of four functions, each of which takes a quarter of the node, over both lanes: more idle queues than have room.
+fn crowd_of_large_ones() -> (World, Vec<QueueName>) {
+    let total = Amount { tasks: 32, cpu_millicores: 8_000, memory_mb: 16_000 };
+    let mut world = World::new(total);
+    for function in 0..4 {
+        for lane in [Lane::Call, Lane::Invoke] {
+            world.add(&name(lane, function), need(2_000, 64, u64::MAX), 2);
+        }
+    }
+    world.run(10_000, 5, |_| ());
+    world.longest_wait_ms = 0;
+    (world, (0..4).map(|function| name(Lane::Call, function)).collect())
+}
+
+/// One call, told to the agent by a gateway when nobody took it for five milliseconds, to its end. How long it waited.
+fn call(world: &mut World, queue: &QueueName) -> u64 {
+    let (before, asked_at) = (world.delivered.get(queue).copied().unwrap_or(0), world.now_ms);
+    world.arrive(queue, 1);
+    let mut waited = 0;
+    while world.delivered.get(queue).copied().unwrap_or(0) == before {
+        world.advance(1);
+        waited = world.now_ms - asked_at;
+        if waited == 5 {
+            world.planner.ring(queue);
+            world.settle();
+        }
+        assert!(waited < 5_000, "{queue:?} starves");
+    }
+    world.run(3, 1, |_| ());
+    waited
+}
+
+#[test]
+fn idle_queues_leave_room_for_the_largest_that_is_told_of() {
+    let (mut world, calls) = crowd_of_large_ones();
+    for round in 0..50 {
+        for queue in &calls {
+            let waited = call(&mut world, queue);
+            assert!(waited <= 6, "{waited} ms in round {round}");
+            world.run(400, 5, |_| ());
+        }
+    }
+}
+
+#[test]
+fn who_calls_again_and_again_finds_a_credit_waiting_beside_idle_queues_that_have_no_room() {
+    let (mut world, calls) = crowd_of_large_ones();
+    for queue in &calls {
+        let waits: Vec<u64> = (0..500).map(|_| call(&mut world, queue)).collect();
+        let told = waits.iter().filter(|waited| **waited > 0).count();
+        assert!(told <= 50, "{told} of 500 had to be told of");
+        assert!(waits.iter().all(|waited| *waited <= 6), "{:?}", waits.iter().max());
+    }
+}
+
+#[test]
+fn who_calls_after_a_burst_on_the_other_lane_finds_a_credit_waiting_too() {
+    let (mut world, calls) = crowd_of_large_ones();
+    for small in 4..6 {
+        world.add(&name(Lane::Call, small), need(500, 16, 64), 1);
+    }
+    world.arrive(&name(Lane::Invoke, 0), 5_000);
+    while world.waiting.values().any(|left| *left > 0) {
+        world.advance(1);
+    }
+    let waits: Vec<u64> = (0..500).map(|_| call(&mut world, &calls[0])).collect();
+    let told = waits.iter().filter(|waited| **waited > 0).count();
+    assert!(told <= 50, "{told} of 500 had to be told of");
+}
+
+#[test]
+fn idle_queues_that_have_no_room_together_are_heard_in_turn() {
+    let (mut world, _) = crowd_of_large_ones();
+    for function in 0..4 {
+        let queue = name(Lane::Invoke, function);
+        world.arrive(&queue, 1);
+        world.run(2_000, 5, |_| ());
+        assert_eq!(world.delivered.get(&queue), Some(&1), "nobody told of {queue:?}");
+    }
+    assert!(world.longest_wait_ms <= 1_500, "{} ms", world.longest_wait_ms);
+}
+
 #[test]
 fn more_hot_queues_than_slots_take_turns() {
     let mut world = World::new(budget(8));

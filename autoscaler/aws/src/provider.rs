@@ -1,6 +1,6 @@
 //! The seam's methods, by EC2's.
 
-use std::{collections::HashSet, error::Error as _, net::IpAddr, time::Duration};
+use std::{error::Error as _, net::IpAddr, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_ec2::{
@@ -17,15 +17,15 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flux_protocol::{PoolName, Timestamp};
 use flux_provider::{
     Capabilities, ClientToken, ClusterName, ConsoleOutput, InvalidId, LaunchRequest, Node, NodeId, NodeState, NodeType,
-    Provider, ProviderError, TypeDetails, Zone, tag,
+    Provider, ProviderError, TypeDetails, Zone,
+    asking::{Launches, within},
+    tag,
 };
-use parking_lot::Mutex;
 
 use crate::{AwsSettings, meaning::Refusal};
 
-/// One request, and all that a method asks.
+/// One request.
 const REQUEST: Duration = Duration::from_secs(20);
-const METHOD: Duration = Duration::from_secs(50);
 /// Values of one filter, and rows of a page that names types.
 const TYPES: usize = 100;
 
@@ -34,7 +34,7 @@ pub struct AwsProvider {
     settings: AwsSettings,
     cluster: ClusterName,
     zones: Vec<Zone>,
-    launching: Mutex<HashSet<ClientToken>>,
+    launching: Launches,
 }
 
 impl std::fmt::Debug for AwsProvider {
@@ -71,7 +71,7 @@ impl AwsProvider {
         if let Some(url) = &settings.endpoint_url {
             config = config.endpoint_url(url);
         }
-        Ok(Self { client: Client::from_conf(config.build()), settings, cluster, zones, launching: Mutex::default() })
+        Ok(Self { client: Client::from_conf(config.build()), settings, cluster, zones, launching: Launches::default() })
     }
 
     fn ours(&self) -> Filter {
@@ -212,24 +212,6 @@ where
     .into_error(attempted)
 }
 
-/// Of one launch, as long as it goes on.
-struct Launching<'a>(&'a Mutex<HashSet<ClientToken>>, ClientToken);
-
-impl Drop for Launching<'_> {
-    fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
-    }
-}
-
-/// A method's time, whatever it asks.
-async fn within<T>(
-    attempted: &str,
-    method: impl Future<Output = Result<T, ProviderError>>,
-) -> Result<T, ProviderError> {
-    let late = |_| Err(ProviderError::unavailable(attempted, format!("no answer within {} s", METHOD.as_secs())));
-    tokio::time::timeout(METHOD, method).await.unwrap_or_else(late)
-}
-
 #[async_trait]
 impl Provider for AwsProvider {
     fn name(&self) -> &'static str {
@@ -250,11 +232,7 @@ impl Provider for AwsProvider {
         let Some(zone) = zone.filter(|zone| self.zones.contains(zone)) else {
             return Err(ProviderError::invalid("zones", attempted, "it is none of the configured subnets"));
         };
-        // Two launches of one token at once would both find nothing.
-        if !self.launching.lock().insert(request.client_token.clone()) {
-            return Err(ProviderError::unavailable(attempted, "the same launch is under way"));
-        }
-        let _launching = Launching(&self.launching, request.client_token.clone());
+        let _launching = self.launching.begin(&request.client_token, &attempted)?;
         within(
             &attempted,
             Box::pin(async {

@@ -1,14 +1,13 @@
 //! The seam's methods, by Compute Engine's.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use flux_provider::{
     Capabilities, ClientToken, ClusterName, ConsoleOutput, LaunchRequest, Node, NodeId, NodeState, NodeType, Provider,
-    ProviderError, TypeDetails, Zone, tag,
+    ProviderError, TypeDetails, Zone,
+    asking::{Launches, within},
+    tag,
 };
 use futures::future::{join_all, try_join_all};
 use google_cloud_compute_v1::{
@@ -27,8 +26,6 @@ use crate::{
     request,
 };
 
-/// All that a method asks.
-const METHOD: Duration = Duration::from_secs(50);
 /// How long an insert's operation is waited for; a machine whose operation takes longer is returned as it is.
 const SETTLES: Duration = Duration::from_secs(25);
 /// Tokens whose failures are remembered.
@@ -42,7 +39,7 @@ pub struct GcpProvider {
     settings: GcpSettings,
     cluster: ClusterName,
     zones: Vec<Zone>,
-    launching: Mutex<HashSet<ClientToken>>,
+    launching: Launches,
     /// How often a token's operation came to nothing, or what it made went. Google answers a `requestId` that it knows with the operation that it was
     /// of, failed or not: asking again takes another.
     failed: Mutex<HashMap<ClientToken, u32>>,
@@ -71,7 +68,7 @@ impl GcpProvider {
             client::configured(Instances::builder(), &settings, &credentials).build().await.map_err(unusable)?;
         let machine_types =
             client::configured(MachineTypes::builder(), &settings, &credentials).build().await.map_err(unusable)?;
-        let (launching, failed) = (Mutex::default(), Mutex::default());
+        let (launching, failed) = (Launches::default(), Mutex::default());
         Ok(Self { instances, machine_types, settings, cluster, zones, launching, failed })
     }
 
@@ -248,24 +245,6 @@ impl GcpProvider {
     }
 }
 
-/// Of one launch, as long as it goes on.
-struct Launching<'a>(&'a Mutex<HashSet<ClientToken>>, ClientToken);
-
-impl Drop for Launching<'_> {
-    fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
-    }
-}
-
-/// A method's time, whatever it asks.
-async fn within<T>(
-    attempted: &str,
-    method: impl Future<Output = Result<T, ProviderError>>,
-) -> Result<T, ProviderError> {
-    let late = |_| Err(ProviderError::unavailable(attempted, format!("no answer within {} s", METHOD.as_secs())));
-    tokio::time::timeout(METHOD, method).await.unwrap_or_else(late)
-}
-
 #[async_trait]
 impl Provider for GcpProvider {
     fn name(&self) -> &'static str {
@@ -287,11 +266,8 @@ impl Provider for GcpProvider {
             return Err(ProviderError::invalid("zones", attempted, "it is none of the configured zones"));
         };
         let body = request::instance(&self.settings, &self.cluster, request, zone, &attempted)?;
-        // Two launches of one token at once would both find nothing, and may be of two zones.
-        if !self.launching.lock().insert(request.client_token.clone()) {
-            return Err(ProviderError::unavailable(attempted, "the same launch is under way"));
-        }
-        let _launching = Launching(&self.launching, request.client_token.clone());
+        // Two of one token at once may be of two zones.
+        let _launching = self.launching.begin(&request.client_token, &attempted)?;
         within(
             &attempted,
             Box::pin(async {

@@ -8,6 +8,7 @@
 //! What each provider must do is the documentation of [`Provider`], and one function per clause in [`conformance`].
 //! [`memory`] is a provider without machines that fails, stops and is late on demand.
 
+pub mod asking;
 pub mod conformance;
 pub mod console;
 mod error;

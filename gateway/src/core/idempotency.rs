@@ -1,5 +1,9 @@
 //! `Idempotency-Key`: the first invocation with a key claims it in the store; every later one attaches to its
 //! execution, or returns its outcome.
+//!
+//! A claim is of an execution's id, and the id stays. Where the gateway that claimed died before there was a record, whoever
+//! comes next with the key goes on with the same id from wherever that one had got to; of what it may have published nothing is
+//! ever taken back. So neither a death at any point nor two who go on at once make a second execution.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,24 +11,63 @@ use flux_protocol::{Digest, ErrorCode, ExecutionId, FunctionName, Timestamp, lim
 use flux_store::Claim;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Called, Inner, InvokeRequest, call::sync_deadline, function_cache::Runnable};
+use super::{Accepted, Called, Inner, InvokeRequest, call::sync_deadline, function_cache::Runnable};
 use crate::refusal::Refusal;
 
 /// A claim without a record after this was left by a gateway that died between the two.
-const ORPHANED_AFTER: Duration = Duration::from_secs(10);
+pub(super) const ORPHANED_AFTER: Duration = Duration::from_secs(10);
+
+/// Until then nobody else goes on with a claim, though clocks differ.
+const ALONE_FOR: Duration = Duration::from_secs(ORPHANED_AFTER.as_secs() / 2);
+/// Whatever is published of one claim within this is one message in a queue that stores an id once, though clocks differ.
+const ONE_MESSAGE_WITHIN: Duration = Duration::from_secs(limits::DUPLICATE_WINDOW.as_secs() / 2);
 
 /// How often it is looked whether the gateway that claimed a key has recorded its execution: a matter of milliseconds,
 /// unless it died.
-pub(super) const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
+const CLAIM_LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
 
 /// Whose execution a key stands for.
-pub(super) enum Standing {
+enum Standing {
     Ours,
     Theirs { execution_id: ExecutionId, at: Timestamp },
 }
 
+/// A key whose execution a request goes on to make.
+pub(super) struct Claimed {
+    pub(super) key: String,
+    /// Another gateway began it, and may have got anywhere.
+    pub(super) taken_over: bool,
+    age: Duration,
+    since: Instant,
+}
+
+impl Claimed {
+    /// `since`: before the store was asked, by a clock that goes on while this process stands still.
+    fn new(key: String, since: Instant) -> Self {
+        Self { key, taken_over: false, age: Duration::ZERO, since }
+    }
+
+    fn taken_over(key: String, at: Timestamp) -> Self {
+        Self { key, taken_over: true, age: now().since(at), since: Instant::now() }
+    }
+
+    fn age(&self) -> Duration {
+        self.age + self.since.elapsed()
+    }
+
+    /// Whether others may be going on with it too: then what is done can only be what may be done twice.
+    pub(super) fn is_shared(&self) -> bool {
+        self.taken_over || self.age() >= ALONE_FOR
+    }
+
+    /// Whether a queue that stores an id once still knows this one's, if it was ever published.
+    pub(super) fn is_one_message(&self) -> bool {
+        self.age() < ONE_MESSAGE_WITHIN
+    }
+}
+
 impl Inner {
-    pub(super) async fn claim(
+    async fn claim(
         &self,
         function: &FunctionName,
         key: &str,
@@ -45,8 +88,13 @@ impl Inner {
         }
     }
 
-    pub(super) fn is_orphaned(&self, claimed_at: Timestamp) -> bool {
+    fn is_orphaned(&self, claimed_at: Timestamp) -> bool {
         now().since(claimed_at) > ORPHANED_AFTER
+    }
+
+    /// So long ago that its record may have expired, or that agents would not start it any more.
+    fn is_forgotten(&self, claimed_at: Timestamp) -> bool {
+        now().since(claimed_at) > limits::EVENT_AGE.min(self.history)
     }
 
     pub(super) async fn release(&self, function: &FunctionName, key: &str, id: ExecutionId) {
@@ -57,6 +105,46 @@ impl Inner {
                 "an idempotency key of a refused request could not be freed; it is free in a while"
             );
         }
+    }
+
+    /// An invocation with a key that runs on its own: accepts it, or attaches to the one that has the key.
+    pub(super) async fn accept_once(
+        self: &Arc<Self>,
+        function: &Arc<Runnable>,
+        request: InvokeRequest,
+        redrive_of: Option<ExecutionId>,
+        key: String,
+    ) -> Result<Accepted, Refusal> {
+        let mut place = self.accepts.enter().await?;
+        let name = &function.spec().name;
+        let body = request.digest();
+        let mut id = ExecutionId::new();
+        let claimed = loop {
+            let since = Instant::now();
+            match self.claim(name, &key, body, id).await? {
+                Standing::Ours => break Claimed::new(key, since),
+                Standing::Theirs { execution_id, at } => {
+                    if self.store.execution(execution_id).await?.is_some() {
+                        return Ok(Accepted { execution_id, replayed: true });
+                    }
+                    if self.is_forgotten(at) {
+                        self.store.release_idempotency(name, &key, execution_id).await?;
+                    } else if self.is_orphaned(at) {
+                        id = execution_id;
+                        break Claimed::taken_over(key, at);
+                    } else {
+                        // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
+                        // gateway that claimed it is dead.
+                        drop(place);
+                        tokio::time::sleep(CLAIM_LOOKED_AT_EVERY).await;
+                        place = self.accepts.enter().await?;
+                    }
+                }
+            }
+        };
+        let replayed = claimed.taken_over;
+        self.accept_to_the_end(function, id, request, redrive_of, Some(claimed), place).await?;
+        Ok(Accepted { execution_id: id, replayed })
     }
 
     /// A sync call with a key: runs it, or waits for the one that has the key.
@@ -73,13 +161,23 @@ impl Inner {
         let body = request.digest();
         let until = Instant::now() + sync_deadline(function.spec(), request.timeout);
         loop {
+            let since = Instant::now();
             match self.claim(&name, &key, body, id).await? {
-                Standing::Ours => break,
+                Standing::Ours if since.elapsed() < ALONE_FOR => break,
+                // It stood still, and somebody else may be going on with it.
+                Standing::Ours => {}
                 Standing::Theirs { execution_id, at } => {
                     if let Some(called) = self.attach(execution_id, at, until).await? {
                         return Ok(called);
                     }
-                    self.store.release_idempotency(&name, &key, execution_id).await?;
+                    if self.is_forgotten(at) {
+                        self.store.release_idempotency(&name, &key, execution_id).await?;
+                        continue;
+                    }
+                    // It may have been an asynchronous one, whose message is in the queue: so it goes on as one.
+                    let claimed = Claimed::taken_over(key.clone(), at);
+                    let place = self.accepts.enter().await?;
+                    self.accept_to_the_end(function, execution_id, request.clone(), None, Some(claimed), place).await?;
                 }
             }
         }

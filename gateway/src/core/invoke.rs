@@ -1,23 +1,23 @@
 //! An asynchronous invocation: accepted once the queue *and* the store hold it.
 //!
 //! Publish, then commit the record with the message's place in its stream, then answer. Where the store refuses, the message
-//! is taken back, and the answer is 503: nothing runs that nobody accepted.
+//! is taken back, and the answer is 503: nothing runs that nobody accepted. What has an idempotency key stays instead: the
+//! request that is made again attaches to it, or goes on where this one had got to ([`idempotency`](super::idempotency)).
 
 use std::{sync::Arc, time::Duration};
 
-use flux_broker::{BrokerError, Table, TakenBack};
+use flux_broker::{BrokerError, Stored, Table, TakenBack};
 use flux_protocol::{
-    ErrorKind, ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Payload, execution::QueuePosition,
+    ExecutionId, ExecutionRecord, FunctionName, Invocation, Lane, Payload, execution::QueuePosition,
     subject::QueueName, time::now,
 };
-
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Accepted, Gateway, Inner, InvokeRequest,
     call::{NotCalled, may_be_stored, message_of},
     function_cache::Runnable,
-    idempotency::{CLAIM_LOOKED_AT_EVERY, Standing},
+    idempotency::{Claimed, ORPHANED_AFTER},
     payloads::NOTE,
     publish_again::queued_record,
 };
@@ -28,12 +28,14 @@ const NOT_ACCEPTED: &str = "it was not accepted: the store or the queue refused"
 /// Writing that down is tried so often, each time for as long as a call to the queue takes.
 const GIVEN_UP_TRIES: u32 = 10;
 const GIVEN_UP_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Between two tries to record what has a key and is in the queue.
+const RECORDED_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl Gateway {
     /// Accepts an invocation that runs on its own.
     ///
     /// # Errors
-    /// It was not accepted, and does not run.
+    /// It was not accepted, and does not run; or it has an idempotency key, and the same request again has its execution.
     pub async fn invoke(&self, name: &FunctionName, request: InvokeRequest) -> Result<Accepted, Refusal> {
         let inner = &self.inner;
         inner.require_open()?;
@@ -47,12 +49,6 @@ impl Gateway {
     }
 }
 
-/// Whether it came to an agent though its request was refused, and was cancelled there: the same request may be made again.
-fn was_not_accepted(record: &ExecutionRecord) -> bool {
-    let error = record.outcome.as_ref().and_then(|outcome| outcome.error.as_ref());
-    error.is_some_and(|error| error.kind == ErrorKind::Cancelled && error.message == NOT_ACCEPTED)
-}
-
 impl Inner {
     pub(super) async fn accept(
         self: &Arc<Self>,
@@ -60,59 +56,36 @@ impl Inner {
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
     ) -> Result<Accepted, Refusal> {
-        let mut place = self.accepts.enter().await?;
-        let id = ExecutionId::new();
-        let Some(key) = request.idempotency_key.clone() else {
-            self.accept_to_the_end(function, id, request, redrive_of, None, place).await?;
-            return Ok(Accepted { execution_id: id, replayed: false });
-        };
-        let name = &function.spec().name;
-        let body = request.digest();
-        loop {
-            match self.claim(name, &key, body, id).await? {
-                Standing::Ours => break,
-                Standing::Theirs { execution_id, at } => {
-                    let record = self.store.execution(execution_id).await?;
-                    let was_refused = record.as_ref().is_some_and(was_not_accepted);
-                    if record.is_some() && !was_refused {
-                        return Ok(Accepted { execution_id, replayed: true });
-                    }
-                    if was_refused || self.is_orphaned(at) {
-                        self.store.release_idempotency(name, &key, execution_id).await?;
-                    } else {
-                        // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
-                        // gateway that claimed it is dead.
-                        drop(place);
-                        tokio::time::sleep(CLAIM_LOOKED_AT_EVERY).await;
-                        place = self.accepts.enter().await?;
-                    }
-                }
-            }
+        if let Some(key) = request.idempotency_key.clone() {
+            return self.accept_once(function, request, redrive_of, key).await;
         }
-        self.accept_to_the_end(function, id, request, redrive_of, Some(key), place).await?;
+        let place = self.accepts.enter().await?;
+        let id = ExecutionId::new();
+        self.accept_to_the_end(function, id, request, redrive_of, None, place).await?;
         Ok(Accepted { execution_id: id, replayed: false })
     }
 
     /// Publishes and records in a task of its own: a caller that goes in between would leave a message without a record,
     /// or a key that stands for nothing.
-    async fn accept_to_the_end(
+    pub(super) async fn accept_to_the_end(
         self: &Arc<Self>,
         function: &Arc<Runnable>,
         id: ExecutionId,
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
-        key: Option<String>,
+        claimed: Option<Claimed>,
         place: OwnedSemaphorePermit,
     ) -> Result<(), Refusal> {
         let (told, accepted) = tokio::sync::oneshot::channel();
         let (inner, function) = (Arc::clone(self), Arc::clone(function));
         self.tasks.spawn("accept", async move {
-            let accepted = match inner.publish_accepted(&function, id, request, redrive_of).await {
+            let accepted = match inner.publish_accepted(&function, id, request, redrive_of, claimed.as_ref()).await {
                 Ok(()) => Ok(()),
                 Err(NotCalled { refusal, may_run }) => {
-                    // What may run keeps its key: the same request again must not run beside it.
-                    if let Some(key) = key.filter(|_| !may_run) {
-                        inner.release(&function.spec().name, &key, id).await;
+                    // What may run keeps its key: the same request again must not run beside it. And so does what others
+                    // may be going on with.
+                    if let Some(claimed) = claimed.filter(|claimed| !may_run && !claimed.is_shared()) {
+                        inner.release(&function.spec().name, &claimed.key, id).await;
                     }
                     Err(refusal)
                 }
@@ -131,11 +104,13 @@ impl Inner {
         id: ExecutionId,
         request: InvokeRequest,
         redrive_of: Option<ExecutionId>,
+        claimed: Option<&Claimed>,
     ) -> Result<(), NotCalled> {
         let queue = function.queue(Lane::Invoke);
         let queued_at = now();
         let traceparent = request.traceparent();
-        let invocation = Invocation {
+        let taken_over = claimed.is_some_and(|claimed| claimed.taken_over);
+        let mut invocation = Invocation {
             execution_id: Some(id),
             attempt: 1,
             failures: 0,
@@ -145,11 +120,69 @@ impl Inner {
             version: Some(function.version.version),
             traceparent: Some(traceparent),
             redrive_of,
-            payload: self.place_payload(id, request.payload).await.map_err(Refusal::from)?,
+            payload: self.place_payload(id, request.payload, taken_over).await.map_err(Refusal::from)?,
         };
         let large = matches!(invocation.payload, Payload::Blob(_));
-        let message = message_of(&invocation);
-        // A queue that is known to be hot costs nothing here; for one that is not, agents come while it is published.
+        // What others may have published and recorded meanwhile.
+        let shared = claimed.filter(|claimed| claimed.is_shared());
+        if shared.is_some() && self.store.execution(id).await.map_err(Refusal::from)?.is_some() {
+            return Ok(());
+        }
+        let stored = match shared {
+            // A second message would be a second run. The record alone is enough: the reconciler publishes what is in no
+            // queue, and that no agent holds.
+            Some(claimed) if !(self.broker.capabilities().deduplicates && claimed.is_one_message()) => None,
+            _ => Some(self.publish_hot(id, queue, &invocation, claimed).await?),
+        };
+        let mut version = function.version.version;
+        if shared.is_some() && stored.as_ref().is_none_or(|stored| stored.duplicate) {
+            // The message is another's, and of the version that was current then. The first status tells it.
+            invocation.version = request.version;
+            version = request.version.unwrap_or(0);
+        }
+        let position = stored.map(|stored| stored.position);
+        let mut record = queued_record(id, queue, version, invocation.clone(), position.clone(), queued_at);
+        if large {
+            self.payloads.remember(id);
+            record.notes.push(NOTE.to_owned());
+        }
+        match self.store.insert_queued(record.clone()).await {
+            Ok(()) => Ok(()),
+            Err(error) if claimed.is_some() => {
+                self.record_later(record);
+                Err(NotCalled { refusal: error.into(), may_run: true })
+            }
+            Err(error) => {
+                let taken_back = self.give_up(id, queue, &invocation, position).await;
+                Err(NotCalled { refusal: error.into(), may_run: !taken_back })
+            }
+        }
+    }
+
+    /// So that the same request again need not wait until it may take over. Bounded by what is being accepted when the store
+    /// goes: later ones do not come as far as the queue.
+    fn record_later(self: &Arc<Self>, record: ExecutionRecord) {
+        let inner = Arc::clone(self);
+        self.tasks.spawn("record-later", async move {
+            let until = Instant::now() + ORPHANED_AFTER;
+            while Instant::now() < until {
+                tokio::time::sleep(RECORDED_AGAIN_AFTER).await;
+                if inner.store.insert_queued(record.clone()).await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// A queue that is known to be hot costs nothing here; for one that is not, agents come while it is published.
+    async fn publish_hot(
+        self: &Arc<Self>,
+        id: ExecutionId,
+        queue: &QueueName,
+        invocation: &Invocation,
+        claimed: Option<&Claimed>,
+    ) -> Result<Stored, NotCalled> {
+        let message = message_of(invocation);
         let (heated, stored) = tokio::join!(self.hot.heat(queue), self.publish_patiently(queue, message));
         if let Err(error) = heated {
             tracing::debug!(
@@ -157,29 +190,21 @@ impl Inner {
                 "cannot make a queue hot; a ring or the reconciler will"
             );
         }
-        let stored = match stored {
-            Ok(stored) => stored,
+        match stored {
+            Ok(stored) => Ok(stored),
             Err(error) => {
                 let may_run = may_be_stored(&error);
-                self.give_up(id, queue, &invocation, None).await;
-                return Err(NotCalled { refusal: error.into(), may_run });
+                match claimed {
+                    None => _ = self.give_up(id, queue, invocation, None).await,
+                    Some(claimed) if !may_run && !claimed.is_shared() => self.discard_payload(invocation),
+                    Some(_) => {}
+                }
+                Err(NotCalled { refusal: error.into(), may_run })
             }
-        };
-        let position = stored.position;
-        let mut record =
-            queued_record(id, queue, function.version.version, invocation.clone(), Some(position.clone()), queued_at);
-        if large {
-            self.payloads.remember(id);
-            record.notes.push(NOTE.to_owned());
         }
-        if let Err(error) = self.store.insert_queued(record).await {
-            let taken_back = self.give_up(id, queue, &invocation, Some(position)).await;
-            return Err(NotCalled { refusal: error.into(), may_run: !taken_back });
-        }
-        Ok(())
     }
 
-    /// Takes a message out of the queue that was not accepted after all. Whether it is out, and no agent had it.
+    /// Takes a message without a key out of the queue that was not accepted after all. Whether it is out, and no agent had it.
     async fn give_up(
         self: &Arc<Self>,
         id: ExecutionId,

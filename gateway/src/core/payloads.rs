@@ -69,10 +69,19 @@ pub(super) fn payload_of(id: ExecutionId, payload: &Bytes) -> Payload {
 }
 
 impl Inner {
-    /// Puts the payload where it belongs and returns it as it goes into the message.
-    pub(super) async fn place_payload(&self, id: ExecutionId, payload: Bytes) -> Result<Payload, BrokerError> {
+    /// Puts the payload where it belongs and returns it as it goes into the message. One that may be there already is not put
+    /// again: an agent may be reading it.
+    pub(super) async fn place_payload(
+        &self,
+        id: ExecutionId,
+        payload: Bytes,
+        may_be_there: bool,
+    ) -> Result<Payload, BrokerError> {
         let placed = payload_of(id, &payload);
         if let Payload::Blob(blob) = &placed {
+            if may_be_there && self.broker.has_blob(subject::blob_bucket(&blob.key), &blob.key).await? {
+                return Ok(placed);
+            }
             self.broker.put_blob(subject::blob_bucket(&blob.key), &blob.key, payload).await?;
         }
         Ok(placed)

@@ -208,6 +208,8 @@ impl Inner {
         let next = Invocation {
             execution_id: Some(record.execution_id),
             attempt: record.attempt.max(kept.attempt) + 1,
+            // Where it was not known when it was accepted, an attempt may have told it.
+            version: kept.version.or_else(|| (record.version > 0).then_some(record.version)),
             ..kept.clone()
         };
         self.hot.heat(&queue).await?;

@@ -15,6 +15,7 @@ mod retries;
 mod secrets;
 mod stolen;
 mod store_away;
+mod taken_over;
 mod told;
 mod unknown;
 mod watching;

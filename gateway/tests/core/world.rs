@@ -77,9 +77,13 @@ impl World {
     }
 
     pub(crate) async fn gateway_over(&self, store: SharedStore) -> Gateway {
+        Gateway::start(self.parts(store)).await.unwrap()
+    }
+
+    pub(crate) fn parts(&self, store: SharedStore) -> GatewayParts {
         let broker: Arc<dyn Broker> = self.broker.clone();
         let origin = Filesystem::open(self.artifacts.path()).unwrap();
-        Gateway::start(GatewayParts {
+        GatewayParts {
             store,
             artifacts: Arc::new(Tiered::new(Arc::new(origin), Arc::new(BlobArtifacts::new(Arc::clone(&broker))))),
             broker,
@@ -90,9 +94,7 @@ impl World {
             certs: self.certs.clone(),
             queue_url: String::new(),
             tasks: Tasks::new(Arc::clone(&self.shutdown)),
-        })
-        .await
-        .unwrap()
+        }
     }
 
     /// An agent with four slots; a test that wants more or fewer says so.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use async_nats::jetstream::consumer::pull;
+use async_nats::{client::RequestErrorKind, jetstream::consumer::pull};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use crate::{
 const IN_FLIGHT: usize = 4096;
 const PULL_BATCH: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(60);
+const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -85,7 +86,13 @@ async fn core_request(
         }
     });
     let mut samples = Samples::with_capacity(count);
-    client.request(subject.clone(), body.clone()).await?;
+    // A flush does not wait for the server: the other connection's subscription may come after this one's first request.
+    let until = Instant::now() + SUBSCRIBED_WITHIN;
+    while let Err(error) = client.request(subject.clone(), body.clone()).await {
+        if error.kind() != RequestErrorKind::NoResponders || Instant::now() > until {
+            return Err(error.into());
+        }
+    }
     for _ in 0..count {
         let start = Instant::now();
         client.request(subject.clone(), body.clone()).await?;

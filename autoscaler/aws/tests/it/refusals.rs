@@ -58,7 +58,7 @@ impl Ec2 {
             let number = AtomicUsize::new(0);
             loop {
                 let Ok((mut stream, _)) = listener.accept().await else { continue };
-                let Some(body) = request(&mut stream).await else { continue };
+                let Some(body) = Box::pin(request(&mut stream)).await else { continue };
                 let (status, answer) = if body.contains("Action=DescribeInstances") {
                     (200, NONE.to_owned())
                 } else {
