@@ -295,8 +295,11 @@ impl Code for CachedCode {
             Ok(code) => Ok(CodeFolder { path: code.path().to_owned(), hold: code }),
             Err(error) => {
                 let message = crate::error_chain(&error);
-                let unusable = !error.is_retryable();
-                Err(if unusable { CodeError::Unusable { message } } else { CodeError::Unavailable { message } })
+                Err(match error {
+                    CacheError::Missing { .. } => CodeError::Missing { message },
+                    error if error.is_retryable() => CodeError::Unavailable { message },
+                    _ => CodeError::Unusable { message },
+                })
             }
         }
     }

@@ -8,7 +8,10 @@ use flux_protocol::Digest;
 /// Why there is no code to run.
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
-    /// The archive is not there, or is not what its digest says, or holds what must not be unpacked.
+    /// The archive is not there, where nothing says that it will be.
+    #[error("{message}")]
+    Missing { message: String },
+    /// The archive is not what its digest says, or holds what must not be unpacked.
     #[error("{message}")]
     Unusable { message: String },
     /// The queue or the disk failed: another try may work.

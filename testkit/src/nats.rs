@@ -18,6 +18,8 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// The largest message, as the product sets it (`flux_protocol::limits::MESSAGE`).
 const MAX_PAYLOAD: usize = 8 * 1024 * 1024;
+/// A port that only root may listen on, and nobody does.
+const NOWHERE: &str = "127.0.0.1:1";
 
 /// A `nats-server` on a port of 127.0.0.1 and in a directory of its own. Dropping it kills it and removes both.
 #[derive(Debug)]
@@ -71,16 +73,22 @@ impl NatsServer {
         Self::start_cluster_of(size, configuration, Some(tls)).await
     }
 
+    /// Several that listen for each other on `ports`, where each goes to the others by its own `ways` alone: ports of somebody who
+    /// stands between.
+    pub async fn start_cluster_over(ports: &[u16], ways: &[Vec<u16>]) -> Vec<Self> {
+        // They tell each other where they are, and would find a way past.
+        let nowhere = format!(", advertise: \"{NOWHERE}\"");
+        let servers = ports.iter().zip(ways);
+        let servers = servers.map(|(port, ways)| Self::prepare_one_of(cluster(*port, ways, &nowhere), ""));
+        let mut servers: Vec<Self> = servers.collect();
+        Self::start_together(&mut servers).await;
+        servers
+    }
+
     async fn start_cluster_of(size: usize, further: &str, tls: Option<rustls::ClientConfig>) -> Vec<Self> {
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
-        let routes: Vec<String> = ports.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
-        let routes = routes.join(", ");
-        let cluster = |port: &u16| {
-            format!(
-                "cluster {{ name: testkit, listen: \"127.0.0.1:{port}\", routes: [{routes}], no_advertise: true }}\n"
-            )
-        };
-        let mut servers: Vec<Self> = ports.iter().map(|port| Self::prepare_one_of(cluster(port), further)).collect();
+        let servers = ports.iter().map(|port| Self::prepare_one_of(cluster(*port, &ports, ""), further));
+        let mut servers: Vec<Self> = servers.collect();
         servers.iter_mut().for_each(|server| server.tls.clone_from(&tls));
         Self::start_together(&mut servers).await;
         servers
@@ -115,8 +123,9 @@ impl NatsServer {
         let (port, store, cluster) = (self.port, self.store_dir(), &self.cluster);
         // Streams reserve their max_bytes, so the limits are what the product's streams add up to and more; the
         // disk is used only as far as messages are stored.
+        let name = self.name();
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\nserver_name: \"testkit-{port}\"\nmax_payload: {MAX_PAYLOAD}\n\
+            "listen: \"127.0.0.1:{port}\"\nserver_name: \"{name}\"\nmax_payload: {MAX_PAYLOAD}\n\
              jetstream {{ store_dir: {store:?}, max_memory_store: 4GB, max_file_store: 64GB }}\n{cluster}{configuration}\n"
         );
         std::fs::write(self.dir.path().join("nats.conf"), text).expect("cannot write nats-server's configuration");
@@ -132,6 +141,11 @@ impl NatsServer {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What it calls itself.
+    pub fn name(&self) -> String {
+        format!("testkit-{}", self.port)
     }
 
     /// Where it keeps its streams.
@@ -222,6 +236,15 @@ impl Drop for NatsServer {
         self.kill9();
         self.log.show_if_panicking();
     }
+}
+
+/// The lines of one that others of its cluster reach at `port`.
+fn cluster(port: u16, ways: &[u16], further: &str) -> String {
+    let routes: Vec<String> = ways.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+    let routes = routes.join(", ");
+    format!(
+        "cluster {{ name: testkit, listen: \"127.0.0.1:{port}\", routes: [{routes}], no_advertise: true{further} }}\n"
+    )
 }
 
 async fn connect(

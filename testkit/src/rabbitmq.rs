@@ -129,6 +129,15 @@ impl RabbitServer {
         self.server.kill9();
     }
 
+    /// Kills it and removes all that it stored: a disk that was lost. [`RabbitServer::restart`] then gives an empty server.
+    pub fn wipe_store(&mut self) {
+        self.kill9();
+        match std::fs::remove_dir_all(self.dir.path().join("store")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("cannot remove the store: {error}"),
+            _ => {}
+        }
+    }
+
     /// SIGTERM, and waits for its end: a server that was stopped in order.
     pub async fn stop(&mut self) {
         self.server.stop(Signal::SIGTERM, STOPPED_WITHIN).await;

@@ -60,6 +60,7 @@ pub(crate) struct Attempt {
     stored_at: Timestamp,
     /// Attempts lost with an agent or a launcher before this one.
     losses: u32,
+    maybe_late: bool,
     /// Once it is known.
     version: Option<Arc<FunctionVersion>>,
     started_at: Option<Timestamp>,
@@ -70,7 +71,7 @@ pub(crate) struct Attempt {
 
 /// Sees a delivery through to its end.
 pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
-    let Delivery { queue, headers, body, position, stored_at, redeliveries, pending: _, ack } = delivery;
+    let Delivery { queue, headers, body, position, stored_at, redeliveries, pending: _, maybe_late, ack } = delivery;
     let find =
         |name: &str| headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
     let (mut invocation, notes) = Invocation::from_message(find, body);
@@ -113,6 +114,7 @@ pub(crate) async fn execute(node: Arc<Node>, delivery: Delivery, room: Room) {
         notes,
         stored_at,
         losses: redeliveries,
+        maybe_late,
         version: None,
         started_at: None,
         output_taken: OutputTaken::default(),
@@ -173,7 +175,8 @@ impl Attempt {
 
     /// Whether another agent holds what was delivered again. A cancel waits for that: its answer is that nothing runs.
     async fn holder(&self) -> Holder {
-        if !self.node.doubts.has_any_about(self.losses, self.stored_at) || self.losses > limits::HOLDERS_BELIEVED {
+        let in_doubt = self.maybe_late || self.node.doubts.has_any_about(self.losses, self.stored_at);
+        if !in_doubt || self.losses > limits::HOLDERS_BELIEVED {
             return Holder::Nobody;
         }
         self.execution.set_in_doubt(true);

@@ -185,7 +185,15 @@ impl Attempt {
                 Err(CodeError::Unavailable { message }) => {
                     return over(ErrorKind::Sandbox, format!("the function's code could not be made ready: {message}"));
                 }
-                Err(CodeError::Unusable { message }) => return over(ErrorKind::InvalidFunction, message),
+                // A gateway may name an older version before its code is put back.
+                Err(CodeError::Missing { message }) if tries < RESTORED_TRIES && self.tables_are_new().await => {
+                    tries += 1;
+                    tracing::info!(message, tries, "the queue's tables were just made; the code may be put back");
+                    tokio::time::sleep(retry::pause(tries)).await;
+                }
+                Err(CodeError::Missing { message } | CodeError::Unusable { message }) => {
+                    return over(ErrorKind::InvalidFunction, message);
+                }
             }
         }
     }

@@ -127,6 +127,33 @@ async fn code_that_is_missing_is_the_functions_fault() {
     assert_eq!(message(&reply), "the archive is nowhere");
 }
 
+/// There once its table is, as after a wiped queue: gateways put functions back before all of their code.
+struct PutBack(std::sync::atomic::AtomicU32);
+
+#[async_trait::async_trait]
+impl flux_agent::Code for PutBack {
+    async fn ensure(&self, _digest: &flux_protocol::Digest) -> Result<flux_agent::CodeFolder, CodeError> {
+        if self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 3 {
+            return Err(CodeError::Missing { message: "the archive is nowhere".to_owned() });
+        }
+        Ok(flux_agent::CodeFolder { path: "/".into(), hold: Arc::new(()) })
+    }
+
+    fn cached(&self) -> u32 {
+        0
+    }
+}
+
+#[tokio::test]
+async fn code_that_a_new_queue_does_not_have_yet_is_waited_for() {
+    let (world, executor) = world_with("name: f\nhandler: f").await;
+    executor.program("f", |_call| async { End::Exit(0) });
+    let _agent = world.agent_with(executor.clone(), Arc::new(PutBack(0.into())), World::settings()).await;
+    let reply = world.call("f", "").await;
+    assert_eq!(kind(&reply), None, "{reply:?}");
+    assert_eq!(executor.started(), 1);
+}
+
 #[tokio::test]
 async fn only_an_asynchronous_failure_with_attempts_left_is_to_be_retried() {
     let (world, executor) = world_with("name: f\nhandler: f\nretry: { max_attempts: 2, backoff: 1s }").await;

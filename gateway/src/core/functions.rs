@@ -86,7 +86,13 @@ impl Gateway {
         let Some(function) = inner.store.function(name).await? else { return Err(inner.functions.not_found(name)) };
         let changed = function.current.version != version;
         match inner.store.rollback(name, version).await? {
-            Some(version) => inner.published(Deployed { version, changed }).await,
+            Some(version) => {
+                // A queue that was wiped may not have it back yet.
+                if let Some(digest) = version.digest {
+                    inner.restore_archive(digest).await?;
+                }
+                inner.published(Deployed { version, changed }).await
+            }
             None => Err(version_not_found(name, version)),
         }
     }

@@ -6,12 +6,14 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use flux_broker::Table;
-use flux_protocol::{FunctionName, limits};
+use flux_protocol::{FunctionName, limits, time::now};
 
 use super::Inner;
 use crate::refusal::Refusal;
 
 const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// In tables that are younger a function may be there, since it was deployed or rolled back meanwhile, without its other versions.
+const TABLES_ARE_NEW_FOR: Duration = Duration::from_secs(300);
 
 /// Runs for as long as the gateway does.
 pub(super) async fn run(inner: Arc<Inner>) {
@@ -89,6 +91,7 @@ async fn restore(inner: &Arc<Inner>) {
 async fn restore_all(inner: &Arc<Inner>) -> Result<usize, Refusal> {
     let functions: HashSet<String> = inner.broker.keys(Table::Functions).await?.into_iter().collect();
     let versions: HashSet<String> = inner.broker.keys(Table::Versions).await?.into_iter().collect();
+    let new = now().since(inner.broker.made_at(Table::Functions).await?) < TABLES_ARE_NEW_FOR;
     let mut digests = HashSet::new();
     let mut restored = 0;
     let mut cursor: Option<FunctionName> = None;
@@ -99,11 +102,12 @@ async fn restore_all(inner: &Arc<Inner>) -> Result<usize, Refusal> {
         for current in &page {
             let there = functions.contains(current.name().as_str())
                 && versions.contains(&super::functions::version_key(current.name(), current.version));
-            if there && inner.is_published(current, &mut digests).await? {
+            let published = there && inner.is_published(current, &mut digests).await?;
+            if published && !new {
                 continue;
             }
             inner.restore_function(current, &versions, &mut digests).await?;
-            restored += 1;
+            restored += usize::from(!published);
         }
     }
     // Deleted in the store by a gateway that died before it said so.

@@ -118,6 +118,32 @@ async fn a_queue_that_lost_everything_is_filled_again_from_the_store() {
     ended(&world, accepted.execution_id).await;
 }
 
+/// Who deploys into a queue that was wiped, or rolls back, is quicker than who puts everything back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_is_in_a_new_queue_already_gets_its_older_versions_back() {
+    let mut world = World::new().await;
+    let gateway = world.gateway().await;
+    deploy(&gateway, "f", "").await;
+    let first = gateway.function(&name("f")).await.unwrap().current.digest.unwrap();
+    let another = archive(&[File::executable("run", "#!/bin/sh\necho another\n")]);
+    gateway.deploy(&name("f"), another.into()).await.unwrap();
+    let current = world.broker.get(Table::Functions, "f").await.unwrap().unwrap().value;
+    world.broker = Arc::new(MemoryBroker::default());
+    world.broker.say_tables_are_new();
+    world.broker.put(Table::Versions, "f.2", current.clone()).await.unwrap();
+    world.broker.put(Table::Functions, "f", current).await.unwrap();
+    let gateway = world.gateway().await;
+    let has_code = async |world: &World| world.broker.has_blob(subject::CODE_BUCKET, &first.hex()).await.unwrap();
+    eventually("the older version and its code are back", || async {
+        world.broker.get(Table::Versions, "f.1").await.unwrap().is_some() && has_code(&world).await
+    })
+    .await;
+    // Whoever rolls back does not wait for that.
+    world.broker.delete_blob(subject::CODE_BUCKET, &first.hex()).await.unwrap();
+    gateway.rollback(&name("f"), 1).await.unwrap();
+    assert!(has_code(&world).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_is_not_served_is_refused() {
     let world = World::new().await;

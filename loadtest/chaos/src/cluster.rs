@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use crate::{
     engines::{Engines, Queue, Store},
     history::FaultKind,
-    link::{Link, Weather},
-    plan::{Far, Fault, Menu, Victim},
+    link::{Link, Ways, Weather},
+    plan::{Cut, Far, Fault, Menu, Victim},
     producer::Producer,
     strike::Topology,
 };
@@ -118,8 +118,8 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("flux-chaos-").tempdir()?;
         // Where the tests are root, the user `flux` works in it.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
-        let (queue, store) = engines.start().await;
         let tasks = Tasks::new(Shutdown::new());
+        let (queue, store) = engines.start(&tasks).await?;
         let mut cluster = Self { gateways: Vec::new(), agents: Vec::new(), engines, queue, store, tasks, dir };
         for n in 0..GATEWAYS {
             let (queue, urls) = cluster.queue.links(&cluster.tasks).await?;
@@ -182,7 +182,8 @@ impl Topology for Cluster {
     }
 
     fn menu(&self) -> Menu {
-        let mut faults = vec![(Fault::Wipe, if self.queue.can_be_wiped() { 2 } else { 0 })];
+        let mut faults = vec![(Fault::Wipe(self.queue.victims()[0].0), 2)];
+        faults.extend(self.queue.cuts().into_iter().map(|cut| (Fault::Cut(cut), 1)));
         for n in 0..GATEWAYS {
             faults.extend([(Fault::Kill(Victim::Gateway(n)), 10), (Fault::Pause(Victim::Gateway(n)), 2)]);
         }
@@ -256,7 +257,7 @@ impl Topology for Cluster {
     fn set_links(&self, victim: Victim, far: Far, kind: FaultKind) -> bool {
         let weather = match kind {
             FaultKind::SlowLink => Weather::Slow(SLOW),
-            FaultKind::StalledLink => Weather::Stalled,
+            FaultKind::StalledLink => Weather::Stalled(Ways::Both),
             FaultKind::BrokenLink => Weather::Broken,
             _ => return false,
         };
@@ -274,6 +275,15 @@ impl Topology for Cluster {
         let pieces = self.gateways.iter().chain(&self.agents);
         let links = pieces.flat_map(|piece| piece.links.queue.iter().chain(&piece.links.store));
         links.for_each(|link| link.set(Weather::Clear));
+        self.queue.heal();
+    }
+
+    async fn describe(&self, cut: Cut) -> Option<String> {
+        self.queue.describe(cut).await
+    }
+
+    fn cut(&self, cut: Cut) {
+        self.queue.cut(cut, SLOW);
     }
 
     async fn wipe(&mut self) {

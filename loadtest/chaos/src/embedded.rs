@@ -52,7 +52,7 @@ impl Topology for Embedded {
             (Fault::Pause(Victim::Launcher(0)), 5),
             (Fault::Pause(Victim::Nats(0)), 5),
             (Fault::Pause(Victim::Root), 2),
-            (Fault::Wipe, 3),
+            (Fault::Wipe(Victim::Nats(0)), 3),
         ];
         if self.disk.is_some() {
             faults.push((Fault::DiskFull, 3));

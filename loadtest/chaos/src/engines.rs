@@ -1,14 +1,22 @@
 //! The queue and the store that a cluster stands on: real servers of the run's own.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
+use flux_protocol::{Lane, PoolName, subject};
 use flux_runtime::Tasks;
-use flux_testkit::{NatsServer, PostgresServer, Process, RabbitServer, RedisServer, descendants};
+use flux_testkit::{NatsServer, PostgresServer, Process, RabbitServer, RedisServer, descendants, free_port};
 
-use crate::{function, link::Link, plan::Victim, producer::Producer};
+use crate::{
+    function,
+    link::Link,
+    plan::{Cut, Victim},
+    producer::Producer,
+    routes::Routes,
+};
 
 /// Of each `nats-server`, and so many copies of everything.
 const NATS_SERVERS: usize = 3;
+const ASKED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +28,7 @@ pub(crate) enum Engines {
 }
 
 pub(crate) enum Queue {
-    Nats(Vec<NatsServer>),
+    Nats(Vec<NatsServer>, Routes),
     Rabbit(Box<RabbitServer>),
 }
 
@@ -39,9 +47,14 @@ impl Engines {
         }
     }
 
-    pub(crate) async fn start(self) -> (Queue, Store) {
+    pub(crate) async fn start(self, tasks: &Tasks) -> std::io::Result<(Queue, Store)> {
         let queue = match self {
-            Self::SqliteNats | Self::RedisNats => Queue::Nats(NatsServer::start_cluster(NATS_SERVERS).await),
+            Self::SqliteNats | Self::RedisNats => {
+                let ports: Vec<u16> = (0..NATS_SERVERS).map(|_| free_port()).collect();
+                let routes = Routes::between(&ports, tasks).await?;
+                let ways: Vec<Vec<u16>> = (0..NATS_SERVERS).map(|n| routes.of(n)).collect();
+                Queue::Nats(NatsServer::start_cluster_over(&ports, &ways).await, routes)
+            }
             Self::PostgresRabbit => Queue::Rabbit(Box::new(RabbitServer::start().await)),
         };
         let store = match self {
@@ -49,7 +62,7 @@ impl Engines {
             Self::RedisNats => Store::Redis(RedisServer::start().await),
             Self::PostgresRabbit => Store::Postgres(PostgresServer::start().await),
         };
-        (queue, store)
+        Ok((queue, store))
     }
 }
 
@@ -57,7 +70,7 @@ impl Queue {
     /// To every server, and the URLs that go by them.
     pub(crate) async fn links(&self, tasks: &Tasks) -> std::io::Result<(Vec<Link>, String)> {
         let (ports, url): (Vec<u16>, fn(u16) -> String) = match self {
-            Self::Nats(servers) => {
+            Self::Nats(servers, _) => {
                 (servers.iter().map(NatsServer::port).collect(), |port| format!("nats://127.0.0.1:{port}"))
             }
             Self::Rabbit(server) => (vec![server.port()], |port| format!("amqp://guest:guest@127.0.0.1:{port}/%2f")),
@@ -73,7 +86,7 @@ impl Queue {
     /// Copies that streams have; RabbitMQ's own settings say how many its queues have.
     pub(crate) fn replicas(&self) -> usize {
         match self {
-            Self::Nats(servers) => servers.len(),
+            Self::Nats(servers, _) => servers.len(),
             Self::Rabbit(_) => 1,
         }
     }
@@ -81,7 +94,7 @@ impl Queue {
     /// How someone publishes who knows nothing of Flux, past all links.
     pub(crate) async fn producer(&self) -> anyhow::Result<Producer> {
         match self {
-            Self::Nats(servers) => {
+            Self::Nats(servers, _) => {
                 let urls: Vec<String> = servers.iter().map(NatsServer::url).collect();
                 Producer::nats(async_nats::ConnectOptions::new(), urls).await
             }
@@ -92,26 +105,67 @@ impl Queue {
     /// With how often each is killed, against the others of a cluster.
     pub(crate) fn victims(&self) -> Vec<(Victim, u64)> {
         match self {
-            Self::Nats(servers) => (0..servers.len()).map(|n| (Victim::Nats(n), 3)).collect(),
+            Self::Nats(servers, _) => (0..servers.len()).map(|n| (Victim::Nats(n), 3)).collect(),
             // Erlang takes seconds to start, and everything waits for it.
             Self::Rabbit(_) => vec![(Victim::Rabbit, 4)],
         }
     }
 
-    /// Whether all that it stored can be taken from it, and it be started again: a RabbitMQ without its queues is one that was never set up.
-    pub(crate) fn can_be_wiped(&self) -> bool {
-        matches!(self, Self::Nats(_))
+    /// Takes from it all that it stored, and starts it again.
+    pub(crate) async fn wipe(&mut self) {
+        match self {
+            Self::Nats(servers, _) => {
+                servers.iter_mut().for_each(NatsServer::wipe_store);
+                NatsServer::start_together(servers).await;
+            }
+            Self::Rabbit(server) => {
+                server.wipe_store();
+                server.restart().await;
+            }
+        }
     }
 
-    pub(crate) async fn wipe(&mut self) {
-        let Self::Nats(servers) = self else { return };
-        servers.iter_mut().for_each(NatsServer::wipe_store);
-        NatsServer::start_together(servers).await;
+    /// What can be done between its servers.
+    pub(crate) fn cuts(&self) -> Vec<Cut> {
+        let Self::Nats(servers, _) = self else { return Vec::new() };
+        let all = 0..servers.len();
+        let each: [fn(usize) -> Cut; 4] = [Cut::Apart, Cut::Mute, Cut::Deaf, Cut::Slow];
+        let pairs = all.clone().flat_map(|one| (one + 1..servers.len()).map(move |other| Cut::Between(one, other)));
+        pairs.chain(each.into_iter().flat_map(|cut| all.clone().map(cut))).collect()
+    }
+
+    pub(crate) fn cut(&self, cut: Cut, slow: Duration) {
+        if let Self::Nats(_, routes) = self {
+            routes.cut(cut, slow);
+        }
+    }
+
+    pub(crate) fn heal(&self) {
+        if let Self::Nats(_, routes) = self {
+            routes.heal();
+        }
+    }
+
+    /// Whom a cut is done to: which one it is says less than whether it leads.
+    pub(crate) async fn describe(&self, cut: Cut) -> Option<String> {
+        let Self::Nats(servers, _) = self else { return None };
+        let leader = leader(servers).await;
+        let role = |n: usize| if leader == Some(n) { "the leader" } else { "a follower" };
+        Some(match cut {
+            Cut::Apart(n) => format!("{} from both others", role(n)),
+            Cut::Between(one, other) if [one, other].map(Some).contains(&leader) => {
+                "the leader and a follower".to_owned()
+            }
+            Cut::Between(..) => "the two followers".to_owned(),
+            Cut::Mute(n) => format!("from {}", role(n)),
+            Cut::Deaf(n) => format!("to {}", role(n)),
+            Cut::Slow(_) => "between nats-servers".to_owned(),
+        })
     }
 
     pub(crate) fn pid(&self, victim: Victim) -> Option<i32> {
         match (self, victim) {
-            (Self::Nats(servers), Victim::Nats(n)) => Some(servers.get(n)?.pid()),
+            (Self::Nats(servers, _), Victim::Nats(n)) => Some(servers.get(n)?.pid()),
             (Self::Rabbit(server), Victim::Rabbit) => Some(server.pid()),
             _ => None,
         }
@@ -119,7 +173,7 @@ impl Queue {
 
     pub(crate) async fn mend(&mut self) {
         match self {
-            Self::Nats(servers) => {
+            Self::Nats(servers, _) => {
                 if servers.iter_mut().any(|server| !server.is_running()) {
                     NatsServer::start_together(servers).await;
                 }
@@ -139,6 +193,21 @@ impl Queue {
             server.until_it_remembers(&queues.each_ref().map(String::as_str)).await;
         }
     }
+}
+
+/// Who leads the stream of invocations; others lead other streams.
+async fn leader(servers: &[NatsServer]) -> Option<usize> {
+    let asked = async {
+        for server in servers {
+            let Ok(client) = async_nats::connect(server.url()).await else { continue };
+            let name = subject::stream(Lane::Invoke, &PoolName::default());
+            let Ok(stream) = async_nats::jetstream::new(client).get_stream(name).await else { continue };
+            let leads = stream.cached_info().cluster.as_ref()?.leader.clone()?;
+            return servers.iter().position(|server| server.name() == leads);
+        }
+        None
+    };
+    tokio::time::timeout(ASKED_WITHIN, asked).await.ok().flatten()
 }
 
 impl Store {

@@ -58,10 +58,18 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             disk.free();
             history.note(Event::Lifted { fault });
         }
-        Fault::Wipe => {
+        Fault::Wipe(_) => {
             history.note(struck());
             topology.wipe().await;
             topology.mend().await;
+            history.note(Event::Lifted { fault });
+        }
+        Fault::Cut(cut) => {
+            let Some(target) = topology.describe(cut).await else { return false };
+            history.note(Event::Struck { fault, kind: step.fault.kind(), target });
+            topology.cut(cut);
+            tokio::time::sleep(hold).await;
+            topology.clear_links();
             history.note(Event::Lifted { fault });
         }
         Fault::Clock(victim) => {
@@ -91,6 +99,9 @@ pub(crate) async fn strike<T: Topology>(topology: &mut T, step: Step, fault: u64
             stores(topology).await;
         }
         recovered(topology, fault, history).await;
+        if matches!(step.fault, Fault::Wipe(_)) {
+            topology.remembers().await;
+        }
         tokio::time::sleep(Duration::from_millis(step.calm_ms)).await;
     }
     true

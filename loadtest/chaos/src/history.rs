@@ -97,6 +97,10 @@ pub enum FaultKind {
     StalledLink,
     /// One that is reset.
     BrokenLink,
+    /// Two servers of the queue's cluster, or one and all others, do not hear each other.
+    Partition,
+    /// One of them does not hear the others, or is not heard by them.
+    OneWayLoss,
     /// No room left below the data directory.
     DiskFull,
     /// The queue's directory was removed under a killed server.
@@ -118,6 +122,8 @@ impl FaultKind {
             Self::SlowLink => "slow connection",
             Self::StalledLink => "stalled connection",
             Self::BrokenLink => "reset connection",
+            Self::Partition => "partition",
+            Self::OneWayLoss => "one-way loss",
             Self::DiskFull => "full disk",
             Self::Wipe => "wiped queue",
             Self::ClockStep => "clock step",

@@ -27,5 +27,6 @@ mod load;
 pub mod plan;
 mod producer;
 pub mod report;
+mod routes;
 pub mod run;
 mod strike;

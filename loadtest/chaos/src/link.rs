@@ -1,4 +1,5 @@
-//! A connection that can be made bad: a relay on loopback between one process of Flux and one server of the queue.
+//! A connection that can be made bad: a relay on loopback between one process of Flux and one server of the queue, or between
+//! two servers of its cluster.
 //!
 //! It stands for what `tc netem` does where a kernel has it (many do not): what passes is delayed, or held back while
 //! the connection stays open, or the connection is reset.
@@ -22,9 +23,28 @@ pub(crate) enum Weather {
     Clear,
     /// Each chunk is this late.
     Slow(Duration),
-    Stalled,
+    Stalled(Ways),
     /// What is open is reset; what comes after is well.
     Broken,
+}
+
+/// Which way nothing passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ways {
+    Both,
+    /// To the one who was connected to.
+    There,
+    Back,
+}
+
+impl Weather {
+    fn is_stalled(self) -> bool {
+        matches!(self, Self::Stalled(_))
+    }
+
+    fn stalls(self, way: Ways) -> bool {
+        matches!(self, Self::Stalled(stalled) if stalled == way || stalled == Ways::Both)
+    }
 }
 
 pub(crate) struct Link {
@@ -58,7 +78,11 @@ impl Link {
     }
 }
 
-async fn relay(client: TcpStream, target: u16, weather: watch::Receiver<Weather>) {
+async fn relay(client: TcpStream, target: u16, mut weather: watch::Receiver<Weather>) {
+    // A new connection takes a packet each way.
+    if weather.wait_for(|weather| !weather.is_stalled()).await.is_err() {
+        return;
+    }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else { return };
     // Closed with a reset, whichever side looks.
     for stream in [&client, &server] {
@@ -69,20 +93,20 @@ async fn relay(client: TcpStream, target: u16, weather: watch::Receiver<Weather>
     let (from_server, to_server) = server.into_split();
     let mut broken = weather.clone();
     tokio::select! {
-        () = pump(from_client, to_server, weather.clone()) => {}
-        () = pump(from_server, to_client, weather) => {}
+        () = pump(from_client, to_server, Ways::There, weather.clone()) => {}
+        () = pump(from_server, to_client, Ways::Back, weather) => {}
         _ = broken.wait_for(|weather| *weather == Weather::Broken) => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>) {
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Ways, mut weather: watch::Receiver<Weather>) {
     let mut chunk = vec![0; CHUNK];
     loop {
         let Ok(length) = from.read(&mut chunk).await else { return };
         if length == 0 {
             return;
         }
-        if weather.wait_for(|weather| *weather != Weather::Stalled).await.is_err() {
+        if weather.wait_for(|weather| !weather.stalls(way)).await.is_err() {
             return;
         }
         let late = match *weather.borrow() {

@@ -22,11 +22,35 @@ pub enum Victim {
     Postgres,
 }
 
+/// A `nats-server` asks for a new leader after 4 to 9 s without the old one, and an old one that hears of no majority steps down after 10 s.
+const LONGEST_CUT_MS: u64 = 16_000;
+
 /// What a connection leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Far {
     Queue,
     Store,
+}
+
+/// What is done to the ways between the servers of the queue's cluster. Clients reach all of them meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// This one from all others.
+    Apart(usize),
+    /// These two from each other: the third hears both.
+    Between(usize, usize),
+    /// What this one says comes to nobody.
+    Mute(usize),
+    /// What others say does not come to this one.
+    Deaf(usize),
+    /// All that goes between this one and others is late.
+    Slow(usize),
+}
+
+impl Cut {
+    fn outlasts_elections(self) -> bool {
+        !matches!(self, Self::Slow(_))
+    }
 }
 
 impl Victim {
@@ -53,7 +77,9 @@ pub enum Fault {
     /// The connections of this gateway or agent.
     Link(Victim, Far, FaultKind),
     DiskFull,
-    Wipe,
+    /// All that this queue's servers stored.
+    Wipe(Victim),
+    Cut(Cut),
     /// The wall clock of this gateway or agent.
     Clock(Victim),
 }
@@ -65,7 +91,10 @@ impl Fault {
             Self::Pause(_) => FaultKind::Pause,
             Self::Link(_, _, kind) => kind,
             Self::DiskFull => FaultKind::DiskFull,
-            Self::Wipe => FaultKind::Wipe,
+            Self::Wipe(_) => FaultKind::Wipe,
+            Self::Cut(Cut::Apart(_) | Cut::Between(..)) => FaultKind::Partition,
+            Self::Cut(Cut::Mute(_) | Cut::Deaf(_)) => FaultKind::OneWayLoss,
+            Self::Cut(Cut::Slow(_)) => FaultKind::SlowLink,
             Self::Clock(_) => FaultKind::ClockStep,
         }
     }
@@ -73,17 +102,25 @@ impl Fault {
     /// The process that it is done to, or whose connection.
     pub fn victim(self) -> Option<Victim> {
         match self {
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _, _) | Self::Clock(victim) => Some(victim),
-            Self::DiskFull | Self::Wipe => None,
+            Self::Kill(victim)
+            | Self::Pause(victim)
+            | Self::Link(victim, _, _)
+            | Self::Clock(victim)
+            | Self::Wipe(victim) => Some(victim),
+            Self::DiskFull | Self::Cut(_) => None,
         }
     }
 
     pub fn target(self) -> &'static str {
         match self {
             Self::Link(_, Far::Store, _) => "gateway to store",
-            Self::Kill(victim) | Self::Pause(victim) | Self::Link(victim, _, _) | Self::Clock(victim) => victim.role(),
+            Self::Kill(victim)
+            | Self::Pause(victim)
+            | Self::Link(victim, _, _)
+            | Self::Clock(victim)
+            | Self::Wipe(victim) => victim.role(),
             Self::DiskFull => "data directory",
-            Self::Wipe => "nats-server",
+            Self::Cut(_) => "nats-servers",
         }
     }
 }
@@ -136,7 +173,11 @@ impl Iterator for Plan {
             here
         });
         let (fault, _) = *chosen?;
-        let hold_ms = 300 + self.seed.below(self.menu.longest_hold_ms.saturating_sub(300).max(1));
+        let longest_ms = match fault {
+            Fault::Cut(cut) if cut.outlasts_elections() => LONGEST_CUT_MS,
+            _ => self.menu.longest_hold_ms,
+        };
+        let hold_ms = 300 + self.seed.below(longest_ms.saturating_sub(300).max(1));
         let calm_ms = self.seed.below(self.menu.longest_calm_ms.max(1));
         // Only of deaths: two stalls at a time say little more than one.
         let hasty = self.seed.chance(15) && matches!(fault, Fault::Kill(_));
@@ -151,7 +192,11 @@ mod tests {
     use super::*;
 
     fn menu() -> Menu {
-        let faults = vec![(Fault::Kill(Victim::Worker), 3), (Fault::Pause(Victim::Nats(0)), 1), (Fault::Wipe, 0)];
+        let faults = vec![
+            (Fault::Kill(Victim::Worker), 3),
+            (Fault::Pause(Victim::Nats(0)), 1),
+            (Fault::Wipe(Victim::Nats(0)), 0),
+        ];
         Menu { faults, longest_hold_ms: 2_000, longest_calm_ms: 500 }
     }
 

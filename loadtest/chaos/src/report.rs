@@ -40,7 +40,7 @@ fn section(command: &str, report: &Report) -> String {
     row("starts of functions", counts.attempts.to_string());
     row("executions that started more than once", counts.run_again.to_string());
     row("attempt numbers given twice, as the rule allows", counts.numbers_repeated.to_string());
-    row("attempts that a stopped server sent late", counts.sent_late.to_string());
+    row("attempts that a stopped or cut-off server sent late", counts.sent_late.to_string());
     row("direct publishes gone with a wiped queue", counts.wiped.to_string());
     row("kills", counts.kills.to_string());
     row("ended without a kill just then, and started again", listed(counts.restarted.iter()));

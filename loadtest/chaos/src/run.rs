@@ -106,7 +106,7 @@ async fn run_on<T: Topology>(mut topology: T, options: &Options, others: BTreeSe
     let clients = load.start(seed.fork(), options.clients);
     topology.remembers().await;
     let mut menu = topology.menu();
-    menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull | Fault::Wipe));
+    menu.faults.retain(|(fault, _)| options.thorough || !matches!(fault, Fault::DiskFull | Fault::Wipe(_)));
     let plan = Plan::new(seed.fork(), menu);
     let launchers = harm(&mut topology, plan, options, &load).await;
     load.stop();

@@ -4,7 +4,7 @@ use flux_testkit::{Api, Disk, Process};
 
 use crate::{
     history::FaultKind,
-    plan::{Far, Menu, Victim},
+    plan::{Cut, Far, Menu, Victim},
     producer::Producer,
 };
 
@@ -44,6 +44,14 @@ pub(crate) trait Topology {
 
     /// Makes these connections of this process bad. Whether there are any that can be.
     fn set_links(&self, victim: Victim, far: Far, kind: FaultKind) -> bool;
+
+    /// What a cut is done to, in words; `None` where there are no such servers.
+    async fn describe(&self, _cut: Cut) -> Option<String> {
+        None
+    }
+
+    /// Does it.
+    fn cut(&self, _cut: Cut) {}
 
     /// Sets the wall clock of this process so far off the machine's. Whether it has one of its own.
     fn set_clock(&self, victim: Victim, seconds: i64) -> bool;

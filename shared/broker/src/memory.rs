@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -73,8 +73,9 @@ struct Faults {
     publishes_to_fail: AtomicU32,
     status_publishes_to_fail: AtomicU32,
     table_puts_to_fail: AtomicU32,
+    tables_are_new: AtomicBool,
     buries_to_fail: AtomicU32,
-    deliveries_paused: std::sync::atomic::AtomicBool,
+    deliveries_paused: AtomicBool,
 }
 
 impl Default for MemoryBroker {
@@ -121,6 +122,11 @@ impl MemoryBroker {
     /// The same for changes of tables.
     pub fn fail_table_puts(&self, count: u32) {
         self.inner.faults.table_puts_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// From now on its tables were made just now, as those of a queue that was wiped. Otherwise they are as old as can be.
+    pub fn say_tables_are_new(&self) {
+        self.inner.faults.tables_are_new.store(true, Ordering::SeqCst);
     }
 
     /// The same for dead letters.

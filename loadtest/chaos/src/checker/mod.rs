@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`Rule::Lost`] | what was accepted (202, or the queue's ack of a direct publish) has a terminal record in the end, and every record there is is terminal. A direct publish that a wipe of the queue took before anyone recorded it may be gone; so may the record of a call that was answered in the moment of a fault: its caller has the outcome |
 //! | [`Rule::SecondOutcome`] | once a record or an answer told an outcome, every later one tells the same. A call's answer may differ from the record in its attempt (never in its version) only where a fault fell between; and the record may be `agent_lost` where the queue was wiped within 250 ms of the answer, or where the only agent died within that and the queue before it could deliver the call again (3 s) |
-//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another; and on RabbitMQ, which does not count how often a call was delivered, a call's second and further ones are all 2; and one may start late that a stopped `nats-server` of a cluster sends when it goes on (within 2 s) |
+//! | [`Rule::Attempts`] | each attempt starts once, and later ones have higher numbers. They may repeat where a `nats-server` was killed within 300 ms of a start, whose delivery it had not written down yet, and the agent that remembered it died as well or was another; and on RabbitMQ, which does not count how often a call was delivered, a call's second and further ones are all 2; and one may start late that a stopped `nats-server` of a cluster sends when it goes on (within 2 s), or that lay between two of them that were cut from each other |
 //! | [`Rule::StartedAfterCancel`] | nothing starts after its cancel was confirmed, and the record of a confirmed cancel says `cancelled` |
 //! | [`Rule::VersionsMixed`] | all attempts, answers and the record of one execution are of one version |
 //! | [`Rule::SuccessWithoutRun`] | a `success` has a start and an end of that attempt (or of an earlier one, where its message was published again meanwhile), and exactly the output of that start |
@@ -87,7 +87,7 @@ pub struct Counts {
     pub run_again: u64,
     /// Executions with an attempt number that was given twice, as [`Rule::Attempts`] allows.
     pub numbers_repeated: u64,
-    /// Executions of which an attempt was sent late by a server that had stood still, and ran after a later one.
+    /// Executions of which an attempt was sent late by a server that had stood still or was cut off, and ran after a later one.
     pub sent_late: u64,
     /// Terminal records by status.
     pub outcomes: BTreeMap<String, u64>,

@@ -183,13 +183,16 @@ fn count_was_forgotten(stories: &Stories, earlier: &[Start], after: &Start) -> b
     })
 }
 
-/// A server of a cluster stood still with this delivery in its buffers, while another one delivered the message again, and sent it
-/// when it went on: the agent is behind a third one, and sees nothing of that.
+/// A server of a cluster stood still with this delivery in its buffers, or it lay on its way between two that did not hear each other,
+/// while the message was delivered again; and it came when that was over, to an agent that sees nothing of it.
 fn was_sent_late(stories: &Stories, earlier: &[Start], after: &Start) -> bool {
     let later_attempts = || earlier.iter().filter(|start| start.attempt > after.attempt);
     let mut held = stories.faults.values().filter_map(|fault| {
-        let stood_still = (fault.kind, fault.target.as_str()) == (FaultKind::Pause, "nats-server");
-        fault.lifted_us.filter(|_| stood_still).map(|lifted_us| fault.from_us..lifted_us)
+        let holds_messages = match fault.kind {
+            FaultKind::Pause => fault.target == "nats-server",
+            kind => matches!(kind, FaultKind::Partition | FaultKind::OneWayLoss),
+        };
+        fault.lifted_us.filter(|_| holds_messages).map(|lifted_us| fault.from_us..lifted_us)
     });
     stories.agents > 1
         && held.any(|held| {

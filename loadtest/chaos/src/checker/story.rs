@@ -279,6 +279,8 @@ fn holds(kind: FaultKind) -> bool {
         FaultKind::Pause
         | FaultKind::SlowLink
         | FaultKind::StalledLink
+        | FaultKind::Partition
+        | FaultKind::OneWayLoss
         | FaultKind::DiskFull
         | FaultKind::Wipe
         | FaultKind::ClockStep => true,

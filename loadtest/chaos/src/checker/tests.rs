@@ -343,6 +343,14 @@ fn a_server_that_stood_still_may_send_an_attempt_late() {
     refused(&late(1, FaultKind::Pause, "nats-server", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::Pause, "agent", 5 * SECOND - 9), Rule::Attempts);
     refused(&late(3, FaultKind::StalledLink, "nats-server", 5 * SECOND - 9), Rule::Attempts);
+    for cut in [FaultKind::Partition, FaultKind::OneWayLoss] {
+        let held = late(3, cut, "from the leader", 5 * SECOND - 9);
+        holds(&held);
+        assert_eq!(check(&held).counts.sent_late, 1);
+        refused(&late(3, cut, "from the leader", 2 * SECOND), Rule::Attempts);
+        refused(&numbered(3, cut, "from the leader", 5 * SECOND - 9, 2), Rule::Attempts);
+    }
+    refused(&late(3, FaultKind::SlowLink, "between nats-servers", 5 * SECOND - 9), Rule::Attempts);
     // The same number twice is no earlier attempt.
     refused(&numbered(3, FaultKind::Pause, "nats-server", 5 * SECOND - 9, 2), Rule::Attempts);
     // Long after it, or before it went on.

@@ -320,6 +320,7 @@ fn delivery(inner: &Arc<Inner>, queue: &QueueName, taken: Taken<Content>, positi
         stored_at: taken.content.stored_at,
         redeliveries: taken.redeliveries,
         pending: Some(taken.pending),
+        maybe_late: false,
         ack: AckHandle::new(acker),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use async_trait::async_trait;
@@ -110,7 +110,8 @@ impl Tables for MemoryBroker {
 
     /// This engine loses no table.
     async fn made_at(&self, _table: Table) -> Result<Timestamp, BrokerError> {
-        Ok(Timestamp::default())
+        let new = self.inner.faults.tables_are_new.load(Ordering::SeqCst);
+        Ok(if new { now() } else { Timestamp::default() })
     }
 
     async fn watch(&self, table: Table, history: bool) -> Result<Watch, BrokerError> {

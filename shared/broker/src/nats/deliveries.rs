@@ -116,9 +116,10 @@ impl QueuePull {
             headers: message.headers.as_ref().map(own_headers).unwrap_or_default(),
             body: message.payload,
             position: QueuePosition { stream: self.stream.clone(), sequence: info.stream_sequence, epoch: self.epoch },
-            stored_at: info.stored_at,
+            stored_at: info.stored_at(),
             redeliveries: u32::try_from(info.delivered.saturating_sub(1)).unwrap_or(u32::MAX),
             pending: Some(info.pending),
+            maybe_late: info.maybe_late,
             ack: AckHandle::new(NatsAcker {
                 core: Arc::clone(&self.core),
                 reply: message.reply.unwrap_or_else(|| "".into()),

@@ -8,6 +8,10 @@
 //! by the time that it is read. How old a delivery can be is known from what came before it on the same connection: it was
 //! sent after an echo that was read before it had been sent, and after the pull that it answers was asked for. Of the latter
 //! nothing follows while there may be older pulls at the server, which ended here without its word.
+//!
+//! All that is said of one server. In a cluster a delivery takes a way between two of them, of which an echo tells nothing: where that
+//! stood still, the ends of pulls and the heartbeats stood still with it. So what comes when one of those is overdue *may be
+//! late*, and others are asked before it starts.
 
 use std::{
     collections::HashMap,
@@ -37,6 +41,10 @@ use super::{
 /// Heartbeats asked for on long pulls, and the silence after which their consumer is taken for gone.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(7);
+/// What is late by as much says that something stood still.
+const QUIET: Duration = Duration::from_millis(250);
+/// When it goes on, all that lay there comes within this.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// While invocations are pulled. Well below the ack wait, so that what is in time is not taken for late.
 const ECHO_EVERY: Duration = Duration::from_millis(400);
@@ -62,9 +70,16 @@ pub(super) enum PullEvent {
 pub(super) struct Info {
     pub(super) delivered: u64,
     pub(super) stream_sequence: u64,
-    pub(super) stored_at: Timestamp,
     pub(super) stored_ns: u64,
     pub(super) pending: u64,
+    /// It came from a server of which little was heard lately.
+    pub(super) maybe_late: bool,
+}
+
+impl Info {
+    pub(super) fn stored_at(&self) -> Timestamp {
+        Timestamp::from_micros(i64::try_from(self.stored_ns / 1_000).unwrap_or(i64::MAX))
+    }
 }
 
 /// Why a pull ended.
@@ -106,6 +121,8 @@ pub(super) struct Inbox {
     echoed_ms: AtomicU64,
     /// Pulls that ended here may be open at the server until then, in the same milliseconds.
     untold_ms: AtomicU64,
+    /// Until then what comes may have been sent before a silence, in the same milliseconds.
+    silent_ms: AtomicU64,
 }
 
 impl Inbox {
@@ -122,6 +139,7 @@ impl Inbox {
             started: Instant::now(),
             echoed_ms: AtomicU64::new(0),
             untold_ms: AtomicU64::new(0),
+            silent_ms: AtomicU64::new(0),
         };
         (Arc::new(inbox), to_give_back)
     }
@@ -213,15 +231,26 @@ impl Inbox {
                         self.end_pulls(Ledger::all_ended);
                     }
                 }
-                now = sweep.tick() => {
-                    if self.end_pulls(|ledger| ledger.overdue(now, SILENCE)) {
-                        self.ended_untold(Instant::now());
-                    }
-                }
+                now = sweep.tick() => self.end_overdue(now),
                 () = closed.cancelled() => break,
             }
         }
         self.end_pulls(Ledger::all_ended);
+    }
+
+    fn end_overdue(&self, now: Instant) {
+        if self.end_pulls(|ledger| ledger.overdue(now, SILENCE)) {
+            self.ended_untold(now);
+            self.silent_ms.fetch_max(self.ms(now + STALLED_AT_MOST), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a delivery that is read now may have been on its way for as long as something stood still.
+    fn may_be_late(&self, now: Instant, ledger: Option<&Ledger<Events>>) -> bool {
+        if ledger.is_some_and(|ledger| ledger.is_quiet(now, HEARTBEAT, QUIET)) {
+            self.silent_ms.fetch_max(self.ms(now + CAUGHT_UP_WITHIN), Ordering::Relaxed);
+        }
+        self.ms(now) < self.silent_ms.load(Ordering::Relaxed)
     }
 
     /// Whether there were any.
@@ -288,9 +317,9 @@ impl Inbox {
         let info = Info {
             delivered: ack.delivered,
             stream_sequence: ack.stream_sequence,
-            stored_at: ack.stored_at,
             stored_ns: ack.stored_ns,
             pending: ack.pending,
+            maybe_late: self.may_be_late(now, ledger.as_deref()),
         };
         let late = age >= limits::ACK_WAIT && is_of_a_queue(ack.consumer);
         let place = ledger.as_mut().map_or(Place::Nobody, |ledger| ledger.delivered(now));
@@ -518,3 +547,6 @@ impl Drop for Question {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,6 +116,12 @@ impl<T: Clone> Ledger<T> {
         self.slots.drain(..).map(|slot| slot.out).collect()
     }
 
+    /// Whether an end or a heartbeat is late by more than `spare`.
+    pub(super) fn is_quiet(&self, now: Instant, heartbeat: Duration, spare: Duration) -> bool {
+        let unheard = self.last_heard + heartbeat + spare < now;
+        self.slots.iter().any(|slot| slot.until + spare < now || (slot.beats && unheard))
+    }
+
     /// Pulls whose end is overdue, and all of them when heartbeats were asked for and none came for `silence`.
     pub(super) fn overdue(&mut self, now: Instant, silence: Duration) -> Vec<T> {
         if self.last_heard + silence < now && self.slots.iter().any(|slot| slot.beats) {

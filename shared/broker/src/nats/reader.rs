@@ -153,7 +153,7 @@ impl Bucket {
             key: key.to_owned(),
             value: (!deleted).then(|| message.payload.clone()),
             revision: info.stream_sequence,
-            at: info.stored_at,
+            at: info.stored_at(),
         })
     }
 }

@@ -82,6 +82,8 @@ pub(super) fn delivery(
         stored_at: read.stored_at,
         redeliveries: read.redeliveries,
         pending: None,
+        // A connection that stands still for longer than its heartbeat is closed by either side.
+        maybe_late: false,
         ack: leases.hold(Arc::clone(source), incoming.delivery_tag, Some(queue.key().into())),
     })
 }

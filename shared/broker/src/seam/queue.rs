@@ -121,6 +121,8 @@ pub struct Delivery {
     pub redeliveries: u32,
     /// How many more wait in the queue, where the engine says so; what was stored just now may be missing.
     pub pending: Option<u64>,
+    /// It may have been on its way for so long that another has it: who would start it asks first.
+    pub maybe_late: bool,
     pub ack: AckHandle,
 }
 
