@@ -181,6 +181,7 @@ impl Inner {
             },
             told: 0,
             called_again: false,
+            withdrawn: None,
             recorded: false,
         };
         let mut guard = Guard(Some(Box::new(driver)));

@@ -12,7 +12,7 @@ use crate::{
     world::{World, deploy, knows, name, payload},
 };
 
-const WITHIN: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_told_by_name_of_a_call_that_it_does_not_take() {
@@ -59,4 +59,35 @@ async fn a_call_is_not_refused_while_an_agent_says_that_it_has_room() {
     };
     let (called, ()) = tokio::join!(gateway.call(&function, payload("")), late);
     called.expect("an agent with room had it in the end");
+}
+
+/// Was answered with `cancelled`, which nobody had asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_not_all_agents_could_be_asked_to_give_back_is_refused_by_those_that_were() {
+    let world = World::with_less().await;
+    let gateway = world.gateway().await;
+    let agents = [
+        world.agent("a", |_| Act::Succeed("done".to_owned())).await,
+        world.agent("b", |_| Act::Succeed("done".to_owned())).await,
+    ];
+    let [asked, deaf] = &agents;
+    agents.iter().for_each(|agent| agent.hold_off(true));
+    knows(&gateway, &[asked, deaf]).await;
+    deploy(&gateway, "f", "").await;
+    deaf.set_deaf(true);
+    let mut control = world.broker.listen(subject::control_all()).await.unwrap();
+    let function = name("f");
+    let late = async {
+        let id = loop {
+            let signal = timeout(WITHIN, control.next()).await.expect("agents are asked").expect("a signal");
+            if let Ok(ControlRequest::Withdrawn { execution_id, .. }) = serde_json::from_slice(&signal.body) {
+                break execution_id;
+            }
+        };
+        asked.until("it was asked", |agent| agent.refuses(id)).await;
+        asked.hold_off(false);
+    };
+    let (called, ()) = tokio::join!(gateway.call(&function, payload("")), late);
+    let refusal = called.expect_err("nothing ran");
+    assert!(refusal.retry_after.is_some(), "{refusal:?}");
 }

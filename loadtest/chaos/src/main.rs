@@ -61,7 +61,11 @@ fn main() -> anyhow::Result<ExitCode> {
             if let Some(page) = page {
                 let name = topology.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
                 let command = format!("make chaos TOPOLOGY={name} SEED={seed} MINUTES={minutes}");
-                let text = std::fs::read_to_string(&page)?;
+                // A page that is not there begins with this run.
+                let text = match std::fs::read_to_string(&page) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+                    read => read?,
+                };
                 std::fs::write(&page, flux_chaos::report::into_page(&text, &name, &command, &report))?;
             }
             report

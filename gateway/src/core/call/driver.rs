@@ -84,6 +84,8 @@ pub(super) struct Driver {
     pub(super) told: usize,
     /// Nobody took it in its grace although there was room, and all agents were called once more.
     pub(super) called_again: bool,
+    /// What agents were told that it is refused with, where not all of them heard: the others may start it, those may not.
+    pub(super) withdrawn: Option<Refusal>,
     pub(super) recorded: bool,
 }
 
@@ -174,7 +176,7 @@ impl Driver {
         match event {
             CallEvent::Reply(body) => self.on_reply(&body).await,
             CallEvent::Ended(status) => match status.outcome.clone() {
-                Some(outcome) => Some(self.called(status.attempt, status.agent_id.clone(), outcome).await),
+                Some(outcome) => Some(self.ended(status.attempt, status.agent_id.clone(), outcome).await),
                 None => None,
             },
             CallEvent::Lost => self.on_lost().await,
@@ -205,7 +207,7 @@ impl Driver {
             }
             Verdict::Ended => {
                 self.was_picked_up();
-                Some(self.called(reply.attempt, reply.agent_id, reply.outcome?).await)
+                Some(self.ended(reply.attempt, reply.agent_id, reply.outcome?).await)
             }
             Verdict::Old => None,
             Verdict::WrongExecution => {
@@ -223,6 +225,17 @@ impl Driver {
     fn was_picked_up(&mut self) {
         if self.probed.take().is_some() {
             self.place.found_room();
+        }
+    }
+
+    /// An agent said how it ended. One that was told that it is refused refuses it: nothing ran, and that is the answer.
+    async fn ended(&mut self, attempt: u32, agent_id: Option<AgentId>, outcome: Outcome) -> End {
+        let said = outcome.error.as_ref().map(|error| error.message.as_str());
+        let as_told = outcome.status == OutcomeStatus::Cancelled
+            && self.withdrawn.as_ref().is_some_and(|refusal| said == Some(refusal.message.as_str()));
+        match self.withdrawn.take() {
+            Some(refusal) if as_told => End::Refused(refusal),
+            _ => self.called(attempt, agent_id, outcome).await,
         }
     }
 
@@ -348,13 +361,17 @@ impl Driver {
         let online = inner.agents_online();
         let held = match inner.ask_withdrawn(self.id, &refusal.message, online.len()).await {
             Ok(held) => held,
-            Err(_) => return None,
+            Err(_) => {
+                self.withdrawn = Some(refusal);
+                return None;
+            }
         };
         if held.holds(self.id) {
             self.was_picked_up();
             return None;
         }
         if !held.by_nobody(self.id, &online) {
+            self.withdrawn = Some(refusal);
             return None;
         }
         if self.probed.is_some() {
