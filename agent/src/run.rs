@@ -31,7 +31,7 @@ use crate::{
 const GUEST_UIDS: u32 = 1024;
 
 /// For what nobody waits for any more, after everything was drained.
-const TASKS_END_WITHIN: Duration = Duration::from_secs(2);
+const TASKS_END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where the agent keeps its things unless it is told.
 fn work_dir(settings: &AgentSettings) -> PathBuf {

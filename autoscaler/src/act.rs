@@ -112,9 +112,9 @@ impl Hands {
         at: Timestamp,
     ) -> Vec<(String, NodeId)> {
         let mut gone = Vec::new();
-        let leaving = of_state(fleet, ManagedState::Leaving);
-        let leaving =
-            leaving.into_iter().filter_map(|(name, member)| Some((name, member.provider, member.provider_id?)));
+        let in_reach = |(_, member): &(String, Member)| self.providers.contains_key(&member.provider);
+        let leaving = of_state(fleet, ManagedState::Leaving).into_iter().filter(in_reach);
+        let leaving = leaving.filter_map(|(name, member)| Some((name, member.provider, member.provider_id?)));
         let call = |(name, provider, id): (String, String, NodeId)| {
             async move {
                 let ended = match self.providers.get(&provider) {

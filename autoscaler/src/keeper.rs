@@ -17,7 +17,7 @@ use flux_provider::{ClusterName, LIST_LAGS_AT_MOST, Node, SharedProvider};
 use crate::{
     act::{Agents, Hands, Launches, Refused},
     book::{Book, BookError},
-    fleet::{Ended, Fleet, Found, Heard},
+    fleet::{Ended, Fleet, Found, Heard, Member},
     reach::{Reach, Reached},
     set_up::SetUps,
     shown::{numbers, recorded, said, stray},
@@ -359,8 +359,9 @@ impl Keeper {
             return Some("agents were not listened to until now");
         }
         self.listens_until = None;
-        let ready: Vec<&String> =
-            fleet.members.iter().filter(|(_, one)| one.state == ManagedState::Ready).map(|(name, _)| name).collect();
+        // Machines that are out of reach may be gone long since, and their silence is nothing new.
+        let ready = |one: &Member| one.state == ManagedState::Ready && self.hands.providers.contains_key(&one.provider);
+        let ready: Vec<&String> = fleet.members.iter().filter(|(_, one)| ready(one)).map(|(name, _)| name).collect();
         if !seen.loads.is_empty() || ready.is_empty() {
             return None;
         }

@@ -76,7 +76,9 @@ fn place(settings: &Settings, of: &ProviderSettings, cluster: &ClusterName) -> S
         "gcp" => format!("project {}", written(&of.gcp, "project")),
         _ => {
             let dir = dir(settings);
-            format!("directory {}", std::path::absolute(&dir).unwrap_or(dir).display())
+            // However it is written.
+            let dir: PathBuf = std::path::absolute(&dir).unwrap_or(dir).components().collect();
+            format!("directory {}", dir.display())
         }
     };
     format!("{place}, cluster {cluster}")
@@ -178,7 +180,7 @@ mod places {
 
     #[test]
     fn a_place_is_what_a_list_covers() {
-        let dir = Some("/nodes".into());
+        let dir = Some("/nodes/".into());
         let settings =
             Settings { autoscaler: AutoscalerSettings { dir, ..AutoscalerSettings::default() }, ..Settings::default() };
         let of = |kind: &str, aws: serde_json::Value, gcp: serde_json::Value| {

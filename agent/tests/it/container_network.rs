@@ -226,7 +226,7 @@ async fn what_is_left(docker: &Dockerd) {
     let driver = drivers.into_iter().find(|process| process.command.contains(&mark)).expect("a driver");
     let cgroups = cgroups_of(&owner_in(&work));
     driver.kill9();
-    eventually(SOON, "what a killed driver left to be removed by the next", || async {
+    eventually(SOON * 3, "what a killed driver left to be removed by the next", || async {
         let left =
             cgroups.iter().filter(|cgroup| cgroup.parent().is_some_and(|base| cgroups.contains(&base.to_owned())));
         left.into_iter().all(|cgroup| !cgroup.exists())
@@ -235,7 +235,7 @@ async fn what_is_left(docker: &Dockerd) {
     .await;
     drop(running);
     // The next one guards as well.
-    let held = tokio::time::timeout(SOON, async {
+    let held = tokio::time::timeout(SOON * 3, async {
         loop {
             let mut start = engine.start(&["-c", "echo again"]);
             start.request.network = Network::Host;
