@@ -50,7 +50,7 @@ mod window;
 pub use agent::{Agent, AgentParts, StartError};
 pub use code::{Code, CodeError, CodeFolder};
 pub use executor::{Executor, LauncherExecutor, Process};
-pub use run::{agent_id, container_driver, guard_queue, microvm_driver, run, start_beside_gateway};
+pub use run::{agent_id, container_driver, guard_servers, microvm_driver, run, start_beside_gateway};
 pub use runtimes::Runtimes;
 pub use sandbox::{ContainerSource, Containers, MicrovmSource, Microvms, Offer, Sandbox, Start, Tier, Tiers};
 

@@ -147,7 +147,7 @@ fn process_tree(args: &Args) -> anyhow::Result<ExitCode> {
     launcher.runner = runner;
     launcher.runner_uids = runner.and_then(|_| UidRange::set_aside_for(&settings.agent.runner_user));
     launcher.isolation_required = settings.agent.isolation_required;
-    flux_agent::guard_queue(&mut launcher, &settings.queue.url);
+    flux_agent::guard_servers(&mut launcher, &settings);
     let containers = work_dir.join(CONTAINERS);
     let driver = flux_agent::container_driver(&settings.agent, &launcher, &work_dir, containers);
     let (microvms, work_dir_of_agent) = (work_dir.join(MICROVMS), work_dir.clone());

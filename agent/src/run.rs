@@ -38,8 +38,23 @@ fn work_dir(settings: &AgentSettings) -> PathBuf {
     settings.work_dir.clone().unwrap_or_else(|| PathBuf::from("flux-agent"))
 }
 
-/// Has a launcher keep functions from the servers of a queue, by the addresses that they have now.
-pub fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
+/// Has a launcher keep functions from Flux's own servers, by the addresses that they have now: what containers are kept from too.
+///
+/// The gateway is not among them: functions call others, and it asks for a key. Nobody takes its place.
+pub fn guard_servers(launcher: &mut LauncherConfig, settings: &Settings) {
+    guard_queue(launcher, &settings.queue.url);
+    // Without certificates nobody listens there.
+    if let Some(probe) = settings.agent.probe.as_ref().filter(|_| !settings.disable_mtls) {
+        match probe.to_socket_addrs().map(Vec::from_iter) {
+            Ok(addresses) if addresses.iter().all(|address| address.port() != 0) => launcher.servers.extend(addresses),
+            Ok(_) => launcher.unknown_servers.push(format!("{probe} (`agent.probe`, a port that is chosen later)")),
+            Err(error) => launcher.unknown_servers.push(format!("{probe} (`agent.probe`, {error})")),
+        }
+    }
+    launcher.listeners.extend(settings.gateway.listen.to_socket_addrs().into_iter().flatten());
+}
+
+fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {
     for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
         let usual_port = match url.split("://").next() {
             Some("amqp") => 5672,
@@ -128,7 +143,7 @@ fn sources(settings: &Settings) -> Result<(Source, Option<ContainerSource>, Opti
             let work_dir = work_dir(agent);
             let mut config = LauncherConfig::new(work_dir.join("launcher"), tasks);
             config.isolation_required = agent.isolation_required;
-            guard_queue(&mut config, &settings.queue.url);
+            guard_servers(&mut config, settings);
             let containers = container_driver(agent, &config, &work_dir, work_dir.join("containers"));
             let containers = containers.map(|config| ContainerSource::Direct { program: program.clone(), config });
             let microvms = microvm_driver(agent, &work_dir, work_dir.join("microvms"), None);
@@ -280,5 +295,24 @@ mod tests {
         assert_eq!(config.servers, known.map(|address| address.parse().expect("an address")));
         let [unknown] = &config.unknown_servers[..] else { panic!("{:?}", config.unknown_servers) };
         assert!(unknown.starts_with("queue.invalid "), "{unknown}");
+    }
+
+    #[test]
+    fn the_probe_port_is_guarded_where_there_is_one_and_the_gateways_is_not() {
+        let guarded = |probe: &str, disable_mtls: bool| {
+            let mut settings = Settings { disable_mtls, ..Settings::default() };
+            settings.agent.probe = Some(probe.to_owned());
+            settings.gateway.listen = "0.0.0.0:7300".to_owned();
+            let mut config = LauncherConfig::new("/nowhere", 1);
+            guard_servers(&mut config, &settings);
+            assert_eq!(config.listeners, [([0, 0, 0, 0], 7300).into()]);
+            (config.servers, config.unknown_servers)
+        };
+        let [queue, probe] = [4222, 50052].map(|port| ([127, 0, 0, 1], port).into());
+        assert_eq!(guarded("127.0.0.1:50052", false), (vec![queue, probe], Vec::new()));
+        assert_eq!(guarded("127.0.0.1:50052", true), (vec![queue], Vec::new()), "nobody listens there");
+        let (servers, unknown) = guarded("127.0.0.1:0", false);
+        assert_eq!(servers, [queue]);
+        assert!(unknown[0].contains("agent.probe"), "{unknown:?}");
     }
 }

@@ -17,7 +17,7 @@ use crate::config::DriverConfig;
 
 /// What is dead leaves its cgroup a little later.
 const RELEASED_WITHIN: Duration = Duration::from_secs(1);
-const OPEN: &str = "containers with a network reach the cloud's metadata and Flux's queue unless the machine's firewall keeps them from it";
+const OPEN: &str = "containers with a network reach the cloud's metadata and Flux's own servers unless the machine's firewall keeps them from it";
 
 #[derive(Debug)]
 pub(crate) struct Networks {
@@ -50,7 +50,12 @@ impl Networks {
         let cannot = match &self.guard {
             Err(error) => Some(error.clone()),
             Ok(_) if is_rootless(docker) => Some("Docker is rootless, with networks of its own".to_owned()),
-            Ok(_) => is_here(socket).await.err(),
+            Ok(guard) => match is_here(socket).await {
+                Ok(docker) => {
+                    guard.reaches(docker).err().map(|error| format!("Docker's containers are not seen: {error}"))
+                }
+                Err(error) => Some(error),
+            },
         };
         let lacks = match &cannot {
             Some(error) => Some(format!("{error}: {OPEN}")),
@@ -90,16 +95,16 @@ fn is_rootless(docker: &SystemInfo) -> bool {
     docker.security_options.iter().flatten().any(|option| option == "name=rootless")
 }
 
-/// That Docker is on this machine's network: it is this machine's addresses that its containers are kept from.
-async fn is_here(socket: &Path) -> Result<(), String> {
+/// Docker's process, which is on this machine's network: it is this machine's addresses that its containers are kept from.
+async fn is_here(socket: &Path) -> Result<u32, String> {
     let failed = |error: std::io::Error| format!("Docker's process could not be looked at ({error})");
     let peer = tokio::net::UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred()).map_err(failed)?;
-    let Some(pid) = peer.pid().filter(|pid| *pid > 0) else {
+    let Some(pid) = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0) else {
         return Err("Docker's processes are not seen from where Flux runs".to_owned());
     };
     let network = |process: &str| fs::metadata(format!("/proc/{process}/ns/net")).map(|net| (net.dev(), net.ino()));
     if network(&pid.to_string()).map_err(failed)? == network("self").map_err(failed)? {
-        Ok(())
+        Ok(pid)
     } else {
         Err("Docker is not on the network that Flux is on".to_owned())
     }

@@ -2,10 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -15,19 +13,25 @@ use bollard::{
         CreateContainerOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
+use flux_agent::Start;
 use flux_containers::DriverConfig;
-use flux_launcher::wire::Network;
-use flux_testkit::{Dockerd, eventually, processes_matching};
+use flux_launcher::{LauncherConfig, wire::Network};
+use flux_runtime::Settings;
+use flux_testkit::{Cloud, Dockerd, eventually, processes_matching};
 use futures::StreamExt as _;
 
-use crate::{sandboxes::Engine, world::SOON};
+use crate::{
+    sandboxes::{Engine, PROGRAM},
+    world::SOON,
+};
 
-const CLOUD: &str = include_str!("../../launcher/tests/attacks/cloud.py");
 const ATTACKS: &str = include_str!("../../launcher/tests/attacks/attack.py");
 const PYTHON: &str = "/usr/bin/python3";
 const LAYER: &str = "container_network_guard";
-/// The queue's port, and one that is anybody's.
+/// Flux's ports, and one that is anybody's.
 const QUEUE: u16 = 4222;
+const PROBE: u16 = 50052;
+const GATEWAY: u16 = 7227;
 const OTHER: u16 = 8088;
 
 /// By IPv4 they are reached without the guard; of IPv6 Docker's bridge has nothing, and the guard refuses before the network does.
@@ -47,63 +51,47 @@ const METADATA_V6: [&str; 4] = [
     "udp:[::ffff:169.254.169.254]:80",
 ];
 
-/// A network namespace, for this thread and all that it starts, with a cloud in it; ended when dropped.
-struct Cloud(Child);
-
-impl Cloud {
-    fn new() -> Self {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace, which needs root");
-        let mut command = Command::new(PYTHON);
-        command.args(["-I", "-c", CLOUD, "169.254.169.254,168.63.129.16,100.100.100.200,192.0.2.7", ""]);
-        command.arg(format!("80,53,{QUEUE},{OTHER}"));
-        let mut serving = command.stdout(Stdio::piped()).spawn().expect("python3 runs");
-        let mut line = String::new();
-        BufReader::new(serving.stdout.take().expect("piped")).read_line(&mut line).expect("read");
-        assert_eq!(line, "ready\n");
-        Self(serving)
-    }
+/// Flux as its configuration has it: what functions are kept from is found there, for both tiers.
+fn of_flux() -> LauncherConfig {
+    let mut settings = Settings::default();
+    settings.queue.url = format!("nats://127.0.0.1:{QUEUE}");
+    settings.agent.probe = Some(format!("0.0.0.0:{PROBE}"));
+    settings.gateway.listen = format!("0.0.0.0:{GATEWAY}");
+    let mut launcher = LauncherConfig::new("/nowhere", 1);
+    flux_agent::guard_servers(&mut launcher, &settings);
+    launcher
 }
 
-impl Drop for Cloud {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn flux(config: &mut DriverConfig) {
+    config.servers = of_flux().servers;
 }
 
-fn queue(config: &mut DriverConfig) {
-    config.servers = vec![([127, 0, 0, 1], QUEUE).into()];
-}
-
-fn add_attacks(code: &Path) {
-    let path = code.join("attack.py");
-    fs::write(&path, ATTACKS).expect("written");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("readable");
-}
-
-/// What a function of Flux's finds out.
-async fn tried(engine: &Engine, targets: &[&str]) -> Vec<String> {
-    add_attacks(&engine.code);
-    let arguments: Vec<&str> = ["-I", "attack.py", "reach"].iter().chain(targets).copied().collect();
+/// A function of Flux's that tries.
+fn trying(engine: &Engine, targets: &[&str]) -> Start {
+    let arguments: Vec<&str> = ["-I", "-c", ATTACKS, "reach"].iter().chain(targets).copied().collect();
     let mut start = engine.start(&arguments);
     start.request.program = PYTHON.to_owned();
     start.request.network = Network::Host;
     start.request.limits.memory_bytes = 256 << 20;
+    start
+}
+
+/// What it finds out.
+async fn tried(engine: &Engine, targets: &[&str]) -> Vec<String> {
+    found_out(engine, trying(engine, targets), targets.len()).await
+}
+
+async fn found_out(engine: &Engine, start: Start, count: usize) -> Vec<String> {
     let ran = engine.run_as(start, b"").await.expect("it runs");
     assert_eq!(ran.stderr, "", "{}", ran.stdout);
-    lines(&ran.stdout, targets.len())
+    lines(&ran.stdout, count)
 }
 
 /// What any other container of the same Docker finds out.
-async fn tried_by_another(docker: &Dockerd, code: &Path, targets: &[&str]) -> Vec<String> {
+async fn tried_by_another(docker: &Dockerd, targets: &[&str]) -> Vec<String> {
     const NAME: &str = "another";
-    add_attacks(code);
-    let command = [PYTHON, "-I", "/function/attack.py", "reach"];
-    let host_config = HostConfig {
-        binds: Some(vec![format!("{}:/function:ro", code.display())]),
-        network_mode: Some("bridge".to_owned()),
-        ..HostConfig::default()
-    };
+    let command = [PYTHON, "-I", "-c", ATTACKS, "reach"];
+    let host_config = HostConfig { network_mode: Some("bridge".to_owned()), ..HostConfig::default() };
     let body = ContainerCreateBody {
         image: Some(Dockerd::IMAGE.to_owned()),
         cmd: Some(command.iter().chain(targets).map(|&word| word.to_owned()).collect()),
@@ -165,15 +153,17 @@ fn cgroups_of(owner: &str) -> Vec<PathBuf> {
 
 #[test]
 fn a_container_with_a_network_reaches_neither_the_clouds_metadata_nor_the_queue() {
-    let _cloud = Cloud::new();
+    let _cloud = Cloud::start(&[QUEUE, PROBE, GATEWAY, OTHER]);
     // Its threads, and what they start, are in the namespace too.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let docker = Dockerd::start_with_bridge().await;
         what_is_held(&docker).await;
+        what_processes_are_kept_from_as_well().await;
         what_is_left(&docker).await;
         what_is_not_guarded(&docker).await;
+        what_is_not_seen(&docker).await;
         docker.until_empty().await;
     });
 }
@@ -181,27 +171,22 @@ fn a_container_with_a_network_reaches_neither_the_clouds_metadata_nor_the_queue(
 async fn what_is_held(docker: &Dockerd) {
     let mut work = PathBuf::new();
     let (engine, offer) = Engine::container_with(docker, |config| {
-        queue(config);
+        flux(config);
         config.isolation_required = true;
         work.clone_from(&config.work_dir);
     })
     .await;
     assert!(offer.missing.iter().all(|missing| missing.layer != LAYER), "{offer:?}");
     assert!(!offer.refuses.contains(&Network::Host), "{offer:?}");
-    let at = |hosts: &[&str], port: u16| -> Vec<String> {
-        ["tcp", "fast", "udp"]
-            .iter()
-            .flat_map(|kind| hosts.iter().map(move |host| format!("{kind}:{host}:{port}")))
-            .collect()
-    };
-    let hosts = [Dockerd::GATEWAY, "192.0.2.7", "[::ffff:192.0.2.7]"];
-    let (queue, other) = (at(&hosts, QUEUE), at(&hosts[..2], OTHER));
-    let open: Vec<&str> = METADATA.into_iter().chain(queue.iter().map(String::as_str)).collect();
-    are_reached(&tried_by_another(docker, &engine.code, &open).await);
+    let hosts = [Dockerd::GATEWAY, Cloud::MACHINE[0], "[::ffff:192.0.2.7]"];
+    let own = [at(&hosts, QUEUE), at(&hosts, PROBE)].concat();
+    let open: Vec<&str> = METADATA.into_iter().chain(own.iter().map(String::as_str)).collect();
+    are_reached(&tried_by_another(docker, &open).await);
     let held: Vec<&str> = open.into_iter().chain(METADATA_V6).collect();
     are_refused(&tried(&engine, &held).await);
-    // Names are asked for at the metadata's address, and what is anybody's is there.
-    let mut allowed: Vec<&str> = other.iter().map(String::as_str).collect();
+    // Names are asked for at the metadata's address, and what is anybody's is there: the gateway is.
+    let others = [at(&hosts[..2], OTHER), at(&hosts[..2], GATEWAY)].concat();
+    let mut allowed: Vec<&str> = others.iter().map(String::as_str).collect();
     allowed.extend(["tcp:169.254.169.254:53", "udp:169.254.169.254:53"]);
     are_reached(&tried(&engine, &allowed).await);
     let owner = owner_in(&work);
@@ -209,10 +194,31 @@ async fn what_is_held(docker: &Dockerd) {
     eventually(SOON, "no cgroup of a driver that ended", || std::future::ready(cgroups_of(&owner).is_empty())).await;
 }
 
+fn at(hosts: &[&str], port: u16) -> Vec<String> {
+    let of = |kind: &'static str| hosts.iter().map(move |host| format!("{kind}:{host}:{port}"));
+    ["tcp", "fast", "udp"].into_iter().flat_map(of).collect()
+}
+
+/// From the same, by the same list.
+async fn what_processes_are_kept_from_as_well() {
+    let engine = Engine::process_with(|config| {
+        let LauncherConfig { servers, listeners, .. } = of_flux();
+        (config.servers, config.listeners) = (servers, listeners);
+    })
+    .await;
+    let hosts = [Dockerd::GATEWAY, Cloud::MACHINE[0], "[::ffff:192.0.2.7]", "127.0.0.1"];
+    let own = [at(&hosts, QUEUE), at(&hosts, PROBE)].concat();
+    let taken = [QUEUE, PROBE, GATEWAY].map(|port| format!("bind:127.0.0.1:{port}"));
+    let held: Vec<&str> = METADATA.into_iter().chain(own.iter().chain(&taken).map(String::as_str)).collect();
+    are_refused(&tried(&engine, &held).await);
+    let others = [at(&hosts, OTHER), at(&hosts, GATEWAY)].concat();
+    are_reached(&tried(&engine, &others.iter().map(String::as_str).collect::<Vec<_>>()).await);
+}
+
 async fn what_is_left(docker: &Dockerd) {
     let mut work = PathBuf::new();
     let (engine, _) = Engine::container_with(docker, |config| {
-        queue(config);
+        flux(config);
         work.clone_from(&config.work_dir);
     })
     .await;
@@ -250,7 +256,7 @@ async fn what_is_left(docker: &Dockerd) {
 
 async fn what_is_not_guarded(docker: &Dockerd) {
     let (engine, offer) = Engine::container_with(docker, |config| {
-        queue(config);
+        flux(config);
         config.unknown_servers = vec!["queue.invalid".to_owned()];
         config.isolation_required = true;
     })
@@ -262,4 +268,57 @@ async fn what_is_not_guarded(docker: &Dockerd) {
     start.request.network = Network::Host;
     let refused = engine.run_as(start, b"").await.expect_err("refused");
     assert!(refused.to_string().contains("isolation_required"), "{refused}");
+}
+
+/// A cgroup that a driver enters, to have a namespace from there on; removed when dropped.
+struct Apart {
+    cgroup: PathBuf,
+    program: tempfile::TempPath,
+}
+
+impl Apart {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read");
+        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        let point = mount.and_then(|line| line.split(' ').nth(4)).expect("cgroups of version 2");
+        let cgroup = Path::new(point).join(format!("flux-test-apart-{}", std::process::id()));
+        fs::create_dir(&cgroup).expect("a cgroup, which needs root");
+        let script = format!(
+            "#!/bin/sh\nset -e\necho $$ > {}/cgroup.procs\n\
+             exec /usr/bin/unshare --cgroup --mount /bin/sh -ec '\n\
+             /usr/bin/umount --lazy {point}\n\
+             /usr/bin/mount -t cgroup2 cgroup2 {point}\nexec {PROGRAM} \"$@\"' sh \"$@\"\n",
+            cgroup.display()
+        );
+        let program = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+        // Not written by this process: it could not be run while somebody whom that started meanwhile has it open.
+        let written = Command::new("/bin/sh")
+            .args(["-c", "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"", "sh", &script])
+            .arg(&program)
+            .status();
+        assert!(written.expect("sh runs").success());
+        Self { cgroup, program }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let until = std::time::Instant::now() + SOON;
+        while fs::remove_dir(&self.cgroup).is_err() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// As where Flux is in a container with a cgroup namespace of its own, and Docker is not.
+async fn what_is_not_seen(docker: &Dockerd) {
+    let apart = Apart::new();
+    let (engine, offer) = Engine::container_by(&apart.program, docker, flux).await;
+    let missing = offer.missing.iter().find(|missing| missing.layer == LAYER).expect("it is said");
+    assert!(missing.reason.contains("--cgroupns=host"), "{missing:?}");
+    assert_eq!(offer.refuses, [], "nothing was required");
+    // Without the guard it runs. (Its code is mounted where the driver alone sees it here.)
+    let mut start = trying(&engine, &METADATA);
+    start.code = None;
+    are_reached(&found_out(&engine, start, METADATA.len()).await);
 }

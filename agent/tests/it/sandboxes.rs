@@ -63,8 +63,14 @@ fn folders() -> (tempfile::TempDir, PathBuf, PathBuf) {
 
 impl Engine {
     async fn process() -> Self {
+        Self::process_with(|_| {}).await
+    }
+
+    pub(crate) async fn process_with(change: impl FnOnce(&mut LauncherConfig)) -> Self {
         let (dir, code, work) = folders();
-        let source = Source::Direct { program: PROGRAM.into(), config: LauncherConfig::new(work, 8) };
+        let mut config = LauncherConfig::new(work, 8);
+        change(&mut config);
+        let source = Source::Direct { program: PROGRAM.into(), config };
         let (pool, driver) = LauncherPool::connect(source).await.expect("a launcher");
         let (executor, follow) = LauncherExecutor::new(pool);
         let tasks = Tasks::new(Shutdown::new());
@@ -87,11 +93,20 @@ impl Engine {
 
     /// And what is offered.
     pub(crate) async fn container_with(docker: &Dockerd, change: impl FnOnce(&mut DriverConfig)) -> (Self, Arc<Offer>) {
+        Self::container_by(PROGRAM.as_ref(), docker, change).await
+    }
+
+    /// With this driver.
+    pub(crate) async fn container_by(
+        program: &Path,
+        docker: &Dockerd,
+        change: impl FnOnce(&mut DriverConfig),
+    ) -> (Self, Arc<Offer>) {
         let (dir, code, work) = folders();
         let tasks = Tasks::new(Shutdown::new());
         let mut config = driver_config(docker, &work, code.parent().expect("a parent"));
         change(&mut config);
-        let containers = containers(config, &tasks);
+        let containers = containers_by(program, config, &tasks);
         let offer = until_offered(&containers).await;
         let image = Some(Dockerd::IMAGE.to_owned());
         (Self { sandbox: Arc::new(containers), code, image, tasks, _dir: Some(dir) }, offer)
@@ -207,7 +222,11 @@ pub(crate) fn driver_config(docker: &Dockerd, work: &Path, code: &Path) -> Drive
 
 /// The tier, with a driver of its own.
 pub(crate) fn containers(config: DriverConfig, tasks: &Tasks) -> Containers {
-    let source = ContainerSource::Direct { program: PROGRAM.into(), config };
+    containers_by(PROGRAM.as_ref(), config, tasks)
+}
+
+fn containers_by(program: &Path, config: DriverConfig, tasks: &Tasks) -> Containers {
+    let source = ContainerSource::Direct { program: program.to_owned(), config };
     let (containers, follow) = Containers::new(source, tasks.clone());
     let kill = tasks.shutdown().kill_token();
     tasks.spawn("container driver", async move {

@@ -238,9 +238,10 @@ fn worker(
     let mut launcher = LauncherConfig::new(data.launcher_dir(), file.settings.agent.tasks.unwrap_or(1));
     launcher.runner = identity.runner;
     launcher.runner_uids = identity.runner.and_then(|_| UidRange::set_aside_for(&file.settings.agent.runner_user));
-    launcher.listeners = vec![listen];
+    // Where it was told to; what it was told may be any free port.
+    launcher.listeners.push(listen);
     launcher.isolation_required = file.settings.agent.isolation_required;
-    flux_agent::guard_queue(&mut launcher, &file.settings.queue.url);
+    flux_agent::guard_servers(&mut launcher, &file.settings);
     let mut worker = ChildSpec::new(WORKER, "/proc/self/exe");
     worker.args = vec![SERVE.into(), "--settings".into(), file.path.clone().into()];
     worker.args.extend(["--listen".into(), listen.to_string().into()]);

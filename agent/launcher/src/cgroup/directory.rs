@@ -20,6 +20,12 @@ pub(crate) enum CgroupError {
     NoUnified,
     #[error("the cgroup {} is not of this process alone", .path.display())]
     Shared { path: PathBuf },
+    #[error(
+        "the cgroup `{named}` is not below what is mounted where Flux runs; a container with Flux in it has to be started with `--cgroupns=host`"
+    )]
+    Elsewhere { named: String },
+    #[error("process {pid} has ended")]
+    Ended { pid: u32 },
     #[error("reading where process {pid} is failed: {source}")]
     Read {
         pid: u32,
@@ -53,7 +59,9 @@ impl CgroupError {
             CgroupError::NoController { .. }
             | CgroupError::NotDelegated { .. }
             | CgroupError::NoUnified
-            | CgroupError::Shared { .. } => None,
+            | CgroupError::Shared { .. }
+            | CgroupError::Elsewhere { .. }
+            | CgroupError::Ended { .. } => None,
             CgroupError::Make { source, .. }
             | CgroupError::Open { source, .. }
             | CgroupError::Write { source, .. }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::capabilities::{Capabilities, CgroupSupport};
 use crate::wire::Limits;
-pub(crate) use adopted::{Adopted, Adopter};
+pub(crate) use adopted::{Adopted, Adopter, sees};
 pub(crate) use directory::CgroupError;
 use directory::Directory;
 use hierarchy::Place;
@@ -90,7 +90,7 @@ impl Cgroups {
         let unified = places.iter().find(|p| p.version == 2);
         let mut cgroups = Cgroups { version: 0, memory: None, cpu: None, pids: None };
         let mut found = |controller: &'static str| -> Option<Directory> {
-            let v1 = places.iter().find(|p| p.version == 1 && p.controllers.iter().any(|c| c == controller));
+            let v1 = places.iter().find(|p| p.version == 1 && p.has(controller));
             let made = match (v1, unified) {
                 (Some(place), _) => make_base(place, &name).map(|d| (1, d)),
                 (None, Some(place)) => v2::enable(place, &name, controller).map(|d| (2, d)),

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use super::{GuardError, Rules, own_addresses, put};
-use crate::cgroup::{Adopted, Adopter, CgroupError};
+use crate::cgroup::{self, Adopted, Adopter, CgroupError};
 use crate::sys::bpf::Hook;
 
 /// Why a process is not guarded.
@@ -56,10 +56,18 @@ impl NetworkGuard {
         tried.map(|()| guard)
     }
 
+    /// Finds out whether what `pid` starts can be held, by where that is itself.
+    ///
+    /// # Errors
+    /// Its cgroup is not below what is mounted here: this process is in a cgroup namespace of its own, as a rule. Or it has ended.
+    pub fn reaches(&self, pid: u32) -> Result<(), NotGuarded> {
+        Ok(cgroup::sees(pid)?)
+    }
+
     /// Guards a process, and all that it starts from now on. `id` is in the name of its cgroup, where it has one to itself.
     ///
     /// # Errors
-    /// It has ended, or its cgroup is not of its own and cannot be.
+    /// It has ended, or no cgroup of its own has the id in its name.
     pub fn hold(&self, pid: u32, id: &str) -> Result<Held, NotGuarded> {
         let cgroup = self.adopter.of(pid, id)?;
         let held = self.put_on(&cgroup).and_then(|()| cgroup.enter().map_err(NotGuarded::from));

@@ -302,7 +302,7 @@ mod tests {
     fn rules() -> Rules {
         let servers = ["127.0.0.1:4222", "192.0.2.7:6222", "198.51.100.9:4222", "[2001:db8::9]:4222", "[::1]:8222"];
         let own = ["127.0.0.1", "192.0.2.7", "2001:db8::7", "::1"];
-        let listeners = ["0.0.0.0:7227".parse().unwrap()];
+        let listeners = ["0.0.0.0:7227", "127.0.0.1:7227", "127.0.0.1:0"].map(|s| s.parse().unwrap());
         Rules::new(&servers.map(|s| s.parse().unwrap()), &listeners, &own.map(|s| s.parse().unwrap()), Some(FIRST_UID))
     }
 

@@ -80,7 +80,7 @@ impl Rules {
             local_v6: LOOPBACK_V6.to_vec(),
             link_is_local: false,
             local_ports: Vec::new(),
-            taken_ports: listeners.iter().map(SocketAddr::port).collect(),
+            taken_ports: Vec::new(),
             servers: Vec::new(),
         };
         for address in own {
@@ -90,7 +90,8 @@ impl Rules {
                 _ => {}
             }
         }
-        for server in servers {
+        // 0 is no port: a listener that asks for any one.
+        for server in servers.iter().filter(|server| server.port() != 0) {
             let (ip, port) = (server.ip().to_canonical(), server.port());
             if ip.is_loopback() || ip.is_unspecified() || own.contains(&ip) {
                 if !rules.local_ports.contains(&port) {
@@ -100,7 +101,12 @@ impl Rules {
                 rules.servers.push(SocketAddr::new(ip, port));
             }
         }
-        rules.taken_ports.extend(&rules.local_ports);
+        rules.taken_ports.clone_from(&rules.local_ports);
+        for port in listeners.iter().map(SocketAddr::port) {
+            if port != 0 && !rules.taken_ports.contains(&port) {
+                rules.taken_ports.push(port);
+            }
+        }
         rules
     }
 

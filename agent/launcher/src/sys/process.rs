@@ -125,7 +125,7 @@ pub(crate) fn kill_group(pgid: i32, signal: i32) -> io::Result<()> {
     kill(-pgid, signal)
 }
 
-/// A descriptor for `pid`, which must be a child that was not reaped yet.
+/// A descriptor for whoever has this number now: a certain process only where it is a child that was not reaped yet.
 pub(crate) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: no memory is touched; the result is a new descriptor (always close-on-exec) or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -134,6 +134,12 @@ pub(crate) fn pidfd(pid: i32) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The number that the process of a pidfd is known by in `/proc`; none once it was waited for.
+pub(crate) fn number_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let said = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    Ok(said.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()).filter(|pid| *pid > 0))
 }
 
 /// Points the calling thread's children at the PID namespace of `namespace` (a pidfd, or `/proc/self/ns/pid`).

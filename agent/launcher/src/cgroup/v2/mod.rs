@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn a_controller_that_is_not_delegated_is_said() {
         let own = fake("v2-enable", &[("cgroup.controllers", "cpu pids\n")]);
-        let place = Place { version: 2, controllers: vec![], path: own.path().to_owned() };
+        let place = Place { version: 2, controllers: vec![], path: own.path().to_owned(), elsewhere: None };
         let refused = enable(&place, "flux-1", "memory").unwrap_err();
         assert!(matches!(refused, CgroupError::NotDelegated { controller: "memory", .. }));
     }

@@ -4,20 +4,27 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use flux_launcher::{Held, NetworkGuard, NotGuarded};
+use flux_testkit::Cloud;
 
-use super::network::{Cloud, METADATA, OTHER, OWN};
+use super::network::{METADATA, OTHER, OWN};
 use super::{ATTACKS, PYTHON};
 use crate::harness::{root_or_skip, wait_until};
 
-/// Where this process is in the hierarchy of version 2, and whether limits are of version 1.
-fn unified() -> Option<(PathBuf, bool)> {
+/// Where this process is in the hierarchy of version 2, and in that which limits memory where those are of version 1.
+fn own_cgroups() -> Option<(PathBuf, Option<PathBuf>)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let point = mounts.lines().find(|line| line.contains(" - cgroup2 "))?.split(' ').nth(4)?;
     let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some((Path::new(point).join(path), own.contains(":memory:")))
+    let place = |kind: &str, option: &str, controllers: &str| {
+        let shows = |line: &&str| line.contains(&format!(" - {kind} ")) && line.contains(option);
+        let mut mount = mounts.lines().find(shows)?.split(' ').skip(3);
+        let (root, point) = (mount.next()?, mount.next()?);
+        let path = own.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(controllers)?.strip_prefix(':'))?;
+        Some(Path::new(point).join(Path::new(path).strip_prefix(root).ok()?))
+    };
+    Some((place("cgroup2", "", "")?, place("cgroup", ",memory", "memory")))
 }
 
 /// A cgroup as Docker makes one; removed when dropped.
@@ -29,11 +36,19 @@ impl Scope {
         fs::create_dir(&path).unwrap();
         Scope(path)
     }
+
+    fn add(&self, process: &Waiting) {
+        fs::write(self.0.join("cgroup.procs"), process.0.id().to_string()).unwrap();
+    }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
+        // The kernel may take a process out of there a moment after its parent has heard of its end.
+        let until = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -51,6 +66,10 @@ impl Waiting {
 
     fn hold(&self, guard: &NetworkGuard, id: &str) -> Result<Held, NotGuarded> {
         guard.hold(self.0.id(), id)
+    }
+
+    fn cgroups(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cgroup", self.0.id())).unwrap()
     }
 
     /// What it said, in lines.
@@ -73,8 +92,8 @@ fn processes_of_others_are_kept_from_metadata_and_the_broker() {
     if !root_or_skip() {
         return;
     }
-    let _cloud = Cloud::new();
-    let Some((below, limits_of_v1)) = unified() else {
+    let _cloud = Cloud::start(&[OWN, OTHER]);
+    let Some((below, limits_of_v1)) = own_cgroups() else {
         eprintln!("SKIPPED: no cgroup hierarchy of version 2 is mounted");
         assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must have one");
         return;
@@ -92,8 +111,8 @@ fn processes_of_others_are_kept_from_metadata_and_the_broker() {
     let (attack, ordinary) = (Waiting::new(&targets), format!("tcp:192.0.2.7:{OTHER}"));
     let allowed = [ordinary.as_str(), "tcp:169.254.169.254:53", &format!("tcp:127.0.0.1:{OWN}")];
     let harmless = Waiting::new(&allowed);
-    for child in [&attack.0, &harmless.0] {
-        fs::write(scope.0.join("cgroup.procs"), child.id().to_string()).unwrap();
+    for child in [&attack, &harmless] {
+        scope.add(child);
     }
     let held = attack.hold(&guard, &id).unwrap();
     let also = harmless.hold(&guard, &id).unwrap();
@@ -102,26 +121,34 @@ fn processes_of_others_are_kept_from_metadata_and_the_broker() {
     assert!(said.len() == allowed.len() && said.iter().all(|line| line.starts_with("REACHED ")), "{said:#?}");
     assert!(held.release() && also.release(), "nothing was made for them");
 
-    // In one that is not its own it is moved, where that costs it no limit.
-    let attack = Waiting::new(&targets);
-    let held = attack.hold(&guard, "another");
-    if limits_of_v1 {
-        let held = held.unwrap();
+    // Whose limits are of version 1 and its own is moved.
+    if let Some(limits) = &limits_of_v1 {
+        let id = format!("1{id}");
+        let (attack, scope) = (Waiting::new(&targets), Scope::new(limits, &id));
+        scope.add(&attack);
+        let held = attack.hold(&guard, &id).unwrap();
         assert!(!held.release(), "it is in it");
         is_held(&attack.begin(), targets.len());
-        // The kernel may take it out of there a moment after its parent has heard of its end.
         wait_until("it to be empty", || held.release());
-    } else {
-        assert!(held.unwrap_err().to_string().contains("is not of this process alone"));
-        let mut never_begun = attack.0;
-        assert!(!never_begun.wait().unwrap().success());
     }
+
+    // Who is not in the cgroup of that name is another, and left alone: a number can have been given to it meanwhile.
+    let another = Waiting::new(&[]);
+    let was_in = another.cgroups();
+    for id in [id.as_str(), ""] {
+        let refused = another.hold(&guard, id).unwrap_err().to_string();
+        assert!(refused.contains("is not of this process alone"), "{refused}");
+    }
+    assert_eq!(another.cgroups(), was_in);
+    assert_eq!(another.begin(), [""; 0]);
     assert!(guard.hold(u32::MAX >> 1, "gone").is_err(), "there is no such process");
 
     // What an earlier one left is ended by the next of its name.
-    if limits_of_v1 {
-        let left = Waiting::new(&[]);
-        left.hold(&guard, "left").unwrap();
+    if let Some(limits) = &limits_of_v1 {
+        let id = format!("2{id}");
+        let (left, scope) = (Waiting::new(&[]), Scope::new(limits, &id));
+        scope.add(&left);
+        left.hold(&guard, &id).unwrap();
         std::mem::forget(guard);
         let next = NetworkGuard::try_new(&name, Vec::new()).unwrap();
         assert!(!left.0.wait_with_output().unwrap().status.success(), "it was killed");

@@ -1,17 +1,15 @@
 //! With the machine's network: what is on it but not for functions.
 
-use std::io::{BufRead as _, BufReader};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::{Child, Command, Stdio};
 
 use flux_launcher::wire::Network;
 use flux_launcher::{LauncherConfig, Layer};
+use flux_testkit::Cloud;
 
-use super::{Arena, PYTHON};
+use super::Arena;
 use crate::harness::root_or_skip;
 
-const CLOUD: &str = include_str!("../../attacks/cloud.py");
 /// Where the server of Flux listens, and one that is anybody's.
 pub(super) const OWN: u16 = 4222;
 pub(super) const OTHER: u16 = 8088;
@@ -19,33 +17,6 @@ pub(super) const OTHER: u16 = 8088;
 const VACANT: u16 = 6222;
 /// The gateway's: anybody's to connect to, nobody's to listen on.
 const GATEWAY: u16 = 8089;
-
-/// A network namespace, for this thread and all that it starts, with a cloud in it; ended when dropped.
-pub(super) struct Cloud(Child);
-
-impl Cloud {
-    pub(super) fn new() -> Self {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let mut serving = Command::new(PYTHON)
-            .args(["-I", "-c", CLOUD])
-            .args(["169.254.169.254,168.63.129.16,100.100.100.200,192.0.2.7", "fd00:ec2::254,2001:db8::7"])
-            .arg(format!("80,53,{OWN},{OTHER}"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(serving.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Cloud(serving)
-    }
-}
-
-impl Drop for Cloud {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn guarded(config: &mut LauncherConfig) {
     config.listeners = vec![([127, 0, 0, 1], GATEWAY).into()];
@@ -102,7 +73,7 @@ fn the_clouds_metadata_is_out_of_reach() {
     if !root_or_skip() {
         return;
     }
-    let _cloud = Cloud::new();
+    let _cloud = Cloud::start(&[OWN, OTHER]);
     let Some(mut arena) = Arena::with(guarded) else { return };
     if !has_guard(&arena) {
         return;
@@ -119,7 +90,7 @@ fn the_brokers_port_is_out_of_reach_at_every_address() {
     if !root_or_skip() {
         return;
     }
-    let _cloud = Cloud::new();
+    let _cloud = Cloud::start(&[OWN, OTHER]);
     let Some(mut arena) = Arena::with(guarded) else { return };
     if !has_guard(&arena) {
         return;
@@ -205,7 +176,7 @@ fn without_a_network_there_is_nothing_to_reach() {
     if !root_or_skip() {
         return;
     }
-    let _cloud = Cloud::new();
+    let _cloud = Cloud::start(&[OWN, OTHER]);
     let Some(mut arena) = Arena::with(|config| config.without = vec![Layer::NetworkGuard, Layer::Landlock]) else {
         return;
     };
