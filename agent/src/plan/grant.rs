@@ -87,6 +87,13 @@ impl Planner {
                     self.grant_bare(bare.2, now_ms, drafts);
                 }
                 (Some(busy), _) => {
+                    if let Some(sibling) = self.sibling_kept_out_by(busy.2) {
+                        if self.goes_first(sibling, now_ms) {
+                            self.grant_bare(sibling, now_ms, drafts);
+                            continue;
+                        }
+                        self.note_kept_out(sibling, now_ms);
+                    }
                     // What this credit is enough for waits no longer.
                     if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
                         self.waited_lately.note(busy.2, now_ms + CONTENDED_MS);
@@ -218,6 +225,16 @@ impl Planner {
             .flatten()
             .filter(|lane| *lane != index)
             .any(|lane| self.queue(lane).is_some_and(|sibling| sibling.hot && sibling.outstanding == 0))
+    }
+
+    /// The function's other lane, if that is idle and this one is about to take the last of `max_concurrency`.
+    fn sibling_kept_out_by(&self, index: usize) -> Option<usize> {
+        if !self.takes_the_last(index) {
+            return None;
+        }
+        let lanes = self.function(self.function_index(index)?)?.lanes;
+        let bare = |lane: &usize| self.queue(*lane).is_some_and(|queue| matches!(queue.place, Place::Bare(_)));
+        lanes.into_iter().flatten().find(|lane| *lane != index && bare(lane))
     }
 
     /// What `max_concurrency` leaves, less one for the function's other lane where that has no credit.

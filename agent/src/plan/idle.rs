@@ -68,14 +68,14 @@ impl Planner {
         self.note_kept_out(queue, now_ms);
     }
 
-    fn note_kept_out(&mut self, queue: usize, now_ms: u64) {
+    pub(super) fn note_kept_out(&mut self, queue: usize, now_ms: u64) {
         if let Some(queue) = self.queues.get_mut(queue).and_then(Option::as_mut) {
             queue.kept_out_since.get_or_insert(now_ms);
         }
     }
 
     /// Whether it was kept out for so long that others let it go first.
-    fn goes_first(&self, queue: usize, now_ms: u64) -> bool {
+    pub(super) fn goes_first(&self, queue: usize, now_ms: u64) -> bool {
         let since_ms = self.queue(queue).and_then(|queue| queue.kept_out_since);
         since_ms.is_some_and(|since_ms| now_ms >= since_ms + KEPT_OUT_MS)
     }

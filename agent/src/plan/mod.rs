@@ -122,7 +122,8 @@ struct Queue {
     /// The tick of its last grant: smaller is longer ago.
     served: u64,
     passed_over_since: Option<u64>,
-    /// Since when others that are idle, or the credit kept for one that works, keep it from a first credit.
+    /// Since when others that are idle, the credit kept for one that works, or the function's other lane keep it from a first
+    /// credit.
     kept_out_since: Option<u64>,
     /// Others wait there; until then nothing is pulled that is not known to be there.
     covered_until_ms: Option<u64>,
@@ -355,6 +356,7 @@ impl Planner {
             && queue.hot
         {
             queue.hot = false;
+            queue.kept_out_since = None;
             queue.backlog = 0;
             (queue.rung, queue.rung_again) = (false, false);
             self.hot -= 1;

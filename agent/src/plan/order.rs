@@ -37,7 +37,7 @@ impl Planner {
         };
         queue.place = wanted;
         if wanted == Place::Nowhere {
-            (queue.passed_over_since, queue.kept_out_since) = (None, None);
+            queue.passed_over_since = None;
         }
     }
 

@@ -382,6 +382,23 @@ fn small_idle_queues_do_not_keep_a_large_one_out_for_ever() {
 }
 
 #[test]
+fn a_lane_that_never_rests_leaves_the_other_its_turn_beside_idle_ones() {
+    let mut world = World::new(Amount { tasks: 11, cpu_millicores: 1_100, memory_mb: 704 });
+    let (called, published) = (name(Lane::Call, 1), name(Lane::Invoke, 1));
+    for queue in [&called, &published] {
+        world.add(queue, need(182, 353, 1), 351);
+    }
+    for (lane, function) in [(Lane::Invoke, 0), (Lane::Call, 0), (Lane::Call, 5)] {
+        world.add(&name(lane, function), need(165, 80, 2), 11);
+    }
+    world.arrive(&called, 1_000);
+    for _ in 0..10 {
+        let waited = published_beside(&mut world, &published, |world| world.advance(10));
+        assert!(waited <= KEPT_OUT_MS + 2 * 351 + 50, "{waited} ms");
+    }
+}
+
+#[test]
 fn who_works_takes_no_more_past_a_claim() {
     let mut world = World::new(budget(10));
     let (worked, published) = (name(Lane::Call, 0), name(Lane::Invoke, 1));
