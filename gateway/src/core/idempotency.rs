@@ -19,8 +19,6 @@ pub(super) const ORPHANED_AFTER: Duration = Duration::from_secs(10);
 
 /// Until then nobody else goes on with a claim, though clocks differ.
 const ALONE_FOR: Duration = Duration::from_secs(ORPHANED_AFTER.as_secs() / 2);
-/// Whatever is published of one claim within this is one message in a queue that stores an id once, though clocks differ.
-const ONE_MESSAGE_WITHIN: Duration = Duration::from_secs(limits::DUPLICATE_WINDOW.as_secs() / 2);
 
 /// How often it is looked whether the gateway that claimed a key has recorded its execution: a matter of milliseconds,
 /// unless it died.
@@ -62,7 +60,7 @@ impl Claimed {
 
     /// Whether a queue that stores an id once still knows this one's, if it was ever published.
     pub(super) fn is_one_message(&self) -> bool {
-        self.age() < ONE_MESSAGE_WITHIN
+        self.age() < limits::ONE_MESSAGE_WITHIN
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use flux_broker::Queue as _;
+use flux_broker::{Queue as _, Table, Tables as _};
 use flux_gateway::core::{Gateway, InvokeRequest};
 use flux_protocol::{Digest, ExecutionId, Lane, PoolName, Timestamp, subject::QueueName, time::now};
 use flux_store::{Claim, ExecutionFilter, SharedStore};
@@ -260,4 +260,19 @@ async fn what_is_long_forgotten_is_another_execution() {
     let id = claimed_alone(&world, &gateway, ago(Duration::from_secs(2 * 3600))).await;
     let accepted = gateway.invoke(&name("f"), keyed("x", "k")).await.unwrap();
     assert!(!accepted.replayed && accepted.execution_id != id, "{accepted:?}");
+}
+
+/// Its place is not known, so it cannot be taken back. Agents read the table before they start what is as old.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_where_nobody_knows_its_place_is_in_the_table_of_cancels() {
+    let scene = Scene::new().await;
+    let id = scene.a_gateway_dies(eventually("it is queued", || async { scene.queued().await == 1 })).await;
+    scene.store.set_records_nothing(false);
+    claimed_at(&scene.world.store, ago(FORGOTTEN), Some(id)).await;
+    assert_eq!(scene.again().await, id);
+    assert_eq!(scene.world.store.execution(id).await.unwrap().unwrap().position, None);
+    scene.gateway.cancel(id).await.unwrap();
+    assert_eq!(scene.gateway.execution(id).await.unwrap().status_text(), "cancelled");
+    assert_eq!(scene.queued().await, 1, "it can still be delivered");
+    assert!(scene.world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some());
 }
