@@ -402,7 +402,7 @@ impl Driver {
         self.recorded = true;
         let ended = record.is_terminal();
         let outcome = record.outcome.filter(|_| ended)?;
-        Some(self.called(record.attempt, record.agent_id, outcome).await)
+        Some(self.ended(record.attempt, record.agent_id, outcome).await)
     }
 
     /// The queue lost the message and no agent holds it: the same execution, the next attempt.
