@@ -11,7 +11,11 @@ use flux_protocol::{Digest, ErrorCode, ExecutionId, FunctionName, Timestamp, lim
 use flux_store::Claim;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Accepted, Called, Inner, InvokeRequest, call::sync_deadline, function_cache::Runnable};
+use super::{
+    Accepted, Called, Inner, InvokeRequest,
+    call::{sync_deadline, without_a_word},
+    function_cache::Runnable,
+};
 use crate::refusal::Refusal;
 
 /// A claim without a record after this was left by a gateway that died between the two.
@@ -154,16 +158,20 @@ impl Inner {
         let id = ExecutionId::new();
         let name = function.spec().name.clone();
         let Some(key) = request.idempotency_key.clone() else {
-            return self.run_call(function, id, request).await.map_err(|not_called| not_called.refusal);
+            return self.run_call(function, id, request, None).await.map_err(|not_called| not_called.refusal);
         };
         let body = request.digest();
         let until = Instant::now() + sync_deadline(function.spec(), request.timeout);
-        loop {
+        let claimed = loop {
             let since = Instant::now();
             match self.claim(&name, &key, body, id).await? {
-                Standing::Ours if since.elapsed() < ALONE_FOR => break,
-                // It stood still, and somebody else may be going on with it.
-                Standing::Ours => {}
+                Standing::Ours => {
+                    let claimed = Claimed::new(key.clone(), since);
+                    // If it stood still, somebody else may be going on with it.
+                    if !claimed.is_shared() {
+                        break claimed;
+                    }
+                }
                 Standing::Theirs { execution_id, at } => {
                     if let Some(called) = self.attach(execution_id, at, until).await? {
                         return Ok(called);
@@ -178,12 +186,12 @@ impl Inner {
                     self.accept_to_the_end(function, execution_id, request.clone(), None, Some(claimed), place).await?;
                 }
             }
-        }
+        };
         // Others may have been promised its outcome: it does not end when this caller goes.
         let (tell, told) = oneshot::channel();
         let (inner, function) = (Arc::clone(self), Arc::clone(function));
         self.tasks.spawn("call-with-key", async move {
-            let called = match inner.run_call(&function, id, request).await {
+            let called = match inner.run_call(&function, id, request, Some(&claimed)).await {
                 Ok(called) => Ok(called),
                 Err(not_called) => {
                     // Refused before it ran: the same key may try again.
@@ -195,14 +203,16 @@ impl Inner {
             };
             let _ = tell.send(called);
         });
-        told.await.unwrap_or_else(|_| {
-            let message = format!("the call ended without a word; GET /executions/{id} tells what became of it");
-            Err(Refusal::new(ErrorCode::Internal, message))
-        })
+        told.await.unwrap_or_else(|_| Err(without_a_word(id)))
     }
 
     /// Waits for the execution that has the key. `None`: there is none, its gateway died before it was accepted.
-    async fn attach(&self, id: ExecutionId, at: Timestamp, until: Instant) -> Result<Option<Called>, Refusal> {
+    pub(super) async fn attach(
+        &self,
+        id: ExecutionId,
+        at: Timestamp,
+        until: Instant,
+    ) -> Result<Option<Called>, Refusal> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.wait_for(id, left).await? {

@@ -2,12 +2,15 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use flux_broker::{Queue as _, Table, Tables as _};
-use flux_gateway::core::{Gateway, InvokeRequest};
-use flux_protocol::{Digest, ExecutionId, Lane, PoolName, Timestamp, subject::QueueName, time::now};
+use flux_gateway::{
+    core::{Called, Gateway, InvokeRequest},
+    refusal::Refusal,
+};
+use flux_protocol::{Digest, ErrorCode, ExecutionId, Lane, PoolName, Timestamp, subject::QueueName, time::now};
 use flux_store::{Claim, ExecutionFilter, SharedStore};
 use flux_testkit::{File, archive};
 use tokio::{runtime::Runtime, sync::Notify};
@@ -275,4 +278,77 @@ async fn what_is_cancelled_where_nobody_knows_its_place_is_in_the_table_of_cance
     assert_eq!(scene.gateway.execution(id).await.unwrap().status_text(), "cancelled");
     assert_eq!(scene.queued().await, 1, "it can still be delivered");
     assert!(scene.world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some());
+}
+
+/// Of a call with the key, made again elsewhere while the gateway that claimed it stands before its record: by that one's clock
+/// the claim is old. It has ended when the first goes on.
+struct Overtaken {
+    world: World,
+    store: Arc<FlakyStore>,
+    gateway: Gateway,
+    other: Gateway,
+    agent: FakeAgent,
+}
+
+impl Overtaken {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let store = FlakyStore::over(&world.store);
+        let (gateway, other) = (world.gateway_over(store.clone()).await, world.gateway().await);
+        let agent = world.agent("a", |_| Act::Succeed("once".to_owned())).await;
+        knows(&gateway, &[&agent]).await;
+        deploy(&gateway, "f", "").await;
+        Self { world, store, gateway, other, agent }
+    }
+
+    /// What the first is answered, and whose the key is.
+    async fn calls(&self, before_it_goes_on: impl Future<Output = ()>) -> (Result<Called, Refusal>, ExecutionId) {
+        let (held, go) = self.store.stop_next_accept();
+        let function = name("f");
+        let overtakes = async {
+            held.notified().await;
+            claimed_at(&self.world.store, ago(LONG_AGO), None).await;
+            let id = self.other.invoke(&function, keyed("x", "k")).await.unwrap().execution_id;
+            ended(&self.world, id).await;
+            before_it_goes_on.await;
+            go.notify_one();
+            id
+        };
+        tokio::join!(self.gateway.call(&function, keyed("x", "k")), overtakes)
+    }
+
+    /// It ran once, that is recorded, and the key stands for it.
+    async fn ran_once(&self, id: ExecutionId) {
+        let again = self.other.invoke(&name("f"), keyed("x", "k")).await.unwrap();
+        assert_eq!((again.execution_id, again.replayed), (id, true));
+        let record = self.world.store.execution(id).await.unwrap().unwrap();
+        assert_eq!((record.status_text(), record.lane), ("success", Lane::Invoke));
+        assert_eq!(self.agent.taken(), [(id, 1)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_taken_over_before_it_was_recorded_waits_for_that() {
+    let scene = Overtaken::new().await;
+    let (called, id) = scene.calls(async {}).await;
+    let called = called.unwrap();
+    assert_eq!((called.execution_id, called.replayed), (id, true));
+    assert_eq!(called.outcome.output.to_text(), "once");
+    scene.ran_once(id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_may_have_been_taken_over_and_is_refused_does_not_free_its_key() {
+    let scene = Overtaken::new().await;
+    let claimed = Instant::now();
+    let refused = async {
+        // However long that takes.
+        eventually("it is long ago", || async { claimed.elapsed() > LONG_AGO / 2 }).await;
+        let refuse = Arc::new(Notify::new());
+        refuse.notify_one();
+        scene.store.accept_nothing_after(Some(refuse));
+    };
+    let (called, id) = scene.calls(refused).await;
+    assert_eq!(called.unwrap_err().code, ErrorCode::StoreUnavailable);
+    scene.ran_once(id).await;
 }
