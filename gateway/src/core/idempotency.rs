@@ -109,6 +109,27 @@ impl Inner {
         }
     }
 
+    /// The function as it was for who claimed the key then: what that one published is in the pool of its time. A version that is
+    /// asked for has one pool.
+    async fn as_claimed(
+        &self,
+        function: &Arc<Runnable>,
+        asked: Option<u32>,
+        at: Timestamp,
+    ) -> Result<Arc<Runnable>, Refusal> {
+        let name = &function.spec().name;
+        if asked.is_some() || function.version.created_at <= at {
+            return Ok(Arc::clone(function));
+        }
+        let kept = self.store.function(name).await?.map(|kept| kept.versions).unwrap_or_default();
+        let of_then = kept.iter().rev().find(|version| version.created_at <= at).or_else(|| kept.first());
+        let Some(of_then) = of_then else { return Ok(Arc::clone(function)) };
+        let of_then = self.invocable(name, Some(of_then.version)).await?;
+        // Where the pool is the same, what was not published yet is better done by the version of now.
+        let is_elsewhere = of_then.spec().pool != function.spec().pool && self.pools.contains(&of_then.spec().pool);
+        Ok(if is_elsewhere && of_then.version.is_runnable() { of_then } else { Arc::clone(function) })
+    }
+
     /// An invocation with a key that runs on its own: accepts it, or attaches to the one that has the key.
     pub(super) async fn accept_once(
         self: &Arc<Self>,
@@ -121,6 +142,7 @@ impl Inner {
         let name = &function.spec().name;
         let body = request.digest();
         let mut id = ExecutionId::new();
+        let mut function = Arc::clone(function);
         let claimed = loop {
             let since = Instant::now();
             match self.claim(name, &key, body, id).await? {
@@ -133,6 +155,7 @@ impl Inner {
                         self.store.release_idempotency(name, &key, execution_id).await?;
                     } else if self.is_orphaned(at) {
                         id = execution_id;
+                        function = self.as_claimed(&function, request.version, at).await?;
                         break Claimed::taken_over(key, at);
                     } else {
                         // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
@@ -145,7 +168,7 @@ impl Inner {
             }
         };
         let replayed = claimed.taken_over;
-        self.accept_to_the_end(function, id, request, redrive_of, Some(claimed), place).await?;
+        self.accept_to_the_end(&function, id, request, redrive_of, Some(claimed), place).await?;
         Ok(Accepted { execution_id: id, replayed })
     }
 
@@ -181,9 +204,10 @@ impl Inner {
                         continue;
                     }
                     // It may have been an asynchronous one, whose message is in the queue: so it goes on as one.
+                    let of_then = self.as_claimed(function, request.version, at).await?;
                     let claimed = Claimed::taken_over(key.clone(), at);
                     let place = self.accepts.enter().await?;
-                    self.accept_to_the_end(function, execution_id, request.clone(), None, Some(claimed), place).await?;
+                    self.accept_to_the_end(&of_then, execution_id, request.clone(), None, Some(claimed), place).await?;
                 }
             }
         };

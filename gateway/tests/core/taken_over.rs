@@ -10,7 +10,9 @@ use flux_gateway::{
     core::{Called, Gateway, InvokeRequest},
     refusal::Refusal,
 };
-use flux_protocol::{Digest, ErrorCode, ExecutionId, Lane, PoolName, Timestamp, subject::QueueName, time::now};
+use flux_protocol::{
+    Digest, ErrorCode, ExecutionId, Lane, PoolName, Timestamp, function::parse_yaml, subject::QueueName, time::now,
+};
 use flux_store::{Claim, ExecutionFilter, SharedStore};
 use flux_testkit::{File, archive};
 use tokio::{runtime::Runtime, sync::Notify};
@@ -18,11 +20,14 @@ use tokio::{runtime::Runtime, sync::Notify};
 use crate::{
     fake_agent::{Act, FakeAgent},
     flaky_store::FlakyStore,
-    world::{World, deploy, ended, eventually, keyed, knows, name},
+    world::{World, code, deploy, ended, eventually, keyed, knows, name},
 };
 
 /// Longer ago than a gateway is waited for that has claimed a key and recorded nothing.
 const LONG_AGO: Duration = Duration::from_secs(12);
+/// Longer ago than all that the tests do, and well within what is kept.
+const BEFORE: Duration = Duration::from_secs(600);
+const OTHER_POOL: &str = "gpu";
 /// So long ago that the queue may have forgotten the message's id.
 const FORGOTTEN: Duration = Duration::from_secs(90);
 
@@ -39,9 +44,14 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let world = World::new().await;
+        let mut world = World::new().await;
+        world.pools.push(PoolName::parse(OTHER_POOL).unwrap());
         let store = FlakyStore::over(&world.store);
         let gateway = world.gateway_over(store.clone()).await;
+        // Its version is older than every claim.
+        let spec = parse_yaml("name: f\nhandler: run").unwrap();
+        world.store.register(&spec, ago(BEFORE)).await.unwrap();
+        world.store.deploy(&spec.name, Digest::of(&code()), None, ago(BEFORE)).await.unwrap();
         deploy(&gateway, "f", "").await;
         store.set_records_nothing(true);
         Self { world, store, gateway }
@@ -351,4 +361,18 @@ async fn a_call_that_may_have_been_taken_over_and_is_refused_does_not_free_its_k
     let (called, id) = scene.calls(refused).await;
     assert_eq!(called.unwrap_err().code, ErrorCode::StoreUnavailable);
     scene.ran_once(id).await;
+}
+
+/// Its message is where it was published, and so it is there that a second one is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_in_the_pool_that_the_function_had_is_not_queued_in_the_one_that_it_has() {
+    let scene = Scene::new().await;
+    let id = scene.a_gateway_dies(eventually("it is queued", || async { scene.queued().await == 1 })).await;
+    let spec = parse_yaml("name: f\nhandler: run\npool: gpu").unwrap();
+    assert_eq!(scene.gateway.register(spec).await.unwrap().version.version, 2);
+    assert_eq!(scene.again().await, id);
+    let elsewhere = QueueName { pool: PoolName::parse(OTHER_POOL).unwrap(), ..queue() };
+    assert_eq!((scene.queued().await, scene.world.broker.depth(&elsewhere).await.unwrap_or(0)), (1, 0));
+    let agent = scene.world.agent("a", |_| Act::Succeed(String::new())).await;
+    scene.ends_once(id, &agent).await;
 }
