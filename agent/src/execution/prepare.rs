@@ -33,6 +33,9 @@ const RESTORED_WITHIN: Duration = Duration::from_secs(30);
 /// Some fifteen seconds.
 const RESTORED_TRIES: u32 = 24;
 
+/// Half of what a gateway takes for long, since clocks differ.
+const PLACE_MAY_BE_UNKNOWN_AFTER: Duration = Duration::from_secs(limits::ONE_MESSAGE_WITHIN.as_secs() / 2);
+
 /// All that a process is started from.
 pub(super) struct Ready {
     pub(super) version: Arc<FunctionVersion>,
@@ -116,10 +119,13 @@ impl Attempt {
         if is_v7 { self.execution.id.created_at().min(self.stored_at) } else { self.stored_at }
     }
 
-    /// Where a cancel takes messages back, only what was published or delivered more than once can have been cancelled while
-    /// its message was where nobody looked, such as on its way here again. Elsewhere whatever waited can.
+    /// Where a cancel takes messages back, what was published or delivered more than once can have been cancelled while its
+    /// message was where nobody looked, such as on its way here again; and so can what is old, since a gateway that took it over by
+    /// its idempotency key (ADR 22) did not know where it lay. Elsewhere whatever waited can.
     async fn check_cancelled(&self) -> Result<(), Box<Outcome>> {
-        let may_lie_there = self.execution.queue.lane == Lane::Invoke && !self.node.broker.capabilities().take_back;
+        let place_is_known = self.node.broker.capabilities().take_back
+            && time::now().since(self.accepted_at()) < PLACE_MAY_BE_UNKNOWN_AFTER;
+        let may_lie_there = self.execution.queue.lane == Lane::Invoke && !place_is_known;
         if self.execution.attempt() <= 1 && !may_lie_there {
             return Ok(());
         }

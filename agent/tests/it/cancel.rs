@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use flux_broker::Table;
 use flux_protocol::{
-    ErrorKind, Invocation, Lane, OutcomeStatus,
+    ErrorKind, ExecutionId, Invocation, Lane, OutcomeStatus,
     agent::{ControlReply, ControlRequest},
+    limits, time,
 };
 
 use crate::{
@@ -120,4 +121,29 @@ async fn what_was_cancelled_while_it_waited_does_not_start() {
     let _agent = world.agent(&executor, World::settings()).await;
     assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
     assert_eq!(executor.started(), 0);
+}
+
+/// A gateway that took it over by its key, a minute later, did not know its place. It waits on, for longer than agents remember
+/// a cancel.
+#[tokio::test]
+async fn what_is_old_and_was_cancelled_while_it_waited_does_not_start() {
+    let world = World::new().await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: f\nhandler: f").await;
+    let queued = old(invocation(""), limits::ONE_MESSAGE_WITHIN);
+    let id = queued.execution_id.expect("given");
+    world.broker.put(Table::Cancelled, &id.to_string(), "by the test".into()).await.expect("put");
+    world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
+    let _agent = world.agent(&executor, World::settings()).await;
+    assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
+    assert_eq!(executor.started(), 0);
+}
+
+/// As if it had been accepted so long ago, by its id.
+fn old(invocation: Invocation, age: Duration) -> Invocation {
+    let mut id = *ExecutionId::new().as_bytes();
+    let accepted = time::now().as_millis() - i64::try_from(age.as_millis()).expect("not so old");
+    id[..6].copy_from_slice(&accepted.to_be_bytes()[2..]);
+    Invocation { execution_id: Some(ExecutionId::from_bytes(id)), ..invocation }
 }

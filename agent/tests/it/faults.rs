@@ -8,8 +8,12 @@ use std::{
     time::Duration,
 };
 
-use flux_protocol::{ErrorKind, Invocation, Lane, OutcomeStatus, Phase, limits};
+use flux_broker::memory::{MemoryBroker, MemoryLimits};
+use flux_protocol::{
+    ErrorKind, Invocation, Lane, OutcomeStatus, Phase, PoolName, agent::HoldersRequest, limits, subject,
+};
 use flux_runtime::settings::AgentSettings;
+use futures::StreamExt as _;
 
 use crate::{
     fake::{End, FakeExecutor, Launch},
@@ -271,4 +275,25 @@ async fn a_broker_that_restarts_loses_nothing() {
     // And what comes afterwards is run.
     let next = world.invoke("f", "").await;
     world.end_of(next).await;
+}
+
+/// A first delivery of which the queue cannot say when it was sent: another may hold the message by now.
+#[tokio::test]
+async fn what_may_have_come_late_is_asked_about_before_it_starts() {
+    let memory = MemoryBroker::new(MemoryLimits::default());
+    memory.say_deliveries_may_be_late();
+    let world = World::in_memory(memory).await;
+    let executor = FakeExecutor::new();
+    executor.program("f", |_call| async { End::Exit(0) });
+    world.deploy("name: f\nhandler: f").await;
+    let mut questions = world.broker.listen(&subject::holders_of(&PoolName::default())).await.expect("listen");
+    let agent = world.agent(&executor, World::settings()).await;
+    let id = world.invoke("f", "").await;
+    let question = tokio::time::timeout(SOON, questions.next()).await.expect("others are asked").expect("a question");
+    assert_eq!(subject::agent_of_holders(&question.subject).as_ref(), Some(agent.agent.id()));
+    let HoldersRequest { deliveries } = serde_json::from_slice(&question.body).expect("a question");
+    assert_eq!(deliveries.iter().map(|asked| (asked.execution_id, asked.attempt)).collect::<Vec<_>>(), [(id, 1)]);
+    // Nobody holds it.
+    assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Success);
+    assert_eq!(executor.started(), 1);
 }

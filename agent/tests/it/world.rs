@@ -74,9 +74,13 @@ impl World {
 
     /// Over an engine that takes no message back, as RabbitMQ's.
     pub(crate) async fn without_take_back() -> Self {
-        log();
         let less = Capabilities { take_back: false, ..Capabilities::all() };
-        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::with_capabilities(MemoryLimits::default(), less));
+        Self::in_memory(MemoryBroker::with_capabilities(MemoryLimits::default(), less)).await
+    }
+
+    pub(crate) async fn in_memory(broker: MemoryBroker) -> Self {
+        log();
+        let broker: Arc<dyn Broker> = Arc::new(broker);
         let nats = NatsServer::start().await;
         Self::over(nats, Arc::clone(&broker), Some(broker), Tasks::new(Shutdown::new())).await
     }

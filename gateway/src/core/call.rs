@@ -31,6 +31,7 @@ use super::{
     Called, Gateway, Inner, InvokeRequest,
     admission::{Admission, Summary, refusal},
     function_cache::Runnable,
+    idempotency::Claimed,
     in_flight::nonce_of,
     verdict::Holders,
 };
@@ -101,7 +102,7 @@ fn waits_for_room(spec: &FunctionSpec) -> bool {
 /// A call without an outcome to tell.
 pub(super) struct NotCalled {
     pub(super) refusal: Refusal,
-    /// It ran, or is in the queue as far as is known: its idempotency key must go on standing for it.
+    /// It ran, is in the queue as far as is known, or others may be going on with it: its idempotency key must go on standing for it.
     pub(super) may_run: bool,
 }
 
@@ -118,8 +119,8 @@ impl Inner {
         function: &Arc<Runnable>,
         id: ExecutionId,
         request: InvokeRequest,
+        claimed: Option<&Claimed>,
     ) -> Result<Called, NotCalled> {
-        let keyed = request.idempotency_key.is_some();
         let spec = function.spec();
         let reply_to = subject::reply(&self.id);
         let nonce = nonce_of(&reply_to).unwrap_or_default();
@@ -127,7 +128,10 @@ impl Inner {
         let queue = function.queue(Lane::Call);
         let (admission, place) = match self.in_flight.admit(nonce, id, queue, spec, &fleet) {
             Ok(admitted) => admitted,
-            Err((Admission::Refuse(shortage), mine)) => return Err(refusal(spec, &fleet, &mine, shortage).into()),
+            Err((Admission::Refuse(shortage), mine)) => {
+                let refusal = refusal(spec, &fleet, &mine, shortage);
+                return Err(NotCalled { refusal, may_run: claimed.is_some_and(Claimed::is_shared) });
+            }
             Err(_) => return Err(Refusal::new(ErrorCode::Internal, "admission refused without a shortage").into()),
         };
         let began = Instant::now();
@@ -171,7 +175,7 @@ impl Inner {
                 tell_agent: Some(began + TELL_AGENT_AFTER),
                 call_agents: Some(began + CALL_AGENTS_AFTER),
                 pickup,
-                record: (pickup.is_none() || keyed).then(|| began + RECORD_AFTER),
+                record: (pickup.is_none() || claimed.is_some()).then(|| began + RECORD_AFTER),
                 look: began + LOOK_EVERY,
             },
             payload: request.payload,
@@ -194,14 +198,24 @@ impl Inner {
             function = %spec.name,
             trace_id = driver.invocation.traceparent.as_deref().and_then(|text| text.get(3..35)),
         );
-        match driver.run(keyed).instrument(span).await {
+        match driver.run(claimed.is_some()).instrument(span).await {
             End::Called(called) => {
                 guard.finish();
                 Ok(called)
             }
             End::Refused(refusal) => {
+                // Nobody goes on with what has a record.
+                let may_run = !driver.recorded && claimed.is_some_and(Claimed::is_shared);
                 guard.finish();
-                Err(refusal.into())
+                Err(NotCalled { refusal, may_run })
+            }
+            End::Anothers => {
+                guard.finish();
+                match self.attach(id, queued_at, began + allowed).await {
+                    Ok(Some(called)) => Ok(called),
+                    Ok(None) => Err(NotCalled { refusal: without_a_word(id), may_run: true }),
+                    Err(refusal) => Err(NotCalled { refusal, may_run: true }),
+                }
             }
             End::Untold(refusal) => {
                 guard.finish();
@@ -237,6 +251,11 @@ impl Drop for Guard {
             tasks.spawn("abandon-call", driver.abandon());
         }
     }
+}
+
+pub(super) fn without_a_word(id: ExecutionId) -> Refusal {
+    let message = format!("the call ended without a word; GET /executions/{id} tells what became of it");
+    Refusal::new(ErrorCode::Internal, message)
 }
 
 /// Whether a failed publish may have been stored all the same, so that only repeating it, or cancelling, settles it.

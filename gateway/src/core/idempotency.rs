@@ -11,7 +11,11 @@ use flux_protocol::{Digest, ErrorCode, ExecutionId, FunctionName, Timestamp, lim
 use flux_store::Claim;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Accepted, Called, Inner, InvokeRequest, call::sync_deadline, function_cache::Runnable};
+use super::{
+    Accepted, Called, Inner, InvokeRequest,
+    call::{sync_deadline, without_a_word},
+    function_cache::Runnable,
+};
 use crate::refusal::Refusal;
 
 /// A claim without a record after this was left by a gateway that died between the two.
@@ -19,8 +23,6 @@ pub(super) const ORPHANED_AFTER: Duration = Duration::from_secs(10);
 
 /// Until then nobody else goes on with a claim, though clocks differ.
 const ALONE_FOR: Duration = Duration::from_secs(ORPHANED_AFTER.as_secs() / 2);
-/// Whatever is published of one claim within this is one message in a queue that stores an id once, though clocks differ.
-const ONE_MESSAGE_WITHIN: Duration = Duration::from_secs(limits::DUPLICATE_WINDOW.as_secs() / 2);
 
 /// How often it is looked whether the gateway that claimed a key has recorded its execution: a matter of milliseconds,
 /// unless it died.
@@ -62,7 +64,7 @@ impl Claimed {
 
     /// Whether a queue that stores an id once still knows this one's, if it was ever published.
     pub(super) fn is_one_message(&self) -> bool {
-        self.age() < ONE_MESSAGE_WITHIN
+        self.age() < limits::ONE_MESSAGE_WITHIN
     }
 }
 
@@ -107,6 +109,27 @@ impl Inner {
         }
     }
 
+    /// The function as it was for who claimed the key then: what that one published is in the pool of its time. A version that is
+    /// asked for has one pool.
+    async fn as_claimed(
+        &self,
+        function: &Arc<Runnable>,
+        asked: Option<u32>,
+        at: Timestamp,
+    ) -> Result<Arc<Runnable>, Refusal> {
+        let name = &function.spec().name;
+        if asked.is_some() || function.version.created_at <= at {
+            return Ok(Arc::clone(function));
+        }
+        let kept = self.store.function(name).await?.map(|kept| kept.versions).unwrap_or_default();
+        let of_then = kept.iter().rev().find(|version| version.created_at <= at).or_else(|| kept.first());
+        let Some(of_then) = of_then else { return Ok(Arc::clone(function)) };
+        let of_then = self.invocable(name, Some(of_then.version)).await?;
+        // Where the pool is the same, what was not published yet is better done by the version of now.
+        let is_elsewhere = of_then.spec().pool != function.spec().pool && self.pools.contains(&of_then.spec().pool);
+        Ok(if is_elsewhere && of_then.version.is_runnable() { of_then } else { Arc::clone(function) })
+    }
+
     /// An invocation with a key that runs on its own: accepts it, or attaches to the one that has the key.
     pub(super) async fn accept_once(
         self: &Arc<Self>,
@@ -119,6 +142,7 @@ impl Inner {
         let name = &function.spec().name;
         let body = request.digest();
         let mut id = ExecutionId::new();
+        let mut function = Arc::clone(function);
         let claimed = loop {
             let since = Instant::now();
             match self.claim(name, &key, body, id).await? {
@@ -131,6 +155,7 @@ impl Inner {
                         self.store.release_idempotency(name, &key, execution_id).await?;
                     } else if self.is_orphaned(at) {
                         id = execution_id;
+                        function = self.as_claimed(&function, request.version, at).await?;
                         break Claimed::taken_over(key, at);
                     } else {
                         // Claimed, and not recorded yet. Saying "accepted" now would be a promise that nobody keeps if the
@@ -143,7 +168,7 @@ impl Inner {
             }
         };
         let replayed = claimed.taken_over;
-        self.accept_to_the_end(function, id, request, redrive_of, Some(claimed), place).await?;
+        self.accept_to_the_end(&function, id, request, redrive_of, Some(claimed), place).await?;
         Ok(Accepted { execution_id: id, replayed })
     }
 
@@ -156,16 +181,20 @@ impl Inner {
         let id = ExecutionId::new();
         let name = function.spec().name.clone();
         let Some(key) = request.idempotency_key.clone() else {
-            return self.run_call(function, id, request).await.map_err(|not_called| not_called.refusal);
+            return self.run_call(function, id, request, None).await.map_err(|not_called| not_called.refusal);
         };
         let body = request.digest();
         let until = Instant::now() + sync_deadline(function.spec(), request.timeout);
-        loop {
+        let claimed = loop {
             let since = Instant::now();
             match self.claim(&name, &key, body, id).await? {
-                Standing::Ours if since.elapsed() < ALONE_FOR => break,
-                // It stood still, and somebody else may be going on with it.
-                Standing::Ours => {}
+                Standing::Ours => {
+                    let claimed = Claimed::new(key.clone(), since);
+                    // If it stood still, somebody else may be going on with it.
+                    if !claimed.is_shared() {
+                        break claimed;
+                    }
+                }
                 Standing::Theirs { execution_id, at } => {
                     if let Some(called) = self.attach(execution_id, at, until).await? {
                         return Ok(called);
@@ -175,17 +204,18 @@ impl Inner {
                         continue;
                     }
                     // It may have been an asynchronous one, whose message is in the queue: so it goes on as one.
+                    let of_then = self.as_claimed(function, request.version, at).await?;
                     let claimed = Claimed::taken_over(key.clone(), at);
                     let place = self.accepts.enter().await?;
-                    self.accept_to_the_end(function, execution_id, request.clone(), None, Some(claimed), place).await?;
+                    self.accept_to_the_end(&of_then, execution_id, request.clone(), None, Some(claimed), place).await?;
                 }
             }
-        }
+        };
         // Others may have been promised its outcome: it does not end when this caller goes.
         let (tell, told) = oneshot::channel();
         let (inner, function) = (Arc::clone(self), Arc::clone(function));
         self.tasks.spawn("call-with-key", async move {
-            let called = match inner.run_call(&function, id, request).await {
+            let called = match inner.run_call(&function, id, request, Some(&claimed)).await {
                 Ok(called) => Ok(called),
                 Err(not_called) => {
                     // Refused before it ran: the same key may try again.
@@ -197,14 +227,16 @@ impl Inner {
             };
             let _ = tell.send(called);
         });
-        told.await.unwrap_or_else(|_| {
-            let message = format!("the call ended without a word; GET /executions/{id} tells what became of it");
-            Err(Refusal::new(ErrorCode::Internal, message))
-        })
+        told.await.unwrap_or_else(|_| Err(without_a_word(id)))
     }
 
     /// Waits for the execution that has the key. `None`: there is none, its gateway died before it was accepted.
-    async fn attach(&self, id: ExecutionId, at: Timestamp, until: Instant) -> Result<Option<Called>, Refusal> {
+    pub(super) async fn attach(
+        &self,
+        id: ExecutionId,
+        at: Timestamp,
+        until: Instant,
+    ) -> Result<Option<Called>, Refusal> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.wait_for(id, left).await? {

@@ -82,6 +82,7 @@ struct Inner {
     tasks: TaskTracker,
     killed: CancellationToken,
     deaf: AtomicBool,
+    loses_replies: AtomicBool,
     /// Versions' `retry.max_attempts`, which a real agent reads from the function.
     max_attempts: u32,
 }
@@ -121,6 +122,7 @@ impl FakeAgent {
             tasks: TaskTracker::new(),
             killed: CancellationToken::new(),
             deaf: AtomicBool::new(false),
+            loses_replies: AtomicBool::new(false),
             max_attempts,
         });
         let agent = Self { inner };
@@ -188,6 +190,12 @@ impl FakeAgent {
     /// Whether signals pass it by, as while its connection is not back yet. It still says that it lives.
     pub(crate) fn set_deaf(&self, deaf: bool) {
         self.inner.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// Whether whoever waits for an execution hears nothing of it.
+    #[allow(dead_code)] // of the core tests
+    pub(crate) fn lose_replies(&self, lost: bool) {
+        self.inner.loses_replies.store(lost, Ordering::SeqCst);
     }
 
     /// Whether it would not start this execution any more.
@@ -445,7 +453,9 @@ impl FakeAgent {
     }
 
     async fn say(&self, job: &Job, status: StatusMessage) {
-        if let Some(reply_to) = &job.invocation.reply_to {
+        if let Some(reply_to) = &job.invocation.reply_to
+            && !self.inner.loses_replies.load(Ordering::SeqCst)
+        {
             let body = serde_json::to_vec(&status).unwrap();
             let _ = self.inner.broker.signal(reply_to.clone(), body.into()).await;
         }

@@ -2,12 +2,17 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use flux_broker::Queue as _;
-use flux_gateway::core::{Gateway, InvokeRequest};
-use flux_protocol::{Digest, ExecutionId, Lane, PoolName, Timestamp, subject::QueueName, time::now};
+use flux_broker::{Queue as _, Table, Tables as _};
+use flux_gateway::{
+    core::{Called, Gateway, InvokeRequest},
+    refusal::Refusal,
+};
+use flux_protocol::{
+    Digest, ErrorCode, ExecutionId, Lane, PoolName, Timestamp, function::parse_yaml, subject::QueueName, time::now,
+};
 use flux_store::{Claim, ExecutionFilter, SharedStore};
 use flux_testkit::{File, archive};
 use tokio::{runtime::Runtime, sync::Notify};
@@ -15,11 +20,14 @@ use tokio::{runtime::Runtime, sync::Notify};
 use crate::{
     fake_agent::{Act, FakeAgent},
     flaky_store::FlakyStore,
-    world::{World, deploy, ended, eventually, keyed, knows, name},
+    world::{World, code, deploy, ended, eventually, keyed, knows, name},
 };
 
 /// Longer ago than a gateway is waited for that has claimed a key and recorded nothing.
 const LONG_AGO: Duration = Duration::from_secs(12);
+/// Longer ago than all that the tests do, and well within what is kept.
+const BEFORE: Duration = Duration::from_secs(600);
+const OTHER_POOL: &str = "gpu";
 /// So long ago that the queue may have forgotten the message's id.
 const FORGOTTEN: Duration = Duration::from_secs(90);
 
@@ -36,9 +44,14 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let world = World::new().await;
+        let mut world = World::new().await;
+        world.pools.push(PoolName::parse(OTHER_POOL).unwrap());
         let store = FlakyStore::over(&world.store);
         let gateway = world.gateway_over(store.clone()).await;
+        // Its version is older than every claim.
+        let spec = parse_yaml("name: f\nhandler: run").unwrap();
+        world.store.register(&spec, ago(BEFORE)).await.unwrap();
+        world.store.deploy(&spec.name, Digest::of(&code()), None, ago(BEFORE)).await.unwrap();
         deploy(&gateway, "f", "").await;
         store.set_records_nothing(true);
         Self { world, store, gateway }
@@ -260,4 +273,106 @@ async fn what_is_long_forgotten_is_another_execution() {
     let id = claimed_alone(&world, &gateway, ago(Duration::from_secs(2 * 3600))).await;
     let accepted = gateway.invoke(&name("f"), keyed("x", "k")).await.unwrap();
     assert!(!accepted.replayed && accepted.execution_id != id, "{accepted:?}");
+}
+
+/// Its place is not known, so it cannot be taken back. Agents read the table before they start what is as old.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_where_nobody_knows_its_place_is_in_the_table_of_cancels() {
+    let scene = Scene::new().await;
+    let id = scene.a_gateway_dies(eventually("it is queued", || async { scene.queued().await == 1 })).await;
+    scene.store.set_records_nothing(false);
+    claimed_at(&scene.world.store, ago(FORGOTTEN), Some(id)).await;
+    assert_eq!(scene.again().await, id);
+    assert_eq!(scene.world.store.execution(id).await.unwrap().unwrap().position, None);
+    scene.gateway.cancel(id).await.unwrap();
+    assert_eq!(scene.gateway.execution(id).await.unwrap().status_text(), "cancelled");
+    assert_eq!(scene.queued().await, 1, "it can still be delivered");
+    assert!(scene.world.broker.get(Table::Cancelled, &id.to_string()).await.unwrap().is_some());
+}
+
+/// Of a call with the key, made again elsewhere while the gateway that claimed it stands before its record: by that one's clock
+/// the claim is old. It has ended when the first goes on.
+struct Overtaken {
+    world: World,
+    store: Arc<FlakyStore>,
+    gateway: Gateway,
+    other: Gateway,
+    agent: FakeAgent,
+}
+
+impl Overtaken {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let store = FlakyStore::over(&world.store);
+        let (gateway, other) = (world.gateway_over(store.clone()).await, world.gateway().await);
+        let agent = world.agent("a", |_| Act::Succeed("once".to_owned())).await;
+        knows(&gateway, &[&agent]).await;
+        deploy(&gateway, "f", "").await;
+        Self { world, store, gateway, other, agent }
+    }
+
+    /// What the first is answered, and whose the key is.
+    async fn calls(&self, before_it_goes_on: impl Future<Output = ()>) -> (Result<Called, Refusal>, ExecutionId) {
+        let (held, go) = self.store.stop_next_accept();
+        let function = name("f");
+        let overtakes = async {
+            held.notified().await;
+            claimed_at(&self.world.store, ago(LONG_AGO), None).await;
+            let id = self.other.invoke(&function, keyed("x", "k")).await.unwrap().execution_id;
+            ended(&self.world, id).await;
+            before_it_goes_on.await;
+            go.notify_one();
+            id
+        };
+        tokio::join!(self.gateway.call(&function, keyed("x", "k")), overtakes)
+    }
+
+    /// It ran once, that is recorded, and the key stands for it.
+    async fn ran_once(&self, id: ExecutionId) {
+        let again = self.other.invoke(&name("f"), keyed("x", "k")).await.unwrap();
+        assert_eq!((again.execution_id, again.replayed), (id, true));
+        let record = self.world.store.execution(id).await.unwrap().unwrap();
+        assert_eq!((record.status_text(), record.lane), ("success", Lane::Invoke));
+        assert_eq!(self.agent.taken(), [(id, 1)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_taken_over_before_it_was_recorded_waits_for_that() {
+    let scene = Overtaken::new().await;
+    let (called, id) = scene.calls(async {}).await;
+    let called = called.unwrap();
+    assert_eq!((called.execution_id, called.replayed), (id, true));
+    assert_eq!(called.outcome.output.to_text(), "once");
+    scene.ran_once(id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_may_have_been_taken_over_and_is_refused_does_not_free_its_key() {
+    let scene = Overtaken::new().await;
+    let claimed = Instant::now();
+    let refused = async {
+        // However long that takes.
+        eventually("it is long ago", || async { claimed.elapsed() > LONG_AGO / 2 }).await;
+        let refuse = Arc::new(Notify::new());
+        refuse.notify_one();
+        scene.store.accept_nothing_after(Some(refuse));
+    };
+    let (called, id) = scene.calls(refused).await;
+    assert_eq!(called.unwrap_err().code, ErrorCode::StoreUnavailable);
+    scene.ran_once(id).await;
+}
+
+/// Its message is where it was published, and so it is there that a second one is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_in_the_pool_that_the_function_had_is_not_queued_in_the_one_that_it_has() {
+    let scene = Scene::new().await;
+    let id = scene.a_gateway_dies(eventually("it is queued", || async { scene.queued().await == 1 })).await;
+    let spec = parse_yaml("name: f\nhandler: run\npool: gpu").unwrap();
+    assert_eq!(scene.gateway.register(spec).await.unwrap().version.version, 2);
+    assert_eq!(scene.again().await, id);
+    let elsewhere = QueueName { pool: PoolName::parse(OTHER_POOL).unwrap(), ..queue() };
+    assert_eq!((scene.queued().await, scene.world.broker.depth(&elsewhere).await.unwrap_or(0)), (1, 0));
+    let agent = scene.world.agent("a", |_| Act::Succeed(String::new())).await;
+    scene.ends_once(id, &agent).await;
 }

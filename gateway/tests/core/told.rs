@@ -64,6 +64,15 @@ async fn a_call_is_not_refused_while_an_agent_says_that_it_has_room() {
 /// Was answered with `cancelled`, which nobody had asked for.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_not_all_agents_could_be_asked_to_give_back_is_refused_by_those_that_were() {
+    is_refused_by_those_that_were_asked(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn and_it_is_refused_also_where_their_reply_is_lost() {
+    is_refused_by_those_that_were_asked(true).await;
+}
+
+async fn is_refused_by_those_that_were_asked(replies_are_lost: bool) {
     let world = World::with_less().await;
     let gateway = world.gateway().await;
     let agents = [
@@ -75,6 +84,7 @@ async fn a_call_that_not_all_agents_could_be_asked_to_give_back_is_refused_by_th
     knows(&gateway, &[asked, deaf]).await;
     deploy(&gateway, "f", "").await;
     deaf.set_deaf(true);
+    asked.lose_replies(replies_are_lost);
     let mut control = world.broker.listen(subject::control_all()).await.unwrap();
     let function = name("f");
     let late = async {

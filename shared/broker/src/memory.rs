@@ -76,6 +76,7 @@ struct Faults {
     tables_are_new: AtomicBool,
     buries_to_fail: AtomicU32,
     deliveries_paused: AtomicBool,
+    deliveries_may_be_late: AtomicBool,
 }
 
 impl Default for MemoryBroker {
@@ -132,6 +133,11 @@ impl MemoryBroker {
     /// The same for dead letters.
     pub fn fail_buries(&self, count: u32) {
         self.inner.faults.buries_to_fail.store(count, Ordering::SeqCst);
+    }
+
+    /// What is delivered from now on says that it may be late.
+    pub fn say_deliveries_may_be_late(&self) {
+        self.inner.faults.deliveries_may_be_late.store(true, Ordering::SeqCst);
     }
 
     /// While paused no pull gets anything; what is out is redelivered once they go on.

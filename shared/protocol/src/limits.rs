@@ -147,6 +147,9 @@ pub const STATUS_STREAM_BYTES: i64 = 4 * 1024 * MIB as i64;
 pub const DLQ_STREAM_BYTES: i64 = 2 * 1024 * MIB as i64;
 /// Publishes with the same message id inside this window are one.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// What is published of one idempotency key within this is one message, though clocks differ. Who takes the key over later does
+/// not know where its message lies.
+pub const ONE_MESSAGE_WITHIN: Duration = Duration::from_secs(DUPLICATE_WINDOW.as_secs() / 2);
 /// Publish acks outstanding of one process.
 pub const PUBLISH_IN_FLIGHT: usize = 20_000;
 /// A pull that finds nothing ends after this long and is renewed.

@@ -72,12 +72,13 @@ fn is_of_one_queue(a: &ExecutionRecord, b: &ExecutionRecord) -> bool {
 }
 
 /// Merges the record that a gateway made when it accepted, with what statuses may have told before. The gateway knows the
-/// queue: what was told of another is nothing.
+/// queue: what was told of another is nothing. Unless it has ended, or has a place: then a gateway knew that one, and was first.
 pub fn merge_queued(known: Option<ExecutionRecord>, queued: ExecutionRecord) -> ExecutionRecord {
     let queued = normal(queued);
     match known {
         None => queued,
         Some(known) if is_of_one_queue(&known, &queued) => join(known, queued),
+        Some(known) if known.is_terminal() || known.position.is_some() => known,
         Some(_) => queued,
     }
 }

@@ -35,6 +35,8 @@ pub(super) enum End {
     Untold(Refusal),
     /// Given up on; whatever is left of it is to be ended behind the answer.
     Abandoned(Refusal),
+    /// Nothing was published, since another took its key over and was first.
+    Anothers,
 }
 
 pub(super) struct Timers {
@@ -91,12 +93,8 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) async fn run(&mut self, keyed: bool) -> End {
-        if keyed {
-            // The key stands for this execution: whoever attaches to it must find a record.
-            if let Err(error) = self.inner.store.insert_queued(self.queued_record()).await {
-                return End::Refused(error.into());
-            }
-            self.recorded = true;
+        if keyed && let Some(end) = self.record_first().await {
+            return end;
         }
         self.invocation.payload = payload_of(self.id, &self.payload);
         let payload = std::mem::take(&mut self.payload);
@@ -140,6 +138,24 @@ impl Driver {
             if let Some(end) = end {
                 return end;
             }
+        }
+    }
+
+    /// The key stands for this execution: whoever attaches to it must find a record. Who took the key over, as this gateway stood
+    /// still or another's clock is ahead, may have been first: then the record is theirs, and so is the execution.
+    async fn record_first(&mut self) -> Option<End> {
+        let store = Arc::clone(&self.inner.store);
+        let record = match store.insert_queued(self.queued_record()).await {
+            Ok(()) => store.execution(self.id).await,
+            Err(error) => Err(error),
+        };
+        match record {
+            Ok(Some(record)) if record.lane == Lane::Call && !record.is_terminal() => {
+                self.recorded = true;
+                None
+            }
+            Ok(_) => Some(End::Anothers),
+            Err(error) => Some(End::Refused(error.into())),
         }
     }
 
@@ -402,7 +418,7 @@ impl Driver {
         self.recorded = true;
         let ended = record.is_terminal();
         let outcome = record.outcome.filter(|_| ended)?;
-        Some(self.called(record.attempt, record.agent_id, outcome).await)
+        Some(self.ended(record.attempt, record.agent_id, outcome).await)
     }
 
     /// The queue lost the message and no agent holds it: the same execution, the next attempt.

@@ -300,11 +300,12 @@ fn at_once(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
     for (n, later) in story.starts.iter().enumerate() {
         for earlier in &story.starts[..n] {
             let together = together_us(earlier, later);
-            let fault = |matters: fn(FaultKind) -> bool| {
-                stories.fault_within(earlier.at_us.saturating_sub(DEATH_NOTICED_US), later.at_us, matters)
-            };
+            let since_us = earlier.at_us.saturating_sub(DEATH_NOTICED_US);
+            let fault = |matters: fn(FaultKind) -> bool| stories.fault_within(since_us, later.at_us, matters);
             let allowed = if stories.agents > 1 && fault(FaultKind::is_stall) {
-                u64::MAX
+                // No function runs for longer than that by itself.
+                let held_us = stories.held_until(since_us, later.at_us, FaultKind::is_stall);
+                held_us.saturating_sub(later.at_us).saturating_add(DEATH_NOTICED_US)
             } else if fault(|_| true) {
                 DEATH_NOTICED_US
             } else {

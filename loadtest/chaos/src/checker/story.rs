@@ -239,6 +239,12 @@ impl Stories {
         self.faults.values().any(|fault| matters(fault.kind) && fault.from_us <= to_us && fault.to_us >= from_us)
     }
 
+    /// When the last of those ended, or 0.
+    pub(super) fn held_until(&self, from_us: u64, to_us: u64, matters: impl Fn(FaultKind) -> bool) -> u64 {
+        let held = self.faults.values().filter(|fault| matters(fault.kind) && fault.from_us <= to_us);
+        held.map(|fault| fault.to_us).filter(|ended_us| *ended_us >= from_us).max().unwrap_or(0)
+    }
+
     /// Whether one of these processes was killed within this time.
     pub(super) fn killed_within(&self, from_us: u64, to_us: u64, targets: &[&str]) -> bool {
         let killed = |fault: &Fault| matches!(fault.kind, FaultKind::Kill | FaultKind::Wipe);

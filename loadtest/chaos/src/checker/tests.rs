@@ -457,6 +457,14 @@ fn two_attempts_do_not_live_at_once() {
     holds(&together(3, 6 * SECOND, kill()));
     refused(&together(3, 8 * SECOND, kill()), Rule::RanAtOnce);
     holds(&together(3, 8 * SECOND, pause()));
+    // It was over long before the first was.
+    let lifted = |lifted_us| {
+        let mut entries = together(3, 8 * SECOND, pause());
+        entries.push(at(lifted_us, Event::Lifted { fault: 0 }));
+        entries
+    };
+    holds(&lifted(5 * SECOND + 20));
+    refused(&lifted(5 * SECOND - 20), Rule::RanAtOnce);
     // One agent knows what it runs itself.
     refused(&together(1, 8 * SECOND, pause()), Rule::RanAtOnce);
 }

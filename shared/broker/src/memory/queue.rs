@@ -320,7 +320,7 @@ fn delivery(inner: &Arc<Inner>, queue: &QueueName, taken: Taken<Content>, positi
         stored_at: taken.content.stored_at,
         redeliveries: taken.redeliveries,
         pending: Some(taken.pending),
-        maybe_late: false,
+        maybe_late: inner.faults.deliveries_may_be_late.load(std::sync::atomic::Ordering::SeqCst),
         ack: AckHandle::new(acker),
     }
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use flux_protocol::{
-    Chunk, ExecutionId, ExecutionRecord, Invocation, OutcomeStatus, OutputLog, Phase, Stream, execution::QueuePosition,
-    limits,
+    Chunk, ExecutionId, ExecutionRecord, Invocation, Lane, OutcomeStatus, OutputLog, Phase, Stream,
+    execution::QueuePosition, limits,
 };
 
 use super::{at, at_once, ended, failed_for_now, id, load, position, queued, status, update};
@@ -115,6 +115,29 @@ pub async fn an_accepted_record_may_come_after_its_outcome(store: &dyn Store) {
     assert_eq!(record.status_text(), "success");
     assert_eq!((record.position, record.deadline), (Some(position(7)), Some(deadline)));
     assert_eq!(record.invocation, None, "nothing is published again for it");
+}
+
+/// Two gateways that accept one execution by its key, and do not agree on the queue.
+pub async fn an_accepted_record_of_another_queue_replaces_neither_an_outcome_nor_a_place(store: &dyn Store) {
+    let told = |number| update(ended(id(1, number), "f", 1, OutcomeStatus::Success, 3), 5);
+    let elsewhere = |number| ExecutionRecord { lane: Lane::Call, position: None, ..queued(id(1, number), "f", 1) };
+    // It ended, as nobody knew that it had been accepted.
+    store.record(vec![told(1)]).await.expect("record");
+    // It was accepted, and ended.
+    store.insert_queued(queued(id(1, 2), "f", 1)).await.expect("insert");
+    store.record(vec![told(2)]).await.expect("record");
+    // It was accepted, and waits.
+    store.insert_queued(queued(id(1, 3), "f", 1)).await.expect("insert");
+    for number in 1..=3 {
+        let before = load(store, id(1, number)).await;
+        store.insert_queued(elsewhere(number)).await.expect("insert");
+        assert_eq!(load(store, id(1, number)).await, before);
+    }
+    // What somebody says who knows no place is nothing against who accepted it.
+    store.record(vec![update(status(id(1, 4), "f", 1, Phase::Running, 2), 1)]).await.expect("record");
+    store.insert_queued(elsewhere(4)).await.expect("insert");
+    let record = load(store, id(1, 4)).await;
+    assert_eq!((record.lane, record.phase), (Lane::Call, Phase::Queued));
 }
 
 pub async fn one_update_makes_an_execution_terminal(store: &dyn Store) {

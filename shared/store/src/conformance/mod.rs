@@ -55,6 +55,7 @@ macro_rules! conformance_clauses {
                 a_late_attempt_cannot_overwrite_an_outcome,
                 the_first_outcome_of_the_log_wins,
                 an_accepted_record_may_come_after_its_outcome,
+                an_accepted_record_of_another_queue_replaces_neither_an_outcome_nor_a_place,
                 one_update_makes_an_execution_terminal,
                 a_failure_that_is_retried_asks_for_its_next_attempt,
                 a_message_published_again_waits_anew,
