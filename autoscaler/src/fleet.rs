@@ -224,14 +224,23 @@ impl Fleet {
         removed
     }
 
-    /// The machines as the plan sees them. `heard` says since when an agent is silent, and what it said last.
-    pub fn seen(&self, loads: &BTreeMap<String, Load>, heard: &BTreeMap<String, Heard>) -> Vec<PlanNode> {
+    /// The machines as the plan sees them. `heard` says since when an agent is silent, and what it said last. What boots, or is to
+    /// go, at a provider that is not `in_reach` may never come or go: it costs, and no rule waits for it.
+    pub fn seen(
+        &self,
+        loads: &BTreeMap<String, Load>,
+        heard: &BTreeMap<String, Heard>,
+        in_reach: impl Fn(&str) -> bool,
+    ) -> Vec<PlanNode> {
         let node = |(name, member): (&String, &Member)| {
             // One that we take back is as good as back.
             let load = loads.get(name).map(|load| Load { draining: load.draining && !taken_back(member), ..*load });
             let last = heard.get(name);
             let silent_since = || last.map_or(member.since, |last| last.at.max(member.since));
             let (phase, since) = match member.state {
+                ManagedState::Wanted | ManagedState::Booting | ManagedState::Leaving if !in_reach(&member.provider) => {
+                    (Phase::Cordoned, member.since)
+                }
                 // From when it was ordered: a launch that does not succeed does not begin anew.
                 ManagedState::Wanted | ManagedState::Booting => (Phase::Booting, member.wanted_at),
                 ManagedState::Ready if load.is_none() => (Phase::Silent, silent_since()),

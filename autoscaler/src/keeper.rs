@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, plan};
+use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, Wait, plan};
 use flux_protocol::{
     PoolName, Timestamp,
     autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState},
@@ -32,6 +32,8 @@ pub struct Seen {
     pub at: Timestamp,
     /// Invocations that no agent has.
     pub waiting: u64,
+    /// The same by function, and for how long, where that is known.
+    pub waits: Vec<Wait>,
     /// Of every agent that was heard of lately, ours or not.
     pub loads: BTreeMap<String, Load>,
     /// Executions that ended on each since it started.
@@ -304,8 +306,9 @@ impl Keeper {
         }
         let mut snapshot = Snapshot {
             at: seen.at,
-            nodes: fleet.seen(&seen.loads, &self.heard),
+            nodes: fleet.seen(&seen.loads, &self.heard, |provider| self.hands.providers.contains_key(provider)),
             waiting: seen.waiting,
+            waits: seen.waits.clone(),
             finished: self.finished.count(fleet, &seen.finished),
             refused: self.refused.keys().cloned().collect(),
             paused: fleet.paused,

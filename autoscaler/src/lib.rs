@@ -26,3 +26,4 @@ pub mod run;
 pub mod set_up;
 mod shown;
 pub mod signals;
+mod waits;

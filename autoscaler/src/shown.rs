@@ -14,6 +14,7 @@ pub(crate) fn numbers(demand: &Demand) -> BTreeMap<String, f64> {
         ("burst_slots", demand.burst),
         ("service_sec", demand.service_seconds),
         ("waiting", count(demand.waiting)),
+        ("oldest_wait_sec", demand.oldest_seconds),
         ("running", f64::from(demand.running)),
     ];
     // To be read: two places are enough, without a sign on zero.

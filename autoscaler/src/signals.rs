@@ -1,24 +1,28 @@
 //! What is seen of queue and agents. Heartbeats are pushed; the queue is asked for the functions that have messages, in one
-//! request a lane: nothing costs more for functions that have none.
+//! request a lane, and for how far those of which some wait were worked off, in one each: nothing costs more for functions that
+//! have none, nor for how much waits.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use flux_bootstrap::Heartbeats;
-use flux_broker::{Broker, BrokerError};
-use flux_plan::Load;
+use flux_broker::{Broker, BrokerError, Progress};
+use flux_plan::{Load, Wait};
 use flux_protocol::{
     AgentId, FunctionName, Lane, PoolName, Timestamp,
     agent::{AgentStatus, Budget, Heartbeat},
-    limits, subject,
+    limits,
+    subject::{self, QueueName},
 };
 use flux_runtime::Tasks;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::keeper::Seen;
+use crate::{keeper::Seen, waits::Waits};
 
+/// A look goes on without ages.
+const AGES_WITHIN: Duration = Duration::from_secs(3);
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Agents as they were heard of last.
@@ -56,6 +60,7 @@ pub struct Signals {
     broker: Arc<dyn Broker>,
     pool: PoolName,
     heard: Heard,
+    waits: Mutex<Waits>,
     silent_timeout: Duration,
 }
 
@@ -69,7 +74,7 @@ impl Signals {
                 () = killed.cancelled() => {}
             }
         });
-        Self { broker, pool, heard, silent_timeout }
+        Self { broker, pool, heard, waits: Mutex::default(), silent_timeout }
     }
 
     /// For those who wait for an agent.
@@ -99,13 +104,57 @@ impl Signals {
                 }
             }
         }
+        let mut waiting: Vec<(Lane, Vec<FunctionName>)> = Vec::new();
         for lane in Lane::ALL {
+            let mut functions = Vec::new();
             for depth in self.broker.depths(lane, &self.pool).await? {
                 let running = running.get(&(lane, depth.queue.function.clone())).copied().unwrap_or(0);
-                seen.waiting += depth.messages.saturating_sub(running);
+                let waits = depth.messages.saturating_sub(running);
+                if waits > 0 {
+                    seen.waiting += waits;
+                    functions.push(depth.queue.function);
+                }
             }
+            waiting.push((lane, functions));
+        }
+        if self.broker.capabilities().counts_deliveries {
+            seen.waits = self.waits(&waiting, &running, at).await;
         }
         Ok(seen)
+    }
+
+    /// For how long what waits does so. What cannot be told is not: how much waits is known.
+    async fn waits(
+        &self,
+        waiting: &[(Lane, Vec<FunctionName>)],
+        running: &HashMap<(Lane, FunctionName), u64>,
+        at: Timestamp,
+    ) -> Vec<Wait> {
+        let queue = |lane, function: &FunctionName| QueueName::new(lane, self.pool.clone(), function.clone());
+        let queues =
+            waiting.iter().flat_map(|(lane, functions)| functions.iter().map(|function| queue(*lane, function)));
+        self.waits.lock().forget_others(&queues.collect());
+        let look = async {
+            let mut all = Vec::new();
+            for (lane, functions) in waiting.iter().filter(|(_, functions)| !functions.is_empty()) {
+                all.extend(self.broker.progress(*lane, &self.pool, functions).await?);
+            }
+            Ok::<_, BrokerError>(all)
+        };
+        let late = BrokerError::unavailable("look at what waits", "no answer came in time");
+        let looked = tokio::time::timeout(AGES_WITHIN, look).await.unwrap_or(Err(late));
+        let progress = looked.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "it is not known for how long what waits does so");
+            Vec::new()
+        });
+        let mut known = self.waits.lock();
+        let wait = |progress: &Progress| {
+            let (lane, function) = (progress.queue.lane, progress.queue.function.clone());
+            let oldest = at.since(known.see(progress, at)?);
+            let running = running.get(&(lane, function.clone())).copied().unwrap_or(0);
+            Some(Wait { function, waiting: progress.waiting, running, oldest })
+        };
+        progress.iter().filter_map(wait).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The plan itself: every rule's wish, and what of it is done.
 
-use flux_protocol::Timestamp;
+use flux_protocol::{FunctionName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod grow;
+mod late;
 mod shrink;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct Decision {
     /// What is not done, and why.
     pub notes: Vec<Reason>,
     pub demand: Demand,
+    /// A function none of which runs, for which a node is bought, or (true) is there already and runs nothing.
+    #[serde(default)]
+    pub tried_for: Option<(FunctionName, bool)>,
 }
 
 /// Decides. The history has to have observed the snapshot, and is told with [`History::decided`] what is done.
@@ -64,13 +68,15 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, history: &History) -> Decision
     } else {
         plan.meet_minimums();
         plan.grow();
+        plan.catch_up();
     }
     plan.give_up_drained();
     if !snapshot.paused {
         plan.relieve();
     }
     plan.shrink();
-    Decision { at: snapshot.at, actions: plan.actions, notes: plan.notes, demand: plan.demand }
+    let Plan { actions, notes, demand, tried_for, .. } = plan;
+    Decision { at: snapshot.at, actions, notes, demand, tried_for }
 }
 
 struct Plan<'a> {
@@ -84,6 +90,7 @@ struct Plan<'a> {
     /// Nodes that count no more.
     gone: Vec<&'a str>,
     undrained: Vec<&'a str>,
+    tried_for: Option<(FunctionName, bool)>,
     actions: Vec<Act>,
     notes: Vec<Reason>,
 }
@@ -106,6 +113,7 @@ impl<'a> Plan<'a> {
             capacity,
             gone: Vec::new(),
             undrained: Vec::new(),
+            tried_for: None,
             actions: Vec::new(),
             notes: Vec::new(),
         }

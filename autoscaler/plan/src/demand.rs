@@ -30,6 +30,8 @@ pub struct Demand {
     pub load: f64,
     pub burst: f64,
     pub waiting: u64,
+    /// For how long the oldest waits.
+    pub oldest_seconds: f64,
     pub running: u32,
     /// Slots that are there or on their way.
     pub capacity: f64,
@@ -37,7 +39,8 @@ pub struct Demand {
 
 pub(crate) fn demand(snapshot: &Snapshot, policy: &Policy, history: &History, capacity: f64, ready: f64) -> Demand {
     let (waiting, running) = (snapshot.waiting, snapshot.running());
-    let mut demand = Demand { waiting, running, capacity, ..Demand::default() };
+    let oldest_seconds = snapshot.oldest().as_secs_f64();
+    let mut demand = Demand { waiting, oldest_seconds, running, capacity, ..Demand::default() };
     if policy.target_queue.is_zero() {
         return demand;
     }

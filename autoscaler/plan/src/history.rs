@@ -5,17 +5,19 @@ use std::{
     time::Duration,
 };
 
-use flux_protocol::Timestamp;
+use flux_protocol::{FunctionName, Timestamp};
 
-use crate::{Decision, Phase, Policy, Rule, Snapshot, demand::service_seconds};
+use crate::{Decision, Phase, Policy, Rule, Snapshot, Wait, demand::service_seconds};
 
 /// Seen at one moment, all machines together.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sample {
     pub(crate) at: Timestamp,
     pub(crate) waiting: f64,
     pub(crate) running: f64,
     pub(crate) finished: f64,
+    /// Of what waited for longer than a backlog is to take: for how long.
+    late: Vec<(FunctionName, Duration)>,
     /// What was decided then, once it was.
     wanted: Option<f64>,
     panicked: bool,
@@ -34,8 +36,11 @@ struct Measured {
 pub struct History {
     samples: VecDeque<Sample>,
     nodes: BTreeMap<String, VecDeque<Measured>>,
-    /// When thresholds last moved something.
+    /// When thresholds, or what waited too long, last moved something.
     by_thresholds: Option<Timestamp>,
+    /// For which a node was bought, or there, while none of them ran, until one runs or none waits any more: when, and whether it
+    /// came.
+    tried_for: BTreeMap<FunctionName, (Timestamp, bool)>,
     /// Seconds that an execution took when any ended lately.
     service_seconds: Option<f64>,
     /// The largest wish of each minute of the last hour, with the minute's number.
@@ -57,11 +62,14 @@ impl History {
         if self.samples.back().is_some_and(|last| last.at >= snapshot.at) {
             return;
         }
+        let target = policy.target_queue;
+        let late = snapshot.waits.iter().filter(|wait| !target.is_zero() && wait.oldest >= target);
         self.samples.push_back(Sample {
             at: snapshot.at,
             waiting: count(snapshot.waiting),
             running: f64::from(snapshot.running()),
             finished: count(snapshot.finished),
+            late: late.map(|wait| (wait.function.clone(), wait.oldest)).collect(),
             wanted: None,
             panicked: false,
         });
@@ -85,6 +93,12 @@ impl History {
         if self.samples.back().is_some_and(|last| last.finished - first >= TURNOVERS * most) {
             self.service_seconds = Some(service_seconds(policy, self));
         }
+        let came = |when: Timestamp| snapshot.managed().any(|node| node.phase == Phase::Ready && node.since >= when);
+        self.tried_for.retain(|function, (when, has_come)| {
+            *has_come |= came(*when);
+            let mut of_it = snapshot.waits.iter().filter(|wait| wait.function == *function).peekable();
+            of_it.peek().is_some() && of_it.all(|wait: &Wait| wait.running == 0)
+        });
         // Who was away has to sustain anew.
         let at = snapshot.at;
         self.nodes.retain(|_, seen| seen.back().is_some_and(|last| last.at == at));
@@ -104,10 +118,11 @@ impl History {
         while self.minutes.len() > MINUTES {
             self.minutes.pop_front();
         }
-        let by_thresholds = |rule: Rule| matches!(rule, Rule::Pressure | Rule::Quiet | Rule::Replace);
+        let by_thresholds = |rule: Rule| matches!(rule, Rule::Pressure | Rule::Late | Rule::Quiet | Rule::Replace);
         if decision.actions.iter().any(|act| by_thresholds(act.reason.rule)) {
             self.by_thresholds = Some(decision.at);
         }
+        self.tried_for.extend(decision.tried_for.clone().map(|(function, there)| (function, (decision.at, there))));
     }
 
     /// Samples since `window` before the last one, and the one before them.
@@ -146,6 +161,18 @@ impl History {
             last && comings.len() > GAPS_SEEN && gaps.rev().take(GAPS_SEEN).all(|between| between <= gap)
         };
         RECURS_LARGER * self.minutes.iter().map(|(_, most)| *most).filter(|level| recurs(*level)).fold(0.0, f64::max)
+    }
+
+    /// At the beginning of the window, if it waited for too long then: when that was, and for how long it did.
+    pub(crate) fn was_late(&self, function: &FunctionName, window: Duration) -> Option<(Timestamp, Duration)> {
+        let sample = self.window(window).next()?;
+        let of_it = sample.late.iter().filter(|(late, _)| late == function);
+        of_it.map(|(_, oldest)| *oldest).max().map(|oldest| (sample.at, oldest))
+    }
+
+    /// Whether a node came for it, and none of it runs yet.
+    pub(crate) fn was_tried_for(&self, function: &FunctionName) -> bool {
+        self.tried_for.get(function).is_some_and(|(_, has_come)| *has_come)
     }
 
     pub(crate) fn service_seconds(&self) -> Option<f64> {

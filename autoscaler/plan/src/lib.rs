@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!   queue depths ─┐                 ┌─ minimum, scheduled minimum
-//!   heartbeats ───┼─► Snapshot ──►  ├─ queue: load + what drains the backlog in time    ──► the largest wish
-//!   machines ─────┘   History ───►  ├─ panic: the same over a short window                  │
+//!   and ages      │                 ├─ queue: load + what drains the backlog in time    ──► the largest wish
+//!   heartbeats ───┼─► Snapshot ──►  ├─ panic: the same over a short window                  │
+//!   machines ─────┘   History ───►  ├─ late: what waits too long whatever those say         │
 //!                                   └─ thresholds on CPU and memory                         ▼
 //!                     maximum, spend cap, share of each provider ──────────────► Launch · Undrain · Drain · Terminate
 //! ```
@@ -30,4 +31,4 @@ pub use history::History;
 pub use policy::{NodeType, Policy, ProviderPolicy};
 pub use reason::{Reason, Rule};
 pub use schedule::{ScheduleError, ScheduledMinimum};
-pub use snapshot::{Load, Node, Phase, Snapshot};
+pub use snapshot::{Load, Node, Phase, Snapshot, Wait};

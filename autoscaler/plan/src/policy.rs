@@ -13,7 +13,7 @@ pub struct Policy {
     pub mem_upper_threshold: f64,
     pub mem_lower_threshold: f64,
     pub evaluation_window: Duration,
-    /// Between two nodes that thresholds ask for.
+    /// Between two nodes that thresholds ask for, or what waits too long. That sees first what a node changes, for as long.
     pub cooldown: Duration,
     /// A backlog is to be worked off in this time. Zero: the queue has no say, thresholds alone decide.
     pub target_queue: Duration,
@@ -103,7 +103,7 @@ impl Policy {
 
     /// How long what was seen has to be remembered.
     pub(crate) fn remembers(&self) -> Duration {
-        [self.evaluation_window, self.load_window, self.panic_window, self.scale_down_delay]
+        [self.evaluation_window, self.load_window, self.panic_window, self.scale_down_delay, self.cooldown]
             .into_iter()
             .fold(Duration::ZERO, Duration::max)
     }

@@ -16,6 +16,8 @@ pub enum Rule {
     Queue,
     /// The same over the short window.
     Panic,
+    /// Something waits for too long already, though there seems to be enough for it.
+    Late,
     /// CPU or memory at its upper threshold on every node.
     Pressure,
     /// Nothing asked for it long enough.
@@ -41,6 +43,7 @@ impl Rule {
             Self::Schedule => "schedule",
             Self::Queue => "queue",
             Self::Panic => "panic",
+            Self::Late => "late",
             Self::Pressure => "pressure",
             Self::Unneeded => "unneeded",
             Self::Quiet => "quiet",

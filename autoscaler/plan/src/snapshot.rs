@@ -1,8 +1,8 @@
 //! What is there now.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use flux_protocol::Timestamp;
+use flux_protocol::{FunctionName, Timestamp};
 
 /// Queue and machines at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -11,12 +11,25 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     /// Invocations that no agent has yet, of all functions.
     pub waiting: u64,
+    /// The functions that they are of, where that is known.
+    pub waits: Vec<Wait>,
     /// Executions that ended on managed nodes since some moment before: it only grows.
     pub finished: u64,
     /// Machines that cannot be bought just now: provider and type. An empty type is all of the provider's.
     pub refused: BTreeSet<(String, String)>,
     /// Somebody removed all nodes: nothing is launched until they are asked for again.
     pub paused: bool,
+}
+
+/// What waits of one function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    pub function: FunctionName,
+    pub waiting: u64,
+    /// How many of it run, on any agent.
+    pub running: u64,
+    /// For how long the oldest waits.
+    pub oldest: Duration,
 }
 
 /// A machine.
@@ -44,7 +57,7 @@ pub enum Phase {
         /// The type that is launched in its place.
         replaced_by: Option<String>,
     },
-    /// Somebody else told it to take no more work: no capacity, and no rule touches it.
+    /// Somebody else told it to take no more work, or nobody can end it: no capacity, and no rule touches it.
     Cordoned,
     /// Its agent is not heard of. Capacity as before, until it is given up.
     Silent,
@@ -85,6 +98,11 @@ impl Snapshot {
 
     pub(crate) fn running(&self) -> u32 {
         self.managed().map(Node::running).sum()
+    }
+
+    /// For how long the oldest of all waits.
+    pub(crate) fn oldest(&self) -> Duration {
+        self.waits.iter().map(|wait| wait.oldest).max().unwrap_or_default()
     }
 
     pub(crate) fn is_refused(&self, provider: &str, node_type: &str) -> bool {

@@ -23,6 +23,8 @@ pub struct Setting {
 /// The one provider of a simulation, and its one type.
 pub(crate) const PROVIDER: &str = "simulated";
 pub(crate) const NODE_TYPE: &str = "node";
+/// What all traffic calls.
+pub(crate) const FUNCTION: &str = "simulated";
 
 impl Default for Setting {
     fn default() -> Self {

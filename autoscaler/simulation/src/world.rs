@@ -2,12 +2,12 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque, time::Duration};
 
-use flux_plan::{Action, Load, Node, Phase, Snapshot};
-use flux_protocol::Timestamp;
+use flux_plan::{Action, Load, Node, Phase, Snapshot, Wait};
+use flux_protocol::{FunctionName, Timestamp};
 
 use crate::{
     Scaler, Setting, Traffic,
-    setting::{NODE_TYPE, PROVIDER},
+    setting::{FUNCTION, NODE_TYPE, PROVIDER},
 };
 
 /// A simulated machine.
@@ -243,9 +243,21 @@ impl World<'_> {
             at: at(now),
             nodes: nodes.collect(),
             waiting: u64::try_from(self.waiting.len()).unwrap_or(u64::MAX),
+            waits: self.waits_now(now),
             finished: self.finished,
             ..Snapshot::default()
         }
+    }
+
+    /// All traffic is of one function.
+    fn waits_now(&self, now: f64) -> Vec<Wait> {
+        let running: u32 = self.there.iter().map(|index| self.machines[*index].running).sum();
+        let wait = |came: f64| {
+            let waiting = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
+            let oldest = Duration::from_secs_f64((now - came).max(0.0));
+            Some(Wait { function: FunctionName::parse(FUNCTION).ok()?, waiting, running: running.into(), oldest })
+        };
+        self.waiting.front().and_then(|(came, _)| wait(*came)).into_iter().collect()
     }
 
     fn moment(&self, now: f64) -> Moment {

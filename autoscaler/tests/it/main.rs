@@ -1,5 +1,6 @@
 //! The autoscaler from outside: through crashes between any two steps, and a whole Flux that grows and shrinks.
 
+mod ages;
 mod cluster;
 mod crashes;
 #[cfg(feature = "aws")]

@@ -144,6 +144,65 @@ async fn machines_in_another_place_are_told_of() {
     assert!(told.iter().all(|said| !said.contains("nobody ends")), "{told:?}");
 }
 
+/// A region that was changed while a machine boots in the one before: whether that comes nobody sees, and a second provider does
+/// not wait for it.
+#[tokio::test]
+async fn what_boots_in_another_place_is_no_capacity() {
+    for is_removed in [false, true] {
+        let mut world = World::new();
+        let (mut keeper, _dead) = world.keeper(None);
+        keeper.step(&world.seen(true)).await.expect("a queue that answers");
+        let boots = world.provider.alive().len();
+        assert!(boots > 0, "nothing boots");
+        drop(keeper);
+        (world.place, world.is_configured) = ("region there", !is_removed);
+        world.add_second();
+        let mut keeper = after_a_lease(&mut world);
+        for _ in 0..6 {
+            keeper.step(&deaf(&world)).await.expect("a queue that answers");
+            world.pass();
+        }
+        let second = world.second.as_ref().expect("it was added").alive().len();
+        assert!(
+            second > 0,
+            "removed: {is_removed}: the second provider waits for the first: {:?}",
+            notes(&world).await
+        );
+        assert_eq!(world.provider.alive().len(), boots, "nothing is asked of the first");
+        let first = world.members().await - second;
+        assert_eq!(first, boots, "they stay in the record");
+    }
+}
+
+/// Machines that nobody hears, of a provider that was moved: what is heard elsewhere is not doubted for them.
+#[tokio::test]
+async fn silence_of_machines_in_another_place_stops_no_decisions() {
+    let mut world = World::new();
+    world.policy.providers[0].min_nodes = 2;
+    let (mut keeper, _dead) = world.keeper(None);
+    for _ in 0..8 {
+        keeper.step(&quiet(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    assert_eq!(quiet(&world).loads.len(), 2, "two that were heard of");
+    drop(keeper);
+    world.place = "region there";
+    world.add_second();
+    let mut keeper = after_a_lease(&mut world);
+    for _ in 0..24 {
+        keeper.step(&deaf(&world)).await.expect("a queue that answers");
+        world.pass();
+    }
+    let second = world.second.as_ref().expect("it was added").alive().len();
+    assert!(second > 0, "nothing is decided: {:?}", notes(&world).await);
+    assert_eq!(world.provider.alive().len(), 2, "nothing is asked of the first");
+}
+
+/// Work waits, and nobody is heard of.
+fn deaf(world: &World) -> flux_autoscaler::keeper::Seen {
+    flux_autoscaler::keeper::Seen { loads: Default::default(), ..world.seen(true) }
+}
+
 /// Another keeper, once the lease of the one before is over.
 fn after_a_lease(world: &mut World) -> flux_autoscaler::keeper::Keeper {
     for _ in 0..4 {

@@ -1,7 +1,7 @@
 //! A keeper on a provider in memory, in a time of its own, that may die at any of its steps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -202,6 +202,13 @@ pub(crate) fn policy() -> Policy {
     Policy { drain_timeout: Duration::from_secs(60), ..Policy::new(vec![provider]) }
 }
 
+fn provider(clock: &Arc<AtomicI64>, boots_in: Duration) -> MemoryProvider {
+    let cluster = ClusterName::parse("story").expect("a name");
+    let told = Arc::clone(clock);
+    let clock = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
+    MemoryProvider::new(MemoryOptions { clock, boots_in, ..MemoryOptions::new(cluster) })
+}
+
 pub(crate) struct World {
     clock: Arc<AtomicI64>,
     pub(crate) provider: MemoryProvider,
@@ -211,7 +218,9 @@ pub(crate) struct World {
     pub(crate) policy: Policy,
     /// Whether keepers know the provider.
     pub(crate) is_configured: bool,
-    /// Where they are told that its machines are.
+    /// Another, which they know too.
+    pub(crate) second: Option<MemoryProvider>,
+    /// Where they are told that the first one's machines are.
     pub(crate) place: &'static str,
     pub(crate) cordoned: Cordoned,
     pub(crate) forgotten: Arc<Mutex<BTreeSet<String>>>,
@@ -227,19 +236,16 @@ impl World {
 
     fn whose_machines_run_in(boots_in: Duration) -> Self {
         let clock = Arc::new(AtomicI64::new(1_000_000_000_000_000));
-        let cluster = ClusterName::parse("story").expect("a name");
-        let told = Arc::clone(&clock);
-        let clock_of = Arc::new(move || Timestamp::from_micros(told.load(Ordering::Relaxed)));
-        let options = MemoryOptions { clock: clock_of, boots_in, ..MemoryOptions::new(cluster) };
         let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::new(flux_broker::memory::MemoryLimits::default()));
         Self {
+            provider: provider(&clock, boots_in),
             clock,
-            provider: MemoryProvider::new(options),
             broker,
             book_calls: Arc::default(),
             keepers: 0,
             policy: policy(),
             is_configured: true,
+            second: None,
             place: "region here",
             cordoned: Cordoned::default(),
             forgotten: Arc::default(),
@@ -251,6 +257,13 @@ impl World {
     /// Machines have to be set up.
     pub(crate) fn bare() -> Self {
         Self { made: Some(Arc::default()), ..Self::whose_machines_run_in(BOOTS_IN) }
+    }
+
+    /// From now on there is another provider, of as many nodes.
+    pub(crate) fn add_second(&mut self) {
+        let policy = ProviderPolicy { name: "second".to_owned(), min_nodes: 0, ..self.policy.providers[0].clone() };
+        self.policy.providers.push(policy);
+        self.second = Some(provider(&self.clock, Duration::ZERO));
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -286,6 +299,8 @@ impl World {
         };
         let provider: SharedProvider = Arc::new(self.provider.clone());
         let providers = self.is_configured.then(|| ("memory".to_owned(), provider)).into_iter();
+        let second = self.second.clone().map(|second| ("second".to_owned(), Arc::new(second) as SharedProvider));
+        let places = [("memory", self.place), ("second", "elsewhere")];
         let parts = KeeperParts {
             holder: format!("keeper-{}", self.keepers),
             cluster: ClusterName::parse("story").expect("a name"),
@@ -293,8 +308,8 @@ impl World {
             policy: self.policy.clone(),
             poll: STEP,
             book: Arc::new(book),
-            providers: providers.collect(),
-            places: BTreeMap::from([("memory".to_owned(), self.place.to_owned())]),
+            providers: providers.chain(second).collect(),
+            places: places.map(|(name, place)| (name.to_owned(), place.to_owned())).into(),
             set_ups: SetUps::new(set_up.into_iter().collect(), Tasks::new(Shutdown::new())),
             agents: Arc::new(Told {
                 cordoned: Arc::clone(&self.cordoned),
@@ -329,7 +344,7 @@ impl World {
             let draining = cordoned.contains(&name);
             (name, Load { draining, ..load })
         });
-        Seen { at, waiting: if busy { 60 } else { 0 }, loads: loads.collect(), finished: BTreeMap::new() }
+        Seen { at, waiting: if busy { 60 } else { 0 }, loads: loads.collect(), ..Seen::default() }
     }
 
     /// Machines' agents whose identity was not revoked.

@@ -60,6 +60,7 @@ macro_rules! for_each_clause {
             storage: what_was_not_delivered_can_be_taken_back,
             storage: what_was_delivered_is_said_to_be,
             storage: depths_count_what_is_stored,
+            storage: progress_tells_what_nobody_was_given,
             storage: a_stored_message_rings_one_gateway,
             storage: one_can_be_taken_where_nobody_pulls,
             cold: a_cold_queue_takes_messages_and_cannot_be_pulled,

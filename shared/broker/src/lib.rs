@@ -31,7 +31,9 @@ pub use error::BrokerError;
 pub use seam::{
     blobs::{BlobListed, Blobs},
     dead_letters::{DeadLetter, DeadLetters},
-    queue::{AckHandle, Acker, Delivery, Message, Pull, PullEvents, Queue, QueueDepth, Ring, Stored, TakenBack},
+    queue::{
+        AckHandle, Acker, Delivery, Message, Progress, Pull, PullEvents, Queue, QueueDepth, Ring, Stored, TakenBack,
+    },
     signals::{Signal, Signals, Subscription},
     status_log::{StatusBatch, StatusDelivery, StatusLog},
     tables::{Change, Entry, Table, Tables, Watch},
@@ -75,6 +77,8 @@ pub struct Capabilities {
     /// [`Queue::depth`] and [`Queue::depths`] count what is being worked on, and [`Queue::cool`] sees it. Without it they
     /// know what waits alone: the reconciler believes a queue empty that was so in two rounds, and asks heartbeats before it cools one.
     pub counts_held: bool,
+    /// [`Queue::progress`]. Without it nobody knows for how long something waits: the autoscaler goes by how much does.
+    pub counts_deliveries: bool,
     /// A message whose id was stored lately is not stored again. Without it an engine marks what it sends again after a
     /// publish whose end it does not know ([`Delivery::redeliveries`] of that is 1 at least), and whoever gets it asks who holds it.
     pub deduplicates: bool,
@@ -95,6 +99,7 @@ impl Capabilities {
             positions: true,
             pending_counts: true,
             counts_held: true,
+            counts_deliveries: true,
             deduplicates: true,
             acks_by_message: true,
             ordered_statuses: true,

@@ -108,6 +108,7 @@ impl Broker for RabbitBroker {
             positions: false,
             pending_counts: false,
             counts_held: false,
+            counts_deliveries: false,
             deduplicates: false,
             acks_by_message: false,
             ordered_statuses: false,

@@ -18,9 +18,9 @@ pub struct AutoscalerSettings {
     pub mem_upper_threshold: f64,
     pub mem_lower_threshold: f64,
     pub evaluation_window_sec: f64,
-    /// Between two nodes that thresholds ask for.
+    /// Between two nodes that thresholds ask for, or what waits too long.
     pub cooldown_sec: f64,
-    /// A backlog is worked off in this time; 0: thresholds alone decide.
+    /// A backlog is worked off in this time, and what waits longer gets a node more; 0: thresholds alone decide.
     pub target_queue_seconds: f64,
     pub load_window_sec: f64,
     pub panic_window_sec: f64,

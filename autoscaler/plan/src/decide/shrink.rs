@@ -73,7 +73,11 @@ impl<'a> Plan<'a> {
             let min = self.policy.provider(&node.provider).map_or(0, |provider| provider.min_nodes);
             let of_provider = self.staying(Some(&node.provider));
             let keeps = self.capacity - slots(node, self.snapshot, self.policy);
-            of_provider > min && total > self.scheduled_minimum() && keeps + 1e-9 >= wanted && self.bears_without(node)
+            of_provider > min
+                && total > self.scheduled_minimum()
+                && keeps + 1e-9 >= wanted
+                && self.bears_without(node)
+                && !self.is_waited_with(node)
         });
         let excess = |node: &Node| {
             let provider = self.policy.provider(&node.provider);

@@ -1,16 +1,27 @@
 //! What holds for every decision, whatever is seen.
 
-use flux_plan::{Action, Decision, Load, Policy, Snapshot};
+use std::time::Duration;
+
+use flux_plan::{Action, Decision, Load, Phase, Policy, Rule, Snapshot, Wait};
 use proptest::prelude::*;
 
 use crate::world::{World, load, node, on_mondays, provider};
 
-/// What one step brings: seconds, waiting, running, ended.
-type Step = (u64, u64, u32, u64);
+/// What one step brings: seconds, waiting, running, ended; and for how long the oldest waits, and how many of it run.
+type Step = (u64, u64, u32, u64, (u64, u64));
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let waiting = prop_oneof![3 => Just(0u64), 3 => 0..40u64, 1 => 0..5_000u64];
-    proptest::collection::vec((1..40u64, waiting, 0..120u32, 0..200u64), 1..60)
+    let wait = (prop_oneof![0..100u64, 0..5_000u64], 0..3u64);
+    proptest::collection::vec((1..40u64, waiting, 0..120u32, 0..200u64, wait), 1..60)
+}
+
+fn pass(world: &mut World, step: Step) {
+    let (seconds, waiting, running, ended, (oldest, of_it)) = step;
+    world.pass(seconds, waiting, running, ended);
+    let (function, oldest) = ("slow".parse().expect("a name"), Duration::from_secs(oldest));
+    let wait = Wait { function, waiting, running: of_it, oldest };
+    world.snapshot.waits = if waiting > 0 { vec![wait] } else { Vec::new() };
 }
 
 prop_compose! {
@@ -84,13 +95,42 @@ proptest! {
     fn every_decision_keeps_to_what_is_configured(policy in policy(), steps in steps()) {
         let mut world = World::new(policy);
         world.snapshot.nodes.push(manual(3));
-        for (seconds, waiting, running, ended) in steps {
+        for step in steps {
             let decision = world.decide();
             world.apply(&decision);
             check(&world, &decision)?;
             let again = world.decide();
             prop_assert!(again.actions.is_empty(), "{again:?}\nright after {decision:?}");
-            world.pass(seconds, waiting, running, ended);
+            pass(&mut world, step);
+        }
+    }
+
+    /// What waits too long gets one node at a time, never within the cooldown of another, and never while one boots, came just
+    /// now or runs nothing.
+    #[test]
+    fn what_is_late_gets_one_node_at_a_time(policy in policy(), steps in steps()) {
+        let mut world = World::new(policy);
+        let mut last = None;
+        for step in steps {
+            let (before, at) = (world.snapshot.clone(), world.snapshot.at);
+            let decision = world.decide();
+            let late = decision.actions.iter().filter(|act| act.reason.rule == Rule::Late).count();
+            prop_assert!(late <= 1, "{decision:?}");
+            if late == 1 {
+                let (target, cooldown) = (world.policy.target_queue, world.policy.cooldown);
+                prop_assert!(!target.is_zero() && before.waits.iter().any(|wait| wait.oldest >= target), "{before:?}");
+                prop_assert!(decision.demand.capacity + 1e-6 >= decision.demand.wanted || decision.actions.len() > 1, "{decision:?}");
+                prop_assert!(last.is_none_or(|last| at.since(last) >= cooldown), "again after {last:?}: {decision:?}");
+                for node in &before.nodes {
+                    let just_came = node.phase == Phase::Ready && at.since(node.since) < cooldown;
+                    let idle = node.phase == Phase::Ready && node.load.is_some_and(|load| load.running == 0);
+                    let gone = decision.actions.iter().any(|act| named(&act.action) == Some(&node.name));
+                    prop_assert!(!idle && !just_came && (node.phase != Phase::Booting || gone), "{node:?} {decision:?}");
+                }
+                last = Some(at);
+            }
+            world.apply(&decision);
+            pass(&mut world, step);
         }
     }
 
@@ -99,13 +139,13 @@ proptest! {
     fn manual_agents_are_not_seen(policy in policy(), steps in steps(), running in 0..4u32) {
         let (mut with, mut without) = (World::new(policy.clone()), World::new(policy));
         with.snapshot.nodes.push(manual(running));
-        for (seconds, waiting, running, ended) in steps {
+        for step in steps {
             let (decision, expected) = (with.decide(), without.decide());
             prop_assert_eq!(&decision, &expected);
             with.apply(&decision);
             without.apply(&expected);
-            with.pass(seconds, waiting, running, ended);
-            without.pass(seconds, waiting, running, ended);
+            pass(&mut with, step);
+            pass(&mut without, step);
         }
     }
 
@@ -113,10 +153,10 @@ proptest! {
     #[test]
     fn more_work_never_asks_for_fewer_nodes(policy in policy(), steps in steps(), more in 1..1000u64) {
         let mut world = World::new(policy);
-        for (seconds, waiting, running, ended) in steps {
+        for step in steps {
             let decision = world.decide();
             world.apply(&decision);
-            world.pass(seconds, waiting, running, ended);
+            pass(&mut world, step);
         }
         let net = |decision: &Decision| decision.actions.iter().map(|act| match act.action {
             Action::Launch { .. } | Action::Undrain { .. } => 1i64,

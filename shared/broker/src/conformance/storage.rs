@@ -183,6 +183,33 @@ pub async fn depths_count_what_is_stored(on: &Subject) {
     delivery.ack.ack().await.expect("ack");
 }
 
+pub async fn progress_tells_what_nobody_was_given(on: &Subject) {
+    let (a, b) = (hot_queue(on, Lane::Invoke).await, queue(Lane::Invoke));
+    let functions = [a.function.clone(), b.function.clone()];
+    let look = || on.other.progress(Lane::Invoke, &a.pool, &functions);
+    if !on.broker.capabilities().counts_deliveries {
+        return is_unsupported(look().await);
+    }
+    let mut stored = Vec::new();
+    for _ in 0..3 {
+        stored.push(on.broker.publish(&a, message("x")).await.expect("publish").position.sequence);
+    }
+    // One that nobody pulls, cold as it is.
+    stored.push(on.broker.publish(&b, message("x")).await.expect("publish").position.sequence);
+    let before = look().await.expect("progress");
+    assert_eq!(before.iter().map(|one| &one.queue).collect::<Vec<_>>(), [&a, &b]);
+    assert_eq!(before.iter().map(|one| (one.waiting, one.delivered)).collect::<Vec<_>>(), [(3, 0), (1, 0)]);
+    assert!(before.iter().all(|one| one.stored_to == stored[3] && one.delivered_to < stored[0]), "{before:?}");
+    let first = take(&on.broker, &a).await;
+    let second = take(&on.broker, &a).await;
+    first.ack.ack().await.expect("ack");
+    let after = look().await.expect("progress");
+    // Done or worked on is the same here.
+    assert_eq!((after[0].waiting, after[0].delivered, after[0].delivered_to), (1, 2, stored[1]), "{after:?}");
+    assert_eq!(after[1], before[1]);
+    second.ack.ack().await.expect("ack");
+}
+
 pub async fn a_stored_message_rings_one_gateway(on: &Subject) {
     let mut one = on.broker.rings().await.expect("rings");
     let mut two = on.other.rings().await.expect("rings");

@@ -5,7 +5,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{
-    PoolName, Timestamp, execution::QueuePosition, invocation::Lane, limits, subject::QueueName, time::now,
+    FunctionName, PoolName, Timestamp, execution::QueuePosition, invocation::Lane, limits, subject::QueueName,
+    time::now,
 };
 use futures::{StreamExt as _, stream::BoxStream};
 use tokio::{sync::mpsc, time::Instant};
@@ -16,8 +17,8 @@ use super::{
     work_queue::{Taken, WorkQueue},
 };
 use crate::{
-    AckHandle, Acker, BrokerError, Delivery, Message, Pull, PullEvents, Queue, QueueDepth, Ring, Stored, Table, Tables,
-    TakenBack,
+    AckHandle, Acker, BrokerError, Delivery, Message, Progress, Pull, PullEvents, Queue, QueueDepth, Ring, Stored,
+    Table, Tables, TakenBack,
 };
 
 #[derive(Clone)]
@@ -290,6 +291,30 @@ impl Queue for MemoryBroker {
     async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {
         self.inner.connected("count what is queued")?;
         Ok(self.inner.with_queues(|queues| queues.functions.get(queue).map_or(0, |f| f.messages.len() as u64)))
+    }
+
+    async fn progress(
+        &self,
+        lane: Lane,
+        pool: &PoolName,
+        functions: &[FunctionName],
+    ) -> Result<Vec<Progress>, BrokerError> {
+        self.inner.connected("look at a queue")?;
+        Ok(self.inner.with_queues(|queues| {
+            let stored_to = queues.lane(lane, pool).sequence;
+            let progress = |function: &FunctionName| {
+                let queue = QueueName::new(lane, pool.clone(), function.clone());
+                let messages = queues.functions.get(&queue).map(|function| &function.messages);
+                Progress {
+                    waiting: messages.map_or(0, |messages| messages.waiting() as u64),
+                    delivered: messages.map_or(0, WorkQueue::deliveries),
+                    delivered_to: messages.map_or(0, WorkQueue::last_delivered),
+                    stored_to,
+                    queue,
+                }
+            };
+            functions.iter().map(progress).collect()
+        }))
     }
 
     async fn rings(&self) -> Result<BoxStream<'static, Ring>, BrokerError> {

@@ -13,6 +13,7 @@ pub(super) struct WorkQueue<T> {
     /// Ids of the duplicate window.
     ids: HashMap<String, (u64, Instant)>,
     last_delivered: u64,
+    deliveries: u64,
 }
 
 struct Held<T> {
@@ -34,7 +35,7 @@ pub(super) struct Taken<T> {
 
 impl<T> Default for WorkQueue<T> {
     fn default() -> Self {
-        Self { messages: BTreeMap::new(), ids: HashMap::new(), last_delivered: 0 }
+        Self { messages: BTreeMap::new(), ids: HashMap::new(), last_delivered: 0, deliveries: 0 }
     }
 }
 
@@ -60,6 +61,7 @@ impl<T: Clone> WorkQueue<T> {
         held.ready_at = Some(now + ack_wait);
         held.out = true;
         held.deliveries += 1;
+        self.deliveries += 1;
         self.last_delivered = self.last_delivered.max(*sequence);
         Some(Taken {
             sequence: *sequence,
@@ -102,8 +104,17 @@ impl<T: Clone> WorkQueue<T> {
 
     /// As if nothing was ever handed out. What is out stays with whoever has it.
     pub(super) fn forget_deliveries(&mut self) {
-        self.last_delivered = 0;
+        (self.last_delivered, self.deliveries) = (0, 0);
         self.messages.values_mut().for_each(|held| held.deliveries = 0);
+    }
+
+    /// Never handed out to anyone.
+    pub(super) fn waiting(&self) -> usize {
+        self.messages.values().filter(|held| held.deliveries == 0).count()
+    }
+
+    pub(super) fn deliveries(&self) -> u64 {
+        self.deliveries
     }
 
     pub(super) fn last_delivered(&self) -> u64 {

@@ -93,6 +93,8 @@ pub(super) struct StreamState {
     #[serde(default)]
     pub(super) bytes: u64,
     #[serde(default)]
+    pub(super) last_seq: u64,
+    #[serde(default)]
     pub(super) subjects: Option<HashMap<String, u64>>,
 }
 
@@ -415,6 +417,10 @@ impl Core {
 
     /// The same, asked for anew.
     pub(super) async fn fresh_epoch(&self, lane: Lane, pool: &PoolName) -> Result<Timestamp, BrokerError> {
+        self.stream(lane, pool).await.map(|info| info.created)
+    }
+
+    pub(super) async fn stream(&self, lane: Lane, pool: &PoolName) -> Result<StreamInfo, BrokerError> {
         let connects = self.link_now().connects;
         let stream = subject::stream(lane, pool);
         let attempted = "look at a stream";
@@ -423,7 +429,7 @@ impl Core {
             .await
             .map_err(|failure| failure.into_broker(attempted, &stream))?;
         self.note_epoch(lane, pool, connects, info.created);
-        Ok(info.created)
+        Ok(info)
     }
 
     pub(super) fn note_epoch(&self, lane: Lane, pool: &PoolName, connects: u64, created: Timestamp) {

@@ -188,6 +188,7 @@ fn autoscaler() -> Allowed {
     let publish = vec![
         // Counts of messages, which carry nothing of them.
         "$JS.API.STREAM.INFO.*".to_owned(),
+        "$JS.API.CONSUMER.INFO.*.*".to_owned(),
         format!("$JS.API.STREAM.MSG.GET.{stream}"),
         format!("$JS.API.DIRECT.GET.{stream}"),
         format!("$JS.API.DIRECT.GET.{stream}.>"),

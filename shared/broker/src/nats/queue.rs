@@ -6,12 +6,12 @@ use async_nats::HeaderMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{
-    PoolName, Timestamp,
+    FunctionName, PoolName, Timestamp,
     execution::QueuePosition,
     invocation::Lane,
     subject::{self, QueueName},
 };
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ use super::{
     deliveries::{QueuePull, Wait, request},
     heat::{self, MISSING},
 };
-use crate::{BrokerError, Delivery, Message, Pull, Queue, QueueDepth, Ring, Stored, TakenBack};
+use crate::{BrokerError, Delivery, Message, Progress, Pull, Queue, QueueDepth, Ring, Stored, TakenBack};
 
 pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
@@ -36,8 +36,12 @@ pub(super) struct ConsumerInfo {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct SequencePair {
+    pub(super) consumer_seq: u64,
     pub(super) stream_seq: u64,
 }
+
+/// Queues that are looked at at once.
+const LOOKED_AT_AT_ONCE: usize = 32;
 
 #[async_trait]
 impl Queue for NatsBroker {
@@ -125,6 +129,32 @@ impl Queue for NatsBroker {
 
     async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {
         self.core.depth(queue).await
+    }
+
+    async fn progress(
+        &self,
+        lane: Lane,
+        pool: &PoolName,
+        functions: &[FunctionName],
+    ) -> Result<Vec<Progress>, BrokerError> {
+        // First: of what comes meanwhile nobody is to think that it waited before.
+        let stored_to = self.core.stream(lane, pool).await?.state.last_seq;
+        let queues: Vec<_> =
+            functions.iter().map(|function| QueueName::new(lane, pool.clone(), function.clone())).collect();
+        let progress = futures::stream::iter(queues).map(|queue| async move {
+            let none = Progress { queue, waiting: 0, delivered: 0, delivered_to: 0, stored_to };
+            Ok(match self.core.consumer(&none.queue).await? {
+                Some(consumer) => Progress {
+                    waiting: consumer.num_pending,
+                    delivered: consumer.delivered.consumer_seq,
+                    delivered_to: consumer.delivered.stream_seq,
+                    ..none
+                },
+                // While it is cold nobody is given anything.
+                None => Progress { waiting: self.core.depth(&none.queue).await?, ..none },
+            })
+        });
+        progress.buffered(LOOKED_AT_AT_ONCE).try_collect().await
     }
 
     async fn rings(&self) -> Result<BoxStream<'static, Ring>, BrokerError> {

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use flux_protocol::{
-    PoolName, Timestamp,
+    FunctionName, PoolName, Timestamp,
     execution::QueuePosition,
     invocation::Lane,
     limits,
@@ -32,7 +32,8 @@ use super::{
     tables::{QUEUES, put},
 };
 use crate::{
-    BrokerError, Delivery, Message, Pull, Queue, QueueDepth, Ring, Signals as _, Stored, Table, Tables as _, TakenBack,
+    BrokerError, Delivery, Message, Progress, Pull, Queue, QueueDepth, Ring, Signals as _, Stored, Table, Tables as _,
+    TakenBack,
 };
 
 /// Publishes whose end is not known are remembered, so that the same again is told apart.
@@ -263,6 +264,10 @@ impl Queue for RabbitBroker {
 
     async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError> {
         self.parts.count(queue).await
+    }
+
+    async fn progress(&self, _: Lane, _: &PoolName, _: &[FunctionName]) -> Result<Vec<Progress>, BrokerError> {
+        Err(BrokerError::Unsupported { what: "count deliveries" })
     }
 
     async fn rings(&self) -> Result<BoxStream<'static, Ring>, BrokerError> {

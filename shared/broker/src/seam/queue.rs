@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{PoolName, Timestamp, execution::QueuePosition, invocation::Lane, subject::QueueName};
+use flux_protocol::{
+    FunctionName, PoolName, Timestamp, execution::QueuePosition, invocation::Lane, subject::QueueName,
+};
 
 use crate::BrokerError;
 
@@ -76,6 +78,18 @@ pub trait Queue {
     /// Messages stored for one queue, those being worked on included.
     async fn depth(&self, queue: &QueueName) -> Result<u64, BrokerError>;
 
+    /// How far these queues of a lane were worked off: two looks tell for how long something waits, and nothing of a message is
+    /// read. Cost grows with the queues that are asked for.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Capabilities::counts_deliveries`](crate::Capabilities::counts_deliveries).
+    async fn progress(
+        &self,
+        lane: Lane,
+        pool: &PoolName,
+        functions: &[FunctionName],
+    ) -> Result<Vec<Progress>, BrokerError>;
+
     /// A hint for each message that producers or gateways stored, shared out among gateways. Hints may be lost:
     /// [`Queue::depths`] is the reconciler behind them.
     async fn rings(&self) -> Result<futures::stream::BoxStream<'static, Ring>, BrokerError>;
@@ -101,6 +115,20 @@ pub enum TakenBack {
 pub struct QueueDepth {
     pub queue: QueueName,
     pub messages: u64,
+}
+
+/// Where a queue is. All but `waiting` only grow, until the queue or its storage is made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub queue: QueueName,
+    /// Messages that nobody was given yet.
+    pub waiting: u64,
+    /// Deliveries, those of a message that was delivered before included.
+    pub delivered: u64,
+    /// The place in the lane of the last message that was delivered for the first time, or a later one that is of another queue.
+    pub delivered_to: u64,
+    /// The place in the lane of what was stored last, in whichever queue, before the others were read.
+    pub stored_to: u64,
 }
 
 /// Somebody stored a message in this queue.

@@ -1,9 +1,12 @@
 //! The autoscaler has a user in the gateways' account, where everything is: it does its work there, and no more.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::ConnectOptions;
-use flux_broker::{Queue as _, Signals as _, Table, Tables as _, nats::AUTOSCALER_INBOX};
+use flux_broker::{
+    Queue as _, Signals as _, Table, Tables as _,
+    nats::{AUTOSCALER_ANSWERS, AUTOSCALER_INBOX, NatsAuth, NatsBroker, NatsOptions},
+};
 use flux_protocol::{ExecutionId, Lane, PoolName, subject};
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::Value;
@@ -47,6 +50,8 @@ async fn it_answers_and_reads_counts_and_can_do_no_more() {
         "$JS.API.STREAM.MSG.GET.FLUX_INVOKE".to_owned(),
         "$JS.API.DIRECT.GET.KV_flux_functions".to_owned(),
         "$JS.API.CONSUMER.CREATE.FLUX_INVOKE".to_owned(),
+        format!("$JS.API.CONSUMER.MSG.NEXT.FLUX_INVOKE.{}", hello.consumer()),
+        format!("$JS.API.CONSUMER.DELETE.FLUX_INVOKE.{}", hello.consumer()),
         "$JS.API.STREAM.CREATE.MINE".to_owned(),
     ];
     let inbox = autoscaler.new_inbox();
@@ -98,4 +103,28 @@ async fn it_answers_and_reads_counts_and_can_do_no_more() {
     let asking = gateway.ask(subject::AUTOSCALER.to_owned(), "?".into(), Duration::from_secs(20));
     let (answer, ()) = tokio::join!(asking, answering);
     assert_eq!(answer.expect("asked").expect("answered").body, "an answer");
+}
+
+/// How far a queue was worked off, which it asks for as itself.
+#[tokio::test]
+async fn it_is_told_what_nobody_was_given() {
+    let secure = secure().await;
+    let gateway = secure.gateway().await;
+    let hello = queue(Lane::Invoke, PoolName::default(), "hello");
+    for n in 0..3 {
+        gateway.publish(&hello, message(&format!("message-{n}"))).await.expect("publish");
+    }
+    gateway.take_one(&hello).await.expect("take").expect("one waits").ack.ack().await.expect("ack");
+    let credential = secure.certs.autoscaler().expect("an autoscaler");
+    let tls = Arc::new(credential.queue_client().expect("TLS"));
+    let options = NatsOptions {
+        auth: NatsAuth::Certificate(tls),
+        inbox_prefix: Some(format!("{AUTOSCALER_INBOX}.test")),
+        answers: Some(format!("{AUTOSCALER_ANSWERS}.test")),
+        ..NatsOptions::new(secure.server.url(), "autoscaler")
+    };
+    let autoscaler = NatsBroker::connect(options, secure.tasks.clone()).await.expect("connected");
+    let functions = [hello.function.clone()];
+    let told = autoscaler.progress(hello.lane, &hello.pool, &functions).await.expect("told");
+    assert_eq!(told.iter().map(|one| (one.waiting, one.delivered)).collect::<Vec<_>>(), [(2, 1)]);
 }
