@@ -1,20 +1,16 @@
 //! Handing out what is free: known work and turns by share, then larger shares for queues that worked lately.
 
-use std::{cell::Cell, collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use flux_protocol::{agent::waits_everywhere, limits};
+use flux_protocol::limits;
 
 use super::{
-    Amount, BARE_CLAIM_AFTER_MS, CLAIM_AFTER_MS, CONTENDED_MS, Claim, Credit, FIRST_CLAIM_MS, Grant, Key, Kind,
-    LAST_CLAIM_MS, LOOKED_AT, NO_STANDING_MS, PAUSE_PER_CLAIM, Place, Planner, QueueId, amount::WHOLE,
+    Amount, CLAIM_AFTER_MS, CONTENDED_MS, Claim, Credit, FIRST_CLAIM_MS, Grant, Key, Kind, LAST_CLAIM_MS, LOOKED_AT,
+    NO_STANDING_MS, PAUSE_PER_CLAIM, Place, Planner, QueueId,
 };
 
-/// The turn of an idle queue that takes more than a quarter of the node keeps known work from it: it is long enough
-/// for a round trip to the broker and back, and no longer.
-const SHORT_TURN: Duration = Duration::from_millis(20);
-
 /// What was granted to one queue so far in this plan.
-struct Draft {
+pub(super) struct Draft {
     queue: usize,
     count: u64,
     kind: Kind,
@@ -55,31 +51,21 @@ impl Planner {
         Some(Grant { credit, name, expires: draft.expires })
     }
 
-    fn room(&self) -> Amount {
+    pub(super) fn room(&self) -> Amount {
         self.total.minus(self.used)
     }
 
-    fn another_waits(&self, queue: usize) -> bool {
+    pub(super) fn another_waits(&self, queue: usize) -> bool {
         self.busy.iter().take(2).any(|key| key.2 != queue)
     }
 
     /// Whether another queue is known to wait, or was a moment ago.
-    fn others_wait(&self, queue: usize, now_ms: u64) -> bool {
-        self.another_waits(queue)
-            || self.waited_lately.iter().any(|(other, until_ms)| *other != queue && now_ms < *until_ms)
-    }
-
-    /// Remembers the last two queues that were known to wait: two, so that one of them is another than any given one.
-    fn note_waiting(&mut self, queue: usize, now_ms: u64) {
-        let until_ms = now_ms + CONTENDED_MS;
-        if self.waited_lately[0].0 != queue {
-            self.waited_lately.swap(0, 1);
-        }
-        self.waited_lately[0] = (queue, until_ms);
+    pub(super) fn others_wait(&self, queue: usize, now_ms: u64) -> bool {
+        self.another_waits(queue) || self.waited_lately.another(queue, now_ms)
     }
 
     /// Slots that larger shares leave free, so that a queue that gets hot is heard at once.
-    fn reserve(&self) -> u64 {
+    pub(super) fn reserve(&self) -> u64 {
         match self.total.tasks {
             0 | 1 => 0,
             tasks => (tasks / 8).max(1),
@@ -101,9 +87,16 @@ impl Planner {
                     self.grant_bare(bare.2, now_ms, drafts);
                 }
                 (Some(busy), _) => {
+                    if let Some(sibling) = self.sibling_kept_out_by(busy.2) {
+                        if self.goes_first(sibling, now_ms) {
+                            self.grant_bare(sibling, now_ms, drafts);
+                            continue;
+                        }
+                        self.note_kept_out(sibling, now_ms);
+                    }
                     // What this credit is enough for waits no longer.
                     if self.queue(busy.2).is_some_and(|queue| queue.backlog > queue.outstanding + 1) {
-                        self.note_waiting(busy.2, now_ms);
+                        self.waited_lately.note(busy.2, now_ms + CONTENDED_MS);
                     }
                     let rung = self.queue(busy.2).is_some_and(|queue| queue.rung);
                     let expires = if rung { limits::PULL_EXPIRES_RUNG } else { limits::PULL_EXPIRES_CONTENDED };
@@ -120,78 +113,31 @@ impl Planner {
         self.queue(queue).is_some_and(|queue| queue.passed_over_since.is_some())
     }
 
-    fn fits(&self, queue: usize, count: u64) -> bool {
+    pub(super) fn fits(&self, queue: usize, count: u64) -> bool {
         self.each(queue).is_some_and(|each| each.times(count).fits_in(self.room()))
     }
 
-    fn each(&self, queue: usize) -> Option<Amount> {
+    pub(super) fn each(&self, queue: usize) -> Option<Amount> {
         let queue = self.queue(queue)?;
         self.function(queue.function)?.need.map(|need| need.each)
     }
 
-    /// The first bare queue that fits. While others wait no more than a quarter of the slots idles, but for the long pulls
-    /// that are out already, beside which an eighth still takes turns. Where this agent cannot wait everywhere, the reserve
-    /// stays free for what it is told of, and an eighth goes round where nobody may have told.
-    fn first_bare(&mut self, now_ms: u64) -> Option<Key> {
-        let eighth = (self.total.tasks / 8).max(1);
-        let few_idle = self.idle_credit < (self.total.tasks / 4).max(1) || self.turns < eighth;
-        let spare = self.used.tasks + self.reserve() < self.total.tasks;
-        let everywhere = self.waits_everywhere();
-        if !everywhere {
-            if self.idle_credit >= eighth || !spare {
-                return None;
-            }
-        } else if !few_idle && !spare {
-            return None;
-        }
-        let kept_out = Cell::new(false);
-        let may = |planner: &Self, key: &Key| {
-            let may = (few_idle && (everywhere || spare)) || (spare && !planner.others_wait(key.2, now_ms));
-            let leaves_room = may && planner.leaves_room(key.2, planner.used);
-            // Not by what runs: by other idle ones.
-            kept_out.set(kept_out.get() || (may && !leaves_room && planner.leaves_room(key.2, planner.running)));
-            leaves_room
-        };
-        let (found, passed_over) = self.first_that_fits(&self.bare, |key| may(self, key));
-        if kept_out.get() {
-            // They have no room together: from now on they take turns.
-            self.no_standing_before_ms = now_ms + NO_STANDING_MS;
-        }
-        self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
-        found
-    }
-
-    /// Whether the largest that may be told of still fits beside a pull of an idle queue. One such pull there always may be.
-    fn leaves_room(&self, queue: usize, used: Amount) -> bool {
-        let Some(each) = self.each(queue) else { return false };
-        self.idle_credit == 0 || used.plus(each).plus(self.largest.within(self.total)).fits_in(self.total)
-    }
-
-    fn waits_everywhere(&self) -> bool {
-        waits_everywhere(self.total.tasks, self.hot)
-    }
-
     /// The first busy queue that fits.
     fn first_busy(&mut self, now_ms: u64) -> Option<Key> {
-        let (found, passed_over) = self.first_that_fits(&self.busy, |_| true);
+        let (mut found, mut passed_over) = (None, Vec::new());
+        for key in self.busy.iter().take(LOOKED_AT) {
+            if self.fits(key.2, 1) {
+                found = Some(*key);
+                break;
+            }
+            passed_over.push(key.2);
+        }
         self.pass_over(&passed_over, CLAIM_AFTER_MS, now_ms);
         found
     }
 
-    /// In the order of the set, and those before it that do not fit.
-    fn first_that_fits(&self, set: &BTreeSet<Key>, may: impl Fn(&Key) -> bool) -> (Option<Key>, Vec<usize>) {
-        let mut passed_over = Vec::new();
-        for key in set.iter().take(LOOKED_AT).filter(|key| may(key)) {
-            if self.fits(key.2, 1) {
-                return (Some(*key), passed_over);
-            }
-            passed_over.push(key.2);
-        }
-        (None, passed_over)
-    }
-
     /// Notes since when they wait for room. The first that has waited long enough claims.
-    fn pass_over(&mut self, queues: &[usize], claim_after_ms: u64, now_ms: u64) {
+    pub(super) fn pass_over(&mut self, queues: &[usize], claim_after_ms: u64, now_ms: u64) {
         for index in queues {
             self.no_standing_before_ms = now_ms + NO_STANDING_MS;
             let Some(queue) = self.queues.get_mut(*index).and_then(Option::as_mut) else { continue };
@@ -227,48 +173,11 @@ impl Planner {
         None
     }
 
-    /// A first credit for a queue that has none.
-    fn grant_bare(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
-        let Some(each) = self.each(queue) else { return };
-        if self.others_wait(queue, now_ms) {
-            let large = each.dominant_share(self.total) > WHOLE / 4;
-            let turn = if large { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
-            return self.take(queue, 1, Kind::Turn, turn, drafts);
-        }
-        // In long pulls, as long as those take no more than three quarters of the node. One credit: what it brings says
-        // how much more there is.
-        let long = self.standing.plus(each).fits_in(self.total.times(3).over(4));
-        if self.takes_the_last(queue) || now_ms < self.no_standing_before_ms || !long {
-            self.take(queue, 1, Kind::Turn, limits::PULL_EXPIRES_CONTENDED, drafts);
-        } else {
-            // What runs may be given up, and must not come back on a pull that was left behind.
-            let works = self.queue(queue).is_some_and(|queue| queue.running > 0);
-            let expires = if works { limits::PULL_EXPIRES_WARM } else { limits::PULL_EXPIRES_IDLE };
-            self.take(queue, 1, Kind::Standing, expires, drafts);
-        }
-    }
-
-    /// A queue that works keeps a credit, before idle ones get theirs: whoever calls again would have to be told of, or wait for
-    /// the end of a turn.
-    fn keep_one_waiting(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
-        let Some(state) = self.queue(queue) else { return };
-        let wants = state.hot && state.outstanding == 0 && state.covered_until_ms.is_none() && state.is_warm(now_ms);
-        if !wants || self.claim.is_some() || self.another_waits(queue) {
-            return;
-        }
-        self.top_up(queue, now_ms, drafts);
-        let has_none = self.queue(queue).is_some_and(|state| state.outstanding == 0);
-        let spare = self.used.tasks + self.reserve() < self.total.tasks;
-        if has_none && spare && self.fits(queue, 1) && self.room_beside_sibling(queue) > 0 {
-            self.take(queue, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
-        }
-    }
-
     /// More for a queue that works and has used up half of its share, when nobody is known to wait.
-    fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
+    pub(super) fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(state) = self.queue(queue) else { return };
         let covered = state.covered_until_ms.is_some();
-        if !state.hot || covered || !state.is_warm(now_ms) || self.others_wait(queue, now_ms) {
+        if !state.hot || covered || !state.is_warm(now_ms) || self.claim.is_some() || self.others_wait(queue, now_ms) {
             return;
         }
         let outstanding = state.outstanding;
@@ -318,8 +227,18 @@ impl Planner {
             .any(|lane| self.queue(lane).is_some_and(|sibling| sibling.hot && sibling.outstanding == 0))
     }
 
+    /// The function's other lane, if that is idle and this one is about to take the last of `max_concurrency`.
+    fn sibling_kept_out_by(&self, index: usize) -> Option<usize> {
+        if !self.takes_the_last(index) {
+            return None;
+        }
+        let lanes = self.function(self.function_index(index)?)?.lanes;
+        let bare = |lane: &usize| self.queue(*lane).is_some_and(|queue| matches!(queue.place, Place::Bare(_)));
+        lanes.into_iter().flatten().find(|lane| *lane != index && bare(lane))
+    }
+
     /// What `max_concurrency` leaves, less one for the function's other lane where that has no credit.
-    fn room_beside_sibling(&self, index: usize) -> u64 {
+    pub(super) fn room_beside_sibling(&self, index: usize) -> u64 {
         let Some(function) = self.function_index(index).and_then(|f| self.function(f)) else { return 0 };
         let room = function.need.map_or(0, |need| need.max_concurrency).saturating_sub(function.in_use);
         room - u64::from(self.sibling_wants(index)).min(room)
@@ -327,18 +246,18 @@ impl Planner {
 
     /// One more credit here leaves nothing of `max_concurrency` for the function's other lane, which may get work before a
     /// long pull is over: a call would be refused, and an invocation wait for seconds.
-    fn takes_the_last(&self, index: usize) -> bool {
+    pub(super) fn takes_the_last(&self, index: usize) -> bool {
         let Some(function) = self.function_index(index).and_then(|f| self.function(f)) else { return false };
         function.need.is_some_and(|need| need.max_concurrency <= function.in_use + 1)
     }
 
-    fn take(&mut self, index: usize, count: u64, kind: Kind, expires: Duration, drafts: &mut Vec<Draft>) {
+    pub(super) fn take(&mut self, index: usize, count: u64, kind: Kind, expires: Duration, drafts: &mut Vec<Draft>) {
         let Some(each) = self.each(index) else { return };
         self.tick += 1;
         let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) else { return };
         queue.outstanding += count;
         queue.served = self.tick;
-        queue.passed_over_since = None;
+        (queue.passed_over_since, queue.kept_out_since) = (None, None);
         let function = queue.function;
         if let Some(function) = self.functions.get_mut(function).and_then(Option::as_mut) {
             function.in_use += count;

@@ -28,7 +28,8 @@
 //! so that a caller who comes again finds a credit waiting; its first one goes before the turns of idle queues.
 //!
 //! Idle queues leave room for the largest function that may be told of ([`Largest`]): their pulls cannot be taken back, and
-//! a call would wait for the end of one of them. Where they have no room together, they take turns.
+//! a call would wait for the end of one of them. Where they have no room together, the large ones take turns, and who was kept out
+//! for a second goes first.
 //!
 //! A queue whose need does not fit what is free, while smaller ones are served past it, *claims*: for a while
 //! nobody else is granted anything, until what is freed adds up. Claims are limited in time, since the room may be
@@ -43,7 +44,9 @@
 mod amount;
 mod credit;
 mod grant;
+mod idle;
 mod largest;
+mod lately;
 mod order;
 #[cfg(test)]
 mod tests;
@@ -59,6 +62,7 @@ pub(crate) use amount::Amount;
 use credit::Kind;
 pub(crate) use credit::{Credit, Grant, Need, PullEnd, QueueId, Recost, Slot};
 use largest::Largest;
+use lately::Lately;
 
 /// A queue whose last two deliveries are no further apart, and no longer ago, is expected to have work again before a pull on
 /// it is over.
@@ -74,6 +78,8 @@ const BARE_CLAIM_AFTER_MS: u64 = 10_000;
 const FIRST_CLAIM_MS: u64 = 1_000;
 const LAST_CLAIM_MS: u64 = 33_000;
 const PAUSE_PER_CLAIM: u64 = 4;
+/// A queue that idle ones keep out goes first after this long: a message may lie there that nobody tells of.
+const KEPT_OUT_MS: u64 = 1_000;
 /// Where something did not fit, no long pulls are made for this long: what they hold cannot be had for so long.
 const NO_STANDING_MS: u64 = 60_000;
 /// A queue that others cover is left to them for this long and a little more, not the same for each queue. Twice as long after
@@ -116,6 +122,9 @@ struct Queue {
     /// The tick of its last grant: smaller is longer ago.
     served: u64,
     passed_over_since: Option<u64>,
+    /// Since when others that are idle, the credit kept for one that works, or the function's other lane keep it from a first
+    /// credit.
+    kept_out_since: Option<u64>,
     /// Others wait there; until then nothing is pulled that is not known to be there.
     covered_until_ms: Option<u64>,
     /// How many times it was in a row.
@@ -184,13 +193,17 @@ pub(crate) struct Planner {
     /// Of this agent: in which order it comes to queues that it never served. If all agents had the same, all would wait
     /// at the same queues and none at the others, wherever more are hot than an agent has credit for.
     seed: u64,
-    /// Which queues were known to wait, and until when that counts.
-    waited_lately: [(usize, u64); 2],
+    /// Which were known to wait.
+    waited_lately: Lately,
+    /// Which had a delivery.
+    worked_lately: Lately,
     claim: Option<Claim>,
     no_claim_before_ms: u64,
     /// How long the next claim may take.
     claim_for_ms: u64,
     no_standing_before_ms: u64,
+    /// Until then long pulls leave room for the largest too.
+    crowded_until_ms: u64,
     paused: bool,
     /// Queues with an event since the last plan.
     touched: Vec<usize>,
@@ -221,11 +234,13 @@ impl Planner {
             hot: 0,
             tick: FIRST_TICK,
             seed,
-            waited_lately: [(usize::MAX, 0); 2],
+            waited_lately: Lately::new(),
+            worked_lately: Lately::new(),
             claim: None,
             no_claim_before_ms: 0,
             claim_for_ms: FIRST_CLAIM_MS,
             no_standing_before_ms: 0,
+            crowded_until_ms: 0,
             paused: false,
             touched: Vec::new(),
             early: VecDeque::new(),
@@ -310,6 +325,7 @@ impl Planner {
             active: false,
             served: self.first_served(name),
             passed_over_since: None,
+            kept_out_since: None,
             covered_until_ms: None,
             covered_times: 0,
             place: Place::Nowhere,
@@ -340,6 +356,7 @@ impl Planner {
             && queue.hot
         {
             queue.hot = false;
+            queue.kept_out_since = None;
             queue.backlog = 0;
             (queue.rung, queue.rung_again) = (false, false);
             self.hot -= 1;
@@ -376,6 +393,7 @@ impl Planner {
         self.unreserve(credit.kind, credit.each, 1);
         self.running = self.running.plus(credit.each);
         let index = credit.queue.0;
+        self.worked_lately.note(index, now_ms + WARM_MS);
         if let Some(queue) = self.queues.get_mut(index).and_then(Option::as_mut) {
             queue.outstanding -= 1;
             queue.running += 1;

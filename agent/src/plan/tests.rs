@@ -329,6 +329,111 @@ fn who_calls_after_a_burst_on_the_other_lane_finds_a_credit_waiting_too() {
     assert!(told <= 50, "{told} of 500 had to be told of");
 }
 
+/// How long the next message waits that nobody tells of, while `work` goes on.
+fn published_beside(world: &mut World, queue: &QueueName, mut work: impl FnMut(&mut World)) -> u64 {
+    let (before, began_ms) = (world.delivered.get(queue).copied().unwrap_or(0), world.now_ms);
+    world.arrive(queue, 1);
+    while world.delivered.get(queue).copied().unwrap_or(0) == before {
+        work(world);
+        assert!(world.now_ms - began_ms < 30_000, "{queue:?} starves");
+    }
+    world.now_ms - began_ms
+}
+
+#[test]
+fn who_calls_again_and_again_does_not_keep_the_last_room_from_what_nobody_tells_of() {
+    for (total, each) in [(1, need(100, 128, u64::MAX)), (4, need(400, 128, u64::MAX)), (4, need(300, 128, u64::MAX))] {
+        let mut world = World::new(budget(total));
+        let (called, published) = (name(Lane::Call, 0), name(Lane::Invoke, 1));
+        for queue in [&called, &published] {
+            world.add(queue, each, 2);
+        }
+        world.run(1_000, 1, |_| ());
+        let mut waits = Vec::new();
+        for round in 0..20 {
+            waits.extend((0..300 + 7 * round).map(|_| call(&mut world, &called)));
+            let waited = published_beside(&mut world, &published, |world| waits.push(call(world, &called)));
+            assert!(waited <= KEPT_OUT_MS + 50, "{waited} ms beside {total} slots of {each:?}");
+        }
+        let late = waits.iter().filter(|waited| **waited > 0).count();
+        assert!(waits.iter().skip(2).all(|waited| *waited <= 30), "{:?} ms", waits.iter().skip(2).max());
+        assert!(late * 50 <= waits.len(), "{late} of {} calls waited", waits.len());
+    }
+}
+
+#[test]
+fn small_idle_queues_do_not_keep_a_large_one_out_for_ever() {
+    let mut world = World::new(Amount { tasks: 32, cpu_millicores: 10_000, memory_mb: 16_000 });
+    for function in 0..12 {
+        world.add(&name(Lane::Call, function), need(500, 16, u64::MAX), 2);
+        // So that their turns end one after the other.
+        world.run(21, 1, |_| ());
+    }
+    let (called, published) = (name(Lane::Call, 12), name(Lane::Invoke, 12));
+    for queue in [&called, &published] {
+        world.add(queue, need(4_000, 16, u64::MAX), 2);
+    }
+    world.run(20_000, 7, |_| ());
+    for _ in 0..20 {
+        world.run(371, 7, |_| ());
+        let waited = published_beside(&mut world, &published, |world| world.advance(7));
+        assert!(waited <= 2 * (KEPT_OUT_MS + 300), "{waited} ms");
+    }
+}
+
+#[test]
+fn a_lane_that_never_rests_leaves_the_other_its_turn_beside_idle_ones() {
+    let mut world = World::new(Amount { tasks: 11, cpu_millicores: 1_100, memory_mb: 704 });
+    let (called, published) = (name(Lane::Call, 1), name(Lane::Invoke, 1));
+    for queue in [&called, &published] {
+        world.add(queue, need(182, 353, 1), 351);
+    }
+    for (lane, function) in [(Lane::Invoke, 0), (Lane::Call, 0), (Lane::Call, 5)] {
+        world.add(&name(lane, function), need(165, 80, 2), 11);
+    }
+    world.arrive(&called, 1_000);
+    for _ in 0..10 {
+        let waited = published_beside(&mut world, &published, |world| world.advance(10));
+        assert!(waited <= KEPT_OUT_MS + 2 * 351 + 50, "{waited} ms");
+    }
+}
+
+#[test]
+fn who_works_takes_no_more_past_a_claim() {
+    let mut world = World::new(budget(10));
+    let (worked, published) = (name(Lane::Call, 0), name(Lane::Invoke, 1));
+    world.add(&worked, need(200, 16, u64::MAX), 40);
+    world.add(&published, need(900, 16, u64::MAX), 2);
+    let two_callers = |world: &mut World| {
+        let busy = world.running_of(&worked) + world.waiting.get(&worked).copied().unwrap_or(0);
+        (busy..3).for_each(|_| world.arrive(&worked, 1));
+        world.advance(13);
+    };
+    for _ in 0..5 {
+        (0..200).for_each(|_| two_callers(&mut world));
+        let waited = published_beside(&mut world, &published, two_callers);
+        assert!(waited <= BARE_CLAIM_AFTER_MS + 500, "{waited} ms");
+    }
+}
+
+#[test]
+fn small_functions_that_just_do_not_all_fit_cost_few_pulls() {
+    let mut world = World::new(Amount { tasks: 32, cpu_millicores: 2_000, memory_mb: 8_000 });
+    for function in 0..10 {
+        for lane in [Lane::Call, Lane::Invoke] {
+            world.add(&name(lane, function), need(100, 128, u64::MAX), 2);
+        }
+    }
+    world.run(10_000, 5, |_| ());
+    world.pulls_sent = 0;
+    world.run(60_000, 5, |_| ());
+    assert!(world.pulls_sent <= 30 * 60, "{} pulls in a minute", world.pulls_sent);
+    for function in 0..10 {
+        let waited = published_beside(&mut world, &name(Lane::Invoke, function), |world| world.advance(5));
+        assert!(waited <= 2_000, "{waited} ms");
+    }
+}
+
 #[test]
 fn idle_queues_that_have_no_room_together_are_heard_in_turn() {
     let (mut world, _) = crowd_of_large_ones();
