@@ -171,7 +171,7 @@ async fn give_up_all(batch: Vec<StatusDelivery>, error: &StoreError) {
             function = %delivery.status.function,
             attempt = delivery.status.attempt,
             phase = ?delivery.status.phase,
-            order = delivery.order,
+            order = ?delivery.order,
             error = error as &dyn std::error::Error,
             "a status can never be recorded and is thrown away; its execution's row in the store needs a look"
         );
@@ -265,7 +265,7 @@ fn is_buried(status: &StatusMessage) -> bool {
 async fn bury(
     inner: &Arc<Inner>,
     status: &StatusMessage,
-    sequence: u64,
+    sequence: Option<u64>,
     became_terminal: bool,
 ) -> Result<(), BrokerError> {
     let Some(invocation) = status.invocation.as_deref() else {
@@ -282,8 +282,7 @@ async fn bury(
         // Seen before: either this gateway died before it buried it, or another outcome came first.
         let record = inner.store.execution(status.execution_id).await;
         let record = record.map_err(|error| BrokerError::unavailable("look at an execution", error))?;
-        let ordered = inner.broker.capabilities().ordered_statuses;
-        if !record.is_some_and(|record| is_end_of(&record, status, sequence, ordered)) {
+        if !record.is_some_and(|record| is_end_of(&record, status, sequence)) {
             return Ok(());
         }
     }
@@ -298,11 +297,11 @@ async fn bury(
     Ok(())
 }
 
-/// Whether a status is the one that ended the execution. Where each delivery of it has another place in the order, by what it
+/// Whether a status is the one that ended the execution. Where statuses have no place in an order, by what it
 /// says: a letter of the same again is the same letter.
-fn is_end_of(record: &ExecutionRecord, status: &StatusMessage, sequence: u64, ordered: bool) -> bool {
-    if ordered {
-        return record.terminal_seq == Some(sequence);
+fn is_end_of(record: &ExecutionRecord, status: &StatusMessage, sequence: Option<u64>) -> bool {
+    if sequence.is_some() {
+        return record.terminal_seq == sequence;
     }
     let outcome = |outcome: Option<&Outcome>| outcome.map(|outcome| (outcome.status, outcome.error.clone()));
     record.is_terminal()

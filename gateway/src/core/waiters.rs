@@ -76,7 +76,7 @@ impl Inner {
 /// The record as the store will have it, of a status that is no end: where it lies in the log is not known here, which
 /// only matters between two outcomes.
 pub(super) fn merged(record: ExecutionRecord, status: &StatusMessage) -> ExecutionRecord {
-    merge_status(Some(record), status, u64::MAX).0
+    merge_status(Some(record), status, None).0
 }
 
 /// The execution's next status, whatever it says. Pending for ever when the subscription ended.

@@ -1,10 +1,12 @@
 //! Live output, from any gateway, resumed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use flux_broker::StatusLog as _;
 use flux_gateway::core::{WatchEvent, WatchFrom};
 use flux_protocol::{
-    ErrorCode, ErrorKind, ExecutionError, ExecutionId, Outcome, OutcomeStatus, Phase, StatusMessage, time::now,
+    AgentId, ErrorCode, ErrorKind, ExecutionError, ExecutionId, ExecutionRecord, Outcome, OutcomeStatus, Phase,
+    StatusMessage, time::now,
 };
 use flux_store::StatusUpdate;
 use futures::{StreamExt as _, stream::BoxStream};
@@ -16,11 +18,10 @@ use crate::{
     world::{World, deploy, ended, eventually, name, payload},
 };
 
+const SHOWN_WITHIN: Duration = Duration::from_secs(20);
+
 async fn next(events: &mut BoxStream<'static, WatchEvent>) -> WatchEvent {
-    tokio::time::timeout(std::time::Duration::from_secs(20), events.next())
-        .await
-        .expect("an event")
-        .expect("no end yet")
+    tokio::time::timeout(SHOWN_WITHIN, events.next()).await.expect("an event").expect("no end yet")
 }
 
 async fn line(events: &mut BoxStream<'static, WatchEvent>) -> (u64, String) {
@@ -97,6 +98,29 @@ async fn a_finished_execution_is_replayed_from_its_record() {
 }
 
 /// Another outcome lies before it in the log, such as of an attempt whose agent was taken for dead.
+/// An end that nobody has said yet.
+fn end_of(record: &ExecutionRecord, attempt: u32, agent: Option<&str>, how: OutcomeStatus) -> StatusMessage {
+    let error = ExecutionError::new(ErrorKind::Cancelled, "the test said so");
+    StatusMessage {
+        execution_id: record.execution_id,
+        function: record.function.clone(),
+        version: record.version,
+        attempt,
+        lane: record.lane,
+        pool: record.pool.clone(),
+        phase: Phase::Ended,
+        agent_id: agent.map(|agent| AgentId::parse(agent).unwrap()),
+        queued_at: record.queued_at,
+        started_at: None,
+        at: now(),
+        deadline: None,
+        traceparent: None,
+        outcome: Some(Outcome::without_process(how, error)),
+        invocation: None,
+        notes: Vec::new(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_is_the_one_that_was_recorded_and_not_the_one_that_was_said() {
     let world = World::new().await;
@@ -114,29 +138,35 @@ async fn the_end_is_the_one_that_was_recorded_and_not_the_one_that_was_said() {
     agent.until("it ended", |agent| agent.running().is_empty()).await;
     eventually("the recorder has tried", || async { store.refused() > refused }).await;
     let record = world.store.execution(id).await.unwrap().unwrap();
-    let outcome =
-        Outcome::without_process(OutcomeStatus::Cancelled, ExecutionError::new(ErrorKind::Cancelled, "first"));
-    let status = StatusMessage {
-        execution_id: id,
-        function: record.function.clone(),
-        version: record.version,
-        attempt: 1,
-        lane: record.lane,
-        pool: record.pool.clone(),
-        phase: Phase::Ended,
-        agent_id: None,
-        queued_at: record.queued_at,
-        started_at: None,
-        at: now(),
-        deadline: None,
-        traceparent: None,
-        outcome: Some(outcome),
-        invocation: None,
-        notes: Vec::new(),
-    };
-    world.store.record(vec![StatusUpdate { status, sequence: 1 }]).await.unwrap();
+    let status = end_of(&record, 1, None, OutcomeStatus::Cancelled);
+    world.store.record(vec![StatusUpdate { status, sequence: Some(1) }]).await.unwrap();
     match next(&mut events).await {
         WatchEvent::End(record) => assert_eq!(record.status_text(), "cancelled"),
         WatchEvent::Output { chunk, .. } => panic!("nothing was printed: {chunk:?}"),
     }
+}
+
+/// The first gateway has the later attempt's outcome in hand, and records it when the other has recorded the earlier one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_that_was_shown_stays_where_the_queue_has_no_order() {
+    let world = World::with_less().await;
+    let slow = FlakyStore::over(&world.store);
+    let first = world.gateway_over(slow.clone()).await;
+    deploy(&first, "f", "").await;
+    let id = first.invoke(&name("f"), payload("")).await.unwrap().execution_id;
+    let queued = world.store.execution(id).await.unwrap().unwrap();
+    slow.set_records_nothing(true);
+    let refused = slow.refused();
+    let later = end_of(&queued, 2, Some("b"), OutcomeStatus::Cancelled);
+    world.broker.publish_status("b", &later).await.unwrap();
+    eventually("the recorder has tried", || async { slow.refused() > refused }).await;
+    let other = world.gateway().await;
+    world.broker.publish_status("a", &end_of(&queued, 1, Some("a"), OutcomeStatus::Success)).await.unwrap();
+    // Either of them, since the queue may have given the later one to the other gateway too. It is the same for good.
+    eventually("an end is shown", || async { other.wait(id, SHOWN_WITHIN).await.unwrap().is_terminal() }).await;
+    let shown = other.wait(id, SHOWN_WITHIN).await.unwrap();
+    slow.set_records_nothing(false);
+    eventually("all is recorded", || async { world.broker.backlog().await.unwrap() == 0 }).await;
+    let record = world.store.execution(id).await.unwrap().unwrap();
+    assert_eq!((record.status_text(), record.attempt), (shown.status_text(), shown.attempt));
 }

@@ -85,8 +85,8 @@ pub struct Capabilities {
     /// An ack counts for the message, whichever delivery it belongs to. Without it an agent that is given what another
     /// holds keeps the delivery until that one has recorded it.
     pub acks_by_message: bool,
-    /// [`StatusDelivery::order`] is a place in the log, the same each time. Without it the order is that of delivery, to one gateway
-    /// at a time: the outcome that is recorded first wins.
+    /// Statuses have a place in the log, the same each time ([`StatusDelivery::order`]). Without it they have none, and the outcome that
+    /// is in the store first stays: clocks and counters of gateways do not compare.
     pub ordered_statuses: bool,
 }
 

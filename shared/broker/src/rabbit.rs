@@ -2,7 +2,7 @@
 //!
 //! - `link` makes the connection and makes it again; `session` is one of them, with its channels.
 //! - `log` is what stands in for a key-value store: streams that everybody reads; `view` says what follows from one.
-//! - `leases` keep what was delivered, `pulls` ask for no more than they may have.
+//! - `leases` keep what was delivered, `pulls` ask for no more than they may have, `pulse` knows when what comes may be late.
 //! - one file for each trait of the seam.
 //!
 //! **Architecture Invariant:** no type of `lapin` leaves this module.
@@ -34,6 +34,7 @@ mod names;
 mod options;
 mod permissions;
 mod pulls;
+mod pulse;
 mod queue;
 mod record;
 mod session;
@@ -59,6 +60,7 @@ struct Parts {
     epochs: epochs::Epochs,
     leases: Arc<leases::Leases>,
     channels: pulls::Channels,
+    pulse: pulse::Pulse,
     doubts: queue::Doubts,
     outbox: mpsc::Sender<signals::Said>,
     /// Queues that were made, or found, over the connection with that number.
@@ -87,6 +89,7 @@ impl RabbitBroker {
             epochs: epochs::Epochs::default(),
             leases,
             channels: pulls::Channels::default(),
+            pulse: pulse::Pulse::default(),
             doubts: queue::Doubts::default(),
             outbox,
             made: Mutex::default(),

@@ -270,7 +270,8 @@ pub struct ExecutionRecord {
     pub traceparent: Option<String>,
     /// The attempt's outcome, once `phase` is `ended`; kept while a retry is queued.
     pub outcome: Option<Outcome>,
-    /// Place of the terminal status in the order of the status log: the smallest wins.
+    /// Place of the terminal status in the order of the status log: the smallest wins. `None` of a terminal record: its log gives
+    /// no places, and what was recorded first stays.
     pub terminal_seq: Option<u64>,
     pub position: Option<QueuePosition>,
     /// Kept until the execution is terminal, so that a lost message can be published again.

@@ -79,7 +79,7 @@ fn ended(id: ExecutionId, sequence: u64) -> StatusUpdate {
         invocation: None,
         notes: Vec::new(),
     };
-    StatusUpdate { status, sequence }
+    StatusUpdate { status, sequence: Some(sequence) }
 }
 
 struct Times(Vec<Duration>);

@@ -63,11 +63,13 @@ pub struct Deployed {
     pub changed: bool,
 }
 
-/// One status to record, with its place in the order of the status log.
+/// One status to record.
 #[derive(Debug, Clone)]
 pub struct StatusUpdate {
     pub status: StatusMessage,
-    pub sequence: u64,
+    /// Its place in the order of the status log: of two outcomes that have one the smaller leads, whenever it comes. `None`: its log
+    /// has no order that all gateways agree on, and the outcome that is recorded first stays.
+    pub sequence: Option<u64>,
 }
 
 /// What recording a status did, in the order of the updates given.

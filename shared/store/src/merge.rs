@@ -3,10 +3,12 @@
 //!
 //! Whatever is learned of an execution (a status, the record made when it was accepted, a message that was
 //! published again) is put into the form of a record; [`join`] of two records is the record of both. So the
-//! order in which statuses come, and how often each comes, cannot matter.
+//! order in which statuses come, and how often each comes, cannot matter. One thing does: where the queue's log gives an outcome no
+//! place, the outcome that the store has first stays, whatever comes later.
 //!
 //! ```text
-//!   leads:  the terminal record with the smallest sequence of the status log, whatever its attempt;
+//!   leads:  the terminal record that is in the store, where it or the other has no sequence of the status log;
+//!           otherwise the terminal record with the smallest sequence, whatever its attempt;
 //!           without a terminal one the highest (attempt, phase)          queued < running < ended
 //!   from the leading record:   attempt, phase, agent, times, outcome
 //!   from both:                 earliest queued_at and deadline, newest position, all notes
@@ -35,11 +37,12 @@ pub struct Merged {
     pub contradicted: bool,
 }
 
-/// Merges a status into what is known. `None` starts a record (a direct publish has no queued one).
+/// Merges a status into what is known. `None` starts a record (a direct publish has no queued one). A status without a
+/// `sequence` never takes the place of an outcome that is known, and none takes the place of one that has no sequence.
 pub fn merge_status(
     known: Option<ExecutionRecord>,
     status: &StatusMessage,
-    sequence: u64,
+    sequence: Option<u64>,
 ) -> (ExecutionRecord, Merged) {
     let told = told_by(status, sequence);
     if let Some(known) = known.as_ref().filter(|known| !is_of_one_queue(known, &told)) {
@@ -51,7 +54,7 @@ pub fn merge_status(
         None => (told, true),
         Some(known) => {
             let before = known.clone();
-            let record = join(known, told);
+            let record = if stays(&known, &told) { led_by(known, told) } else { join(known, told) };
             let changed = record != before;
             (record, changed)
         }
@@ -106,9 +109,17 @@ pub fn merge_requeued(
     join(known, requeued)
 }
 
+/// Whether the known record is terminal and keeps its outcome, since nothing says which of the two was first.
+fn stays(known: &ExecutionRecord, told: &ExecutionRecord) -> bool {
+    known.is_terminal() && (known.terminal_seq.is_none() || told.terminal_seq.is_none())
+}
+
 /// The record of what either tells. Both must be in the form that this module makes.
 fn join(a: ExecutionRecord, b: ExecutionRecord) -> ExecutionRecord {
-    let (mut lead, other) = if rank(&a, &b) == Ordering::Less { (b, a) } else { (a, b) };
+    if rank(&a, &b) == Ordering::Less { led_by(b, a) } else { led_by(a, b) }
+}
+
+fn led_by(mut lead: ExecutionRecord, other: ExecutionRecord) -> ExecutionRecord {
     lead.outcome = outcome_of(lead.outcome.take(), &lead, &other);
     lead.invocation =
         if lead.is_terminal() { None } else { newest_invocation(lead.invocation.take(), other.invocation) };
@@ -221,7 +232,7 @@ fn normal(mut record: ExecutionRecord) -> ExecutionRecord {
 }
 
 /// A status as a record of its own. One that says `ended` without an outcome tells only that it ran.
-fn told_by(status: &StatusMessage, sequence: u64) -> ExecutionRecord {
+fn told_by(status: &StatusMessage, sequence: Option<u64>) -> ExecutionRecord {
     let phase = if status.phase == Phase::Ended && status.outcome.is_none() { Phase::Running } else { status.phase };
     let terminal = status.is_terminal();
     normal(ExecutionRecord {
@@ -239,7 +250,7 @@ fn told_by(status: &StatusMessage, sequence: u64) -> ExecutionRecord {
         deadline: status.deadline,
         traceparent: status.traceparent.clone(),
         outcome: status.outcome.clone().filter(|_| phase == Phase::Ended),
-        terminal_seq: terminal.then_some(sequence),
+        terminal_seq: sequence.filter(|_| terminal),
         position: None,
         invocation: status.invocation.as_deref().filter(|_| !terminal).cloned(),
         redrive_of: status.invocation.as_ref().and_then(|invocation| invocation.redrive_of),

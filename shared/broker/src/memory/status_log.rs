@@ -14,8 +14,6 @@ use crate::{AckHandle, Acker, BrokerError, StatusBatch, StatusDelivery, StatusLo
 pub(super) struct Log {
     statuses: WorkQueue<(String, StatusMessage)>,
     sequence: u64,
-    /// Deliveries so far: the order, where the engine says that it knows no other.
-    delivered: u64,
 }
 
 #[async_trait]
@@ -84,8 +82,7 @@ impl StatusBatch for Recorder {
                     let Some(taken) = log.statuses.take(Instant::now(), inner.limits.ack_wait) else { break };
                     let (sender, status) = taken.content;
                     let acker = StatusAcker { inner: Arc::clone(&inner), sequence: taken.sequence };
-                    log.delivered += 1;
-                    let order = if inner.capabilities.ordered_statuses { taken.sequence } else { log.delivered };
+                    let order = inner.capabilities.ordered_statuses.then_some(taken.sequence);
                     batch.push(StatusDelivery { order, sender, status, ack: AckHandle::new(acker) });
                 }
                 (batch, log.statuses.next_ready())

@@ -193,7 +193,7 @@ impl Recorder {
         // Not the stream's own number: that of a stream which was lost and made anew begins at 1 again, and a late
         // outcome in it would come before the one that is recorded.
         self.waiting.extend((info.stored_ns..).zip(statuses).map(|(order, status)| StatusDelivery {
-            order,
+            order: Some(order),
             sender: sender.to_owned(),
             status,
             ack: AckHandle::new(Arc::clone(&group)),

@@ -26,6 +26,7 @@ use super::{
     leases::{Leases, Settle, Source},
     link::{Link, WITHIN},
     message,
+    pulse::Pulse,
 };
 use crate::{BrokerError, Delivery, PullEvents};
 
@@ -82,7 +83,7 @@ pub(super) fn delivery(
         stored_at: read.stored_at,
         redeliveries: read.redeliveries,
         pending: None,
-        // A connection that stands still for longer than its heartbeat is closed by either side.
+        // Who pulls says so.
         maybe_late: false,
         ack: leases.hold(Arc::clone(source), incoming.delivery_tag, Some(queue.key().into())),
     })
@@ -128,6 +129,7 @@ impl RabbitBroker {
         batch: usize,
         expires: Duration,
     ) -> Result<RabbitPull, BrokerError> {
+        Pulse::begin(&self.parts);
         let deadline = Instant::now() + expires;
         let key = queue.key();
         let hot = self.parts.logs.passing.changed();
@@ -217,7 +219,8 @@ impl PullEvents for RabbitPull {
                         match delivery(&self.queue, incoming, &source, &self.broker.leases) {
                             Ok(delivery) => {
                                 self.left -= 1;
-                                return Some(Ok(delivery));
+                                let maybe_late = self.broker.pulse.may_be_late(&source.channel);
+                                return Some(Ok(Delivery { maybe_late, ..delivery }));
                             }
                             Err((tag, why)) => refuse(&self.queue, &source, tag, why).await,
                         }

@@ -1,17 +1,15 @@
-//! The status log: one quorum queue, read by one gateway at a time.
+//! The status log: one quorum queue, read by one gateway at a time. What was handed out and not acked comes again, at whichever
+//! gateway and behind what that one recorded meanwhile, so no delivery says which of two outcomes was first: the store does.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flux_protocol::{StatusMessage, subject, time::now};
+use flux_protocol::{StatusMessage, subject};
 use futures::{FutureExt as _, StreamExt as _};
 use lapin::{
     Consumer,
@@ -256,7 +254,7 @@ async fn status(parts: &Parts, source: &Arc<Source>, incoming: Incoming) -> Opti
     match serde_json::from_slice::<StatusMessage>(&incoming.data) {
         Ok(status) => {
             let ack = parts.leases.hold(Arc::clone(source), incoming.delivery_tag, Some(STATUSES.into()));
-            Some(StatusDelivery { order: next_order(), sender, status, ack })
+            Some(StatusDelivery { order: None, sender, status, ack })
         }
         Err(error) => {
             tracing::error!(sender, %error, "what lies in the status log cannot be read and is thrown away");
@@ -264,13 +262,4 @@ async fn status(parts: &Parts, source: &Arc<Source>, incoming: Incoming) -> Opti
             None
         }
     }
-}
-
-/// The order in which they are recorded: one gateway reads at a time, and the next begins later.
-fn next_order() -> u64 {
-    static LAST: AtomicI64 = AtomicI64::new(0);
-    let now = now().as_micros();
-    let last = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)));
-    let last = last.unwrap_or_else(|last| last);
-    u64::try_from(now.max(last + 1)).unwrap_or_default()
 }

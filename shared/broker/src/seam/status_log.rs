@@ -42,8 +42,9 @@ pub trait StatusBatch: Send {
 #[derive(Debug)]
 pub struct StatusDelivery {
     /// Its place in the order of the log, also when the log was lost and made anew meanwhile: of two outcomes of one execution
-    /// the smaller wins. The same each time that it is delivered.
-    pub order: u64,
+    /// the smaller wins. The same each time that it is delivered. `None` where the engine knows no such order
+    /// ([`Capabilities::ordered_statuses`](crate::Capabilities::ordered_statuses)).
+    pub order: Option<u64>,
     /// The sender named in the subject, which the broker holds each agent to.
     pub sender: String,
     pub status: StatusMessage,

@@ -457,7 +457,7 @@ async fn closing_sends_what_is_buffered() {
 }
 
 /// Between a client and its server: what is sent waits while it is stalled, as on a network that comes back.
-async fn stallable(server: u16, tasks: &Tasks) -> (u16, watch::Sender<bool>) {
+pub(crate) async fn stallable(server: u16, tasks: &Tasks) -> (u16, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let (stalled, watched) = watch::channel(false);

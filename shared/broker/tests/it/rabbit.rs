@@ -29,7 +29,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::engines::Rabbit;
+use crate::{engines::Rabbit, nats::stallable};
 
 type Clause = fn(Arc<Subject>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -191,6 +191,36 @@ async fn what_was_accepted_survives_a_server_that_is_killed_and_one_that_stands_
         panic!("the watch ended");
     };
     tokio::time::timeout(PATIENCE, told).await.expect("the watch goes on");
+}
+
+/// The server gives it to another once it has closed the connection, which this process reads later than the delivery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_over_a_connection_that_stood_still_may_be_late() {
+    let engine = Rabbit::start().await;
+    let near = engine.gateway("late").await;
+    let (port, stalled) = stallable(engine.server.port(), &engine.tasks).await;
+    let url = engine.server.url().replace(&format!(":{}", engine.server.port()), &format!(":{port}"));
+    let options = RabbitOptions {
+        namespace: "late".to_owned(),
+        connect_within: Duration::from_secs(30),
+        ..RabbitOptions::new(url, "far")
+    };
+    let far = RabbitBroker::connect(options, engine.tasks.clone()).await.expect("connect");
+    let queue = queue(Lane::Call);
+    near.heat(&queue).await.expect("heat");
+    let mut pull = far.pull(&queue, 2, PATIENCE).await.expect("pull");
+    near.publish(&queue, message("in time".to_owned())).await.expect("publish");
+    let _in_time = pull.next().await.expect("a delivery").expect("it goes on");
+    stalled.send_replace(true);
+    let since = tokio::time::Instant::now();
+    near.publish(&queue, message("late".to_owned())).await.expect("publish");
+    // Less than either side needs to close the connection. On a busy machine one may have, and what comes was delivered before.
+    let over = Duration::from_millis(2500);
+    eventually(PATIENCE, "it to have stood still", || async { since.elapsed() > over }).await;
+    stalled.send_replace(false);
+    if let Some(Ok(delivery)) = pull.next().await {
+        assert!(delivery.maybe_late || delivery.redeliveries > 0, "{delivery:?}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use flux_protocol::{
     execution::QueuePosition, limits,
 };
 
-use super::{at, at_once, ended, failed_for_now, id, load, position, queued, status, update};
+use super::{at, at_once, ended, failed_for_now, id, load, position, queued, status, unplaced, update};
 use crate::{StatusUpdate, Store};
 
 /// All orders of a few things.
@@ -103,6 +103,67 @@ pub async fn the_first_outcome_of_the_log_wins(store: &dyn Store) {
     assert_eq!((record.status_text(), record.terminal_seq, record.attempt), ("failed", Some(3), 1));
     let output = record.outcome.expect("an outcome").output;
     assert_eq!(output.to_text(), "attempt 1\n", "the output is the outcome's own");
+}
+
+pub async fn an_outcome_stays_where_the_log_has_no_order(store: &dyn Store) {
+    // As a gateway on RabbitMQ has them: a later attempt's outcome comes in the same batch, and later.
+    let both = id(1, 1);
+    let batch = vec![
+        unplaced(ended(both, "f", 1, OutcomeStatus::Success, 3)),
+        unplaced(ended(both, "f", 2, OutcomeStatus::Failed, 2)),
+    ];
+    let recorded = store.record(batch).await.expect("record");
+    assert_eq!(recorded.iter().map(|r| r.became_terminal).collect::<Vec<_>>(), [true, false]);
+    let before = load(store, both).await;
+    assert_eq!((before.status_text(), before.terminal_seq, before.attempt), ("success", None, 1));
+    for late in [
+        unplaced(ended(both, "f", 3, OutcomeStatus::Cancelled, 1)),
+        unplaced(ended(both, "f", 1, OutcomeStatus::Failed, 1)),
+        // Of another queue, to which Flux was moved meanwhile.
+        update(ended(both, "f", 2, OutcomeStatus::Failed, 2), 1),
+    ] {
+        let recorded = store.record(vec![late]).await.expect("record");
+        assert!(!recorded[0].became_terminal && !recorded[0].retry_wanted);
+        assert_eq!(load(store, both).await, before);
+    }
+    // What the later attempt told before it ended is no outcome: its attempt leads until one is recorded.
+    let earlier = id(1, 2);
+    store.insert_queued(queued(earlier, "f", 1)).await.expect("insert");
+    let news = vec![
+        unplaced(status(earlier, "f", 2, Phase::Running, 5)),
+        unplaced(ended(earlier, "f", 1, OutcomeStatus::Success, 4)),
+        unplaced(ended(earlier, "f", 2, OutcomeStatus::Failed, 6)),
+    ];
+    store.record(news).await.expect("record");
+    let record = load(store, earlier).await;
+    assert_eq!((record.status_text(), record.attempt), ("success", 1));
+    // An outcome that has a place gives way only to what has one too.
+    let placed = id(1, 3);
+    store.record(vec![update(ended(placed, "f", 1, OutcomeStatus::Success, 3), 5)]).await.expect("record");
+    store.record(vec![unplaced(ended(placed, "f", 2, OutcomeStatus::Failed, 4))]).await.expect("record");
+    let record = load(store, placed).await;
+    assert_eq!((record.status_text(), record.terminal_seq, record.attempt), ("success", Some(5), 1));
+}
+
+pub async fn of_outcomes_recorded_at_once_one_stays(store: &dyn Store) {
+    // Gateways that record an attempt's outcome each, and look at once: what one of them saw, all see for good. The first ten were
+    // accepted, of the others nothing was known.
+    const EXECUTIONS: u64 = 20;
+    at_once((0..EXECUTIONS / 2).map(|n| store.insert_queued(queued(id(1, n), "f", 1)))).await;
+    let gateway = async |attempt: u32| {
+        let ends = (0..EXECUTIONS).map(|n| unplaced(ended(id(1, n), "f", attempt, OutcomeStatus::Success, 90)));
+        let recorded = store.record(ends.collect()).await.expect("record");
+        let seen = at_once((0..EXECUTIONS).map(|n| load(store, id(1, n)))).await;
+        (recorded.into_iter().map(|recorded| recorded.became_terminal).collect::<Vec<_>>(), seen)
+    };
+    let gateways = at_once((1..=8).map(gateway)).await;
+    for (n, at) in (0..EXECUTIONS).zip(0_usize..) {
+        let last = load(store, id(1, n)).await;
+        for (number, (became, seen)) in (1..).zip(&gateways) {
+            assert_eq!(seen[at], last, "execution {n} as gateway {number} saw it");
+            assert_eq!(became[at], last.attempt == number, "execution {n}, gateway {number}");
+        }
+    }
 }
 
 pub async fn an_accepted_record_may_come_after_its_outcome(store: &dyn Store) {

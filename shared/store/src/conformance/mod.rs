@@ -54,6 +54,8 @@ macro_rules! conformance_clauses {
                 a_duplicate_changes_nothing,
                 a_late_attempt_cannot_overwrite_an_outcome,
                 the_first_outcome_of_the_log_wins,
+                an_outcome_stays_where_the_log_has_no_order,
+                of_outcomes_recorded_at_once_one_stays,
                 an_accepted_record_may_come_after_its_outcome,
                 an_accepted_record_of_another_queue_replaces_neither_an_outcome_nor_a_place,
                 one_update_makes_an_execution_terminal,
@@ -272,8 +274,13 @@ pub(crate) fn failed_for_now(id: ExecutionId, function: &str, attempt: u32, seco
     StatusMessage { invocation: Some(Box::new(next)), ..status }
 }
 
+/// An update whose log has no order.
+pub(crate) fn unplaced(status: StatusMessage) -> StatusUpdate {
+    StatusUpdate { status, sequence: None }
+}
+
 pub(crate) fn update(status: StatusMessage, sequence: u64) -> StatusUpdate {
-    StatusUpdate { status, sequence }
+    StatusUpdate { status, sequence: Some(sequence) }
 }
 
 pub(crate) async fn load(store: &dyn Store, id: ExecutionId) -> ExecutionRecord {

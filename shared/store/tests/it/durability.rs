@@ -103,7 +103,7 @@ fn writes_until_it_is_killed() {
                         store.insert_queued(record).await.expect("insert");
                         "queued"
                     } else {
-                        let updates = vec![StatusUpdate { status: ended(id), sequence }];
+                        let updates = vec![StatusUpdate { status: ended(id), sequence: Some(sequence) }];
                         store.record(updates).await.expect("record");
                         "ended"
                     };
@@ -162,7 +162,7 @@ async fn a_store_opened_again_has_everything() {
     first.insert_queued(record.clone()).await.expect("insert");
     let other = crate::open(&scratch.url).await;
     assert_eq!(other.execution(record.execution_id).await.expect("read"), Some(record.clone()), "while it is open");
-    other.record(vec![StatusUpdate { status: ended(record.execution_id), sequence: 1 }]).await.expect("record");
+    other.record(vec![StatusUpdate { status: ended(record.execution_id), sequence: Some(1) }]).await.expect("record");
     assert!(first.execution(record.execution_id).await.expect("read").is_some_and(|record| record.is_terminal()));
     first.close().await;
     other.close().await;

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 /// One piece of news of an execution.
 #[derive(Debug, Clone)]
 enum News {
-    Status(Box<StatusMessage>, u64),
+    Status(Box<StatusMessage>, Option<u64>),
     Accepted(Box<ExecutionRecord>),
 }
 
@@ -128,8 +128,17 @@ fn accepted() -> impl Strategy<Value = ExecutionRecord> {
 }
 
 fn news() -> impl Strategy<Value = Vec<News>> {
+    news_with((0_u64..6).prop_map(Some))
+}
+
+/// News of which some or all have no place in the log.
+fn unordered_news() -> impl Strategy<Value = Vec<News>> {
+    prop_oneof![news_with(Just(None)), news_with(prop::option::of(0_u64..6))]
+}
+
+fn news_with(sequence: impl Strategy<Value = Option<u64>>) -> impl Strategy<Value = Vec<News>> {
     let one = prop_oneof![
-        5 => (status(), 0_u64..6).prop_map(|(status, sequence)| News::Status(Box::new(status), sequence)),
+        5 => (status(), sequence).prop_map(|(status, sequence)| News::Status(Box::new(status), sequence)),
         1 => accepted().prop_map(|record| News::Accepted(Box::new(record))),
     ];
     prop::collection::vec(one, 1..7)
@@ -183,7 +192,7 @@ proptest! {
     fn the_terminal_record_is_that_of_the_smallest_sequence(news in news()) {
         let record = merge_all(&news);
         let first = news.iter().filter_map(|news| match news {
-            News::Status(status, sequence) if status.is_terminal() => Some(*sequence),
+            News::Status(status, sequence) if status.is_terminal() => *sequence,
             _ => None,
         }).min();
         prop_assert_eq!(record.terminal_seq, first);
@@ -194,7 +203,31 @@ proptest! {
     }
 
     #[test]
-    fn exactly_one_status_makes_it_terminal(news in news()) {
+    fn without_a_place_the_outcome_that_is_known_stays(news in unordered_news()) {
+        let mut known: Option<ExecutionRecord> = None;
+        for one in &news {
+            let before = known.clone().filter(ExecutionRecord::is_terminal);
+            let after = merge(known, one);
+            if let Some(before) = before {
+                let place = match one {
+                    News::Status(_, sequence) => before.terminal_seq.and(*sequence),
+                    News::Accepted(_) => None,
+                };
+                if place.is_none() {
+                    prop_assert_eq!(&after.outcome, &before.outcome);
+                    prop_assert_eq!(after.terminal_seq, before.terminal_seq);
+                    prop_assert_eq!((after.attempt, &after.agent_id), (before.attempt, &before.agent_id));
+                    prop_assert_eq!((after.started_at, after.status_at), (before.started_at, before.status_at));
+                }
+                prop_assert!(after.is_terminal() && after.invocation.is_none());
+            }
+            prop_assert_eq!(&merge(Some(after.clone()), one), &after, "once more");
+            known = Some(after);
+        }
+    }
+
+    #[test]
+    fn exactly_one_status_makes_it_terminal(news in prop_oneof![news(), unordered_news()]) {
         let mut known = None;
         let mut became = 0;
         for one in &news {
@@ -254,7 +287,7 @@ fn attempts_on_different_versions_show_the_leading_ones() {
     for order in [[(1, 4), (2, 3)], [(2, 3), (1, 4)]] {
         let mut known = None;
         for (attempt, version) in order {
-            known = Some(merge_status(known, &plain(attempt, version, Phase::Running), 1).0);
+            known = Some(merge_status(known, &plain(attempt, version, Phase::Running), Some(1)).0);
         }
         assert_eq!(known.map(|record| record.version), Some(3));
     }
@@ -262,7 +295,7 @@ fn attempts_on_different_versions_show_the_leading_ones() {
 
 #[test]
 fn an_end_without_an_outcome_is_not_an_end() {
-    let (record, merged) = merge_status(None, &plain(1, 1, Phase::Ended), 1);
+    let (record, merged) = merge_status(None, &plain(1, 1, Phase::Ended), Some(1));
     assert_eq!((record.phase, record.is_terminal(), merged.became_terminal), (Phase::Running, false, false));
     assert_eq!(record.terminal_seq, None);
 }

@@ -22,7 +22,7 @@ async fn rates() {
     let batches: Vec<Vec<StatusUpdate>> = (0..STATUSES / BATCH)
         .map(|batch| {
             (0..BATCH)
-                .map(|n| StatusUpdate { status: ended(ExecutionId::new()), sequence: (batch * BATCH + n) as u64 })
+                .map(|n| StatusUpdate { status: ended(ExecutionId::new()), sequence: Some((batch * BATCH + n) as u64) })
                 .collect()
         })
         .collect();

@@ -156,8 +156,11 @@ async fn a_full_disk_refuses_one_write_and_loses_none() {
         assert_eq!(store.execution(record.execution_id).await.expect("read").as_ref(), Some(record));
     }
     // Large writes fail, small ones beside them in the same group do not: what expired made room for a few.
-    let ends: Vec<_> =
-        kept.iter().take(50).map(|record| StatusUpdate { status: ended(record.execution_id), sequence: 1 }).collect();
+    let ends: Vec<_> = kept
+        .iter()
+        .take(50)
+        .map(|record| StatusUpdate { status: ended(record.execution_id), sequence: Some(1) })
+        .collect();
     let _ = store.record(ends).await;
     let removed = store.expire(flux_protocol::time::now(), 50).await.expect("removing needs no room");
     if !removed.is_empty() {

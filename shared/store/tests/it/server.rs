@@ -46,7 +46,7 @@ impl Writing {
                     let id = record.execution_id;
                     let as_ended = writer % 2 == 1;
                     let written = if as_ended {
-                        store.record(vec![StatusUpdate { status: ended(id), sequence }]).await.map(drop)
+                        store.record(vec![StatusUpdate { status: ended(id), sequence: Some(sequence) }]).await.map(drop)
                     } else {
                         store.insert_queued(record).await
                     };
@@ -105,7 +105,7 @@ pub(crate) async fn all_there(store: &SharedStore, acknowledged: &BTreeSet<(bool
 /// A call to a server that does not answer comes back, and says that it may be tried again.
 pub(crate) async fn is_unavailable(store: &SharedStore) {
     let calls = async {
-        let statuses = vec![StatusUpdate { status: ended(ExecutionId::new()), sequence: 1 }];
+        let statuses = vec![StatusUpdate { status: ended(ExecutionId::new()), sequence: Some(1) }];
         let all = tokio::join!(
             async { store.insert_queued(accepted()).await },
             async { store.record(statuses).await.map(drop) },

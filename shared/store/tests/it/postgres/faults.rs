@@ -57,7 +57,7 @@ async fn the_commit_of_another_is_not_taken_for_ours() {
     let id = ExecutionId::new();
     let mut recording = JoinSet::new();
     recording.spawn({
-        let (store, update) = (Arc::clone(&store), StatusUpdate { status: ended(id), sequence: 1 });
+        let (store, update) = (Arc::clone(&store), StatusUpdate { status: ended(id), sequence: Some(1) });
         async move { store.record(vec![update]).await }
     });
     // It has its number, and has written nothing.
@@ -80,7 +80,7 @@ async fn the_commit_of_another_is_not_taken_for_ours() {
         Err(error) => {
             assert!(error.is_retryable(), "{error:?}");
             comes_back(&store).await;
-            store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("recorded");
+            store.record(vec![StatusUpdate { status: ended(id), sequence: Some(1) }]).await.expect("recorded");
         }
     }
     assert!(store.execution(id).await.expect("read").expect("it is there").is_terminal());
@@ -145,7 +145,7 @@ async fn what_a_commit_did_is_told_however_often_the_server_goes_away() {
     let (port, cuts, _tasks) = cut_twice(server.port()).await;
     let store = crate::open(&url(&server, "told").replace(&server.port().to_string(), &port.to_string())).await;
     let id = ExecutionId::new();
-    let recorded = store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("recorded");
+    let recorded = store.record(vec![StatusUpdate { status: ended(id), sequence: Some(1) }]).await.expect("recorded");
     assert_eq!(cuts.load(Ordering::Relaxed), 2, "connections were cut");
     assert!(recorded[0].became_terminal);
 }
@@ -204,7 +204,7 @@ async fn an_internal_error_is_not_taken_for_damage() {
                  $f$ BEGIN RAISE EXCEPTION 'cache lookup failed' USING ERRCODE = '{code}'; END $f$;
              CREATE OR REPLACE TRIGGER fails BEFORE INSERT ON executions FOR EACH ROW EXECUTE FUNCTION fails()"
         ));
-        let update = StatusUpdate { status: ended(ExecutionId::new()), sequence: 1 };
+        let update = StatusUpdate { status: ended(ExecutionId::new()), sequence: Some(1) };
         store.record(vec![update]).await.expect_err("it is refused")
     };
     let error = refused("XX000").await;
@@ -226,7 +226,8 @@ async fn two_gateways_do_not_deadlock() {
     for round in 0..20 {
         let ids: Vec<ExecutionId> = (0..60).map(|_| ExecutionId::new()).collect();
         let batch = |reversed: bool| -> Vec<StatusUpdate> {
-            let mut batch: Vec<_> = ids.iter().map(|id| StatusUpdate { status: ended(*id), sequence: 1 }).collect();
+            let mut batch: Vec<_> =
+                ids.iter().map(|id| StatusUpdate { status: ended(*id), sequence: Some(1) }).collect();
             if reversed {
                 batch.reverse();
             }
@@ -274,7 +275,7 @@ async fn no_list_reads_a_table_from_end_to_end() {
     let server = PostgresServer::start().await;
     let store = open(&server, "plans").await;
     let id = ExecutionId::new();
-    store.record(vec![StatusUpdate { status: ended(id), sequence: 1 }]).await.expect("record");
+    store.record(vec![StatusUpdate { status: ended(id), sequence: Some(1) }]).await.expect("record");
     // Ids as gateways make them, one each 10 ms; a hundred functions; one in fifty is open and some failed.
     server.sql(&format!(
         "SET search_path = t_plans;
