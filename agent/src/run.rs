@@ -51,7 +51,11 @@ pub fn guard_servers(launcher: &mut LauncherConfig, settings: &Settings) {
             Err(error) => launcher.unknown_servers.push(format!("{probe} (`agent.probe`, {error})")),
         }
     }
-    launcher.listeners.extend(settings.gateway.listen.to_socket_addrs().into_iter().flatten());
+    let listen = &settings.gateway.listen;
+    match listen.to_socket_addrs() {
+        Ok(addresses) => launcher.listeners.extend(addresses),
+        Err(error) => launcher.unknown_servers.push(format!("{listen} (`gateway.listen`, {error})")),
+    }
 }
 
 fn guard_queue(launcher: &mut LauncherConfig, urls: &str) {

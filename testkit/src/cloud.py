@@ -12,12 +12,7 @@ for address in filter(None, sys.argv[2].split(",")):
     fcntl.ioctl(ipv6, SIOCSIFADDR, struct.pack("16sii", socket.inet_pton(socket.AF_INET6, address), 128, 1))
 
 
-def serve(port):
-    listener = socket.socket(socket.AF_INET6)
-    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind(("::", port))
-    listener.listen(64)
+def serve(listener):
     held = []
     while True:
         held.append(listener.accept()[0])
@@ -25,6 +20,11 @@ def serve(port):
 
 
 for port in sys.argv[3].split(","):
-    threading.Thread(target=serve, args=(int(port),), daemon=True).start()
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(("::", int(port)))
+    listener.listen(64)
+    threading.Thread(target=serve, args=(listener,), daemon=True).start()
 print("ready", flush=True)
 threading.Event().wait()

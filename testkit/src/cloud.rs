@@ -31,10 +31,13 @@ impl Cloud {
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 runs");
+        let said = serving.stdout.take().expect("piped");
+        // From here on it is ended, whatever it says.
+        let cloud = Self(serving);
         let mut line = String::new();
-        BufReader::new(serving.stdout.take().expect("piped")).read_line(&mut line).expect("read");
+        BufReader::new(said).read_line(&mut line).expect("read");
         assert_eq!(line, "ready\n");
-        Self(serving)
+        cloud
     }
 }
 

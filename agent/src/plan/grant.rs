@@ -176,8 +176,9 @@ impl Planner {
     /// More for a queue that works and has used up half of its share, when nobody is known to wait.
     pub(super) fn top_up(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(state) = self.queue(queue) else { return };
-        let covered = state.covered_until_ms.is_some();
-        if !state.hot || covered || !state.is_warm(now_ms) || self.claim.is_some() || self.others_wait(queue, now_ms) {
+        let wants = state.hot && state.covered_until_ms.is_none() && state.is_warm(now_ms);
+        let may = self.claim.is_none() && !self.others_wait(queue, now_ms) && !self.lets_go_first(queue, now_ms);
+        if !wants || !may {
             return;
         }
         let outstanding = state.outstanding;

@@ -35,20 +35,18 @@ impl Planner {
             if !((few_idle && (everywhere || spare)) || (spare && !self.others_wait(queue, now_ms))) {
                 continue;
             }
-            if !self.leaves_room(queue, self.used) {
-                // Not by what runs: by other idle ones.
-                if self.leaves_room(queue, self.running) {
-                    kept_out.push(queue);
-                    if self.goes_first(queue, now_ms) && self.standing == Amount::default() {
-                        // Their turns are over soon, and then it is its own.
-                        break;
-                    }
-                }
-            } else if self.fits(queue, 1) {
+            if self.leaves_room(queue, self.used) && self.fits(queue, 1) {
                 found = Some(*key);
                 break;
-            } else {
+            }
+            if self.others_wait(queue, now_ms) || !self.could_run(queue) {
                 passed_over.push(queue);
+                continue;
+            }
+            kept_out.push(queue);
+            if self.goes_first(queue, now_ms) && self.standing == Amount::default() {
+                // What keeps it out is over soon, and then it is its turn.
+                break;
             }
         }
         for queue in kept_out {
@@ -56,6 +54,11 @@ impl Planner {
         }
         self.pass_over(&passed_over, BARE_CLAIM_AFTER_MS, now_ms);
         found
+    }
+
+    /// Whether what runs leaves it room: then others' credit keeps it out.
+    fn could_run(&self, queue: usize) -> bool {
+        self.each(queue).is_some_and(|each| self.running.plus(each).fits_in(self.total))
     }
 
     /// Idle ones have no room together: from now on those that are large take turns, and the others' long pulls leave room
@@ -90,8 +93,9 @@ impl Planner {
     pub(super) fn grant_bare(&mut self, queue: usize, now_ms: u64, drafts: &mut Vec<Draft>) {
         let Some(each) = self.each(queue) else { return };
         let large = each.dominant_share(self.total) > WHOLE / 4;
-        // One that worked a moment ago may get more, and could wait for the whole turn.
-        let beside_work = large && self.worked_lately.another(queue, now_ms);
+        // One that worked a moment ago may get more, and would wait for the whole turn.
+        let no_room_beside = |other| self.each(other).is_some_and(|more| !each.plus(more).fits_in(self.room()));
+        let beside_work = large && self.worked_lately.others(queue, now_ms).any(no_room_beside);
         if beside_work || self.goes_first(queue, now_ms) || self.others_wait(queue, now_ms) {
             let turn = if large { SHORT_TURN } else { limits::PULL_EXPIRES_CONTENDED };
             return self.take(queue, 1, Kind::Turn, turn, drafts);
@@ -119,10 +123,10 @@ impl Planner {
         if !wants || self.claim.is_some() || self.another_waits(queue) {
             return;
         }
+        if self.lets_go_first(queue, now_ms) {
+            return;
+        }
         if let Some(other) = self.kept_out_by(queue) {
-            if self.goes_first(other, now_ms) {
-                return;
-            }
             self.note_kept_out(other, now_ms);
         }
         self.top_up(queue, now_ms, drafts);
@@ -131,6 +135,18 @@ impl Planner {
         if has_none && spare && self.fits(queue, 1) && self.room_beside_sibling(queue) > 0 {
             self.take(queue, 1, Kind::Work, limits::PULL_EXPIRES_CONTENDED, drafts);
         }
+    }
+
+    /// Whether an idle queue goes first now that would have no room beside one more of this. Not where what runs leaves it none, or
+    /// long pulls, which are not over soon.
+    pub(super) fn lets_go_first(&self, queue: usize, now_ms: u64) -> bool {
+        let keeps_out = |other: usize| {
+            let (Some(each), Some(others)) = (self.each(queue), self.each(other)) else { return false };
+            self.could_run(other)
+                && self.goes_first(other, now_ms)
+                && !self.used.plus(each).plus(others).fits_in(self.total)
+        };
+        self.standing == Amount::default() && self.bare.iter().take(2).any(|key| key.2 != queue && keeps_out(key.2))
     }
 
     /// The idle queue whose turn it would be, if there is no room for it once this one has a credit.

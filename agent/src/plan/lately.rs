@@ -17,7 +17,11 @@ impl Lately {
     }
 
     pub(super) fn another(&self, queue: usize, now_ms: u64) -> bool {
-        self.0.iter().any(|(other, until_ms)| *other != queue && now_ms < *until_ms)
+        self.others(queue, now_ms).next().is_some()
+    }
+
+    pub(super) fn others(&self, queue: usize, now_ms: u64) -> impl Iterator<Item = usize> {
+        self.0.iter().filter(move |(other, until_ms)| *other != queue && now_ms < *until_ms).map(|(other, _)| *other)
     }
 }
 

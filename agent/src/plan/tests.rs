@@ -382,6 +382,44 @@ fn small_idle_queues_do_not_keep_a_large_one_out_for_ever() {
 }
 
 #[test]
+fn who_works_takes_no_larger_share_past_one_that_goes_first() {
+    let mut world = World::new(Amount { tasks: 32, cpu_millicores: 10_000, memory_mb: 16_000 });
+    let (worked, published) = (name(Lane::Call, 0), name(Lane::Invoke, 1));
+    world.add(&worked, need(500, 16, u64::MAX), 30);
+    world.add(&published, need(6_500, 16, u64::MAX), 2);
+    for function in 2..5 {
+        world.add(&name(Lane::Call, function), need(1_500, 16, u64::MAX), 2);
+        world.run(41, 1, |_| ());
+    }
+    let four_callers = |world: &mut World| {
+        let busy = world.running_of(&worked) + world.waiting.get(&worked).copied().unwrap_or(0);
+        (busy..4).for_each(|_| world.arrive(&worked, 1));
+        world.advance(7);
+    };
+    (0..1_000).for_each(|_| four_callers(&mut world));
+    for _ in 0..10 {
+        (0..100).for_each(|_| four_callers(&mut world));
+        let waited = published_beside(&mut world, &published, four_callers);
+        assert!(waited <= 2 * KEPT_OUT_MS, "{waited} ms");
+    }
+}
+
+#[test]
+fn turns_are_short_only_where_there_is_no_room_beside_them() {
+    let mut world = World::new(budget(3));
+    let called = name(Lane::Call, 0);
+    world.add(&called, need(100, 128, u64::MAX), 2);
+    world.add(&name(Lane::Call, 1), need(100, 128, u64::MAX), 2);
+    world.run(2_000, 5, |_| ());
+    world.pulls_sent = 0;
+    for _ in 0..200 {
+        call(&mut world, &called);
+        world.run(47, 1, |_| ());
+    }
+    assert!(world.pulls_sent <= 300, "{} pulls for 200 calls in 10 s", world.pulls_sent);
+}
+
+#[test]
 fn a_lane_that_never_rests_leaves_the_other_its_turn_beside_idle_ones() {
     let mut world = World::new(Amount { tasks: 11, cpu_millicores: 1_100, memory_mb: 704 });
     let (called, published) = (name(Lane::Call, 1), name(Lane::Invoke, 1));
