@@ -24,6 +24,8 @@ pub(crate) struct FlakyStore {
     away: AtomicBool,
     /// Nothing is recorded; everything else works.
     records_nothing: AtomicBool,
+    /// No execution can be read; everything else works.
+    reads_nothing: AtomicBool,
     /// What is accepted is refused, once this is notified.
     accepts_nothing: Mutex<Option<Arc<Notify>>>,
     refused: AtomicU32,
@@ -41,6 +43,7 @@ impl FlakyStore {
             inner: Arc::clone(inner),
             away: AtomicBool::new(false),
             records_nothing: AtomicBool::new(false),
+            reads_nothing: AtomicBool::new(false),
             accepts_nothing: Mutex::default(),
             refused: AtomicU32::new(0),
             unreadable: Mutex::default(),
@@ -61,6 +64,11 @@ impl FlakyStore {
 
     pub(crate) fn set_records_nothing(&self, nothing: bool) {
         self.records_nothing.store(nothing, Ordering::SeqCst);
+    }
+
+    #[allow(dead_code)] // of the core tests
+    pub(crate) fn set_reads_nothing(&self, nothing: bool) {
+        self.reads_nothing.store(nothing, Ordering::SeqCst);
     }
 
     /// Refuses each record of what is accepted: once the notification comes, so that what is published meanwhile can run.
@@ -142,6 +150,14 @@ macro_rules! delegate {
                 store.insert_queued(record).await
             }
 
+            async fn execution(&self, id: ExecutionId) -> Result<Option<ExecutionRecord>, StoreError> {
+                let store = self.there()?;
+                if self.reads_nothing.load(Ordering::SeqCst) {
+                    return Err(self.refuse());
+                }
+                store.execution(id).await
+            }
+
             async fn open_executions(
                 &self,
                 before: Timestamp,
@@ -185,7 +201,6 @@ delegate! {
     fn functions(&self, prefix: &str, cursor: Option<&FunctionName>, limit: usize) -> Vec<FunctionVersion>;
     fn delete_function(&self, name: &FunctionName) -> bool;
     fn digests(&self) -> Vec<Digest>;
-    fn execution(&self, id: ExecutionId) -> Option<ExecutionRecord>;
     fn executions(&self, filter: &ExecutionFilter) -> Vec<ExecutionRecord>;
     fn requeued(&self, id: ExecutionId, attempt: u32, position: QueuePosition, now: Timestamp) -> ();
     fn claim_idempotency(

@@ -137,3 +137,23 @@ async fn a_request_that_was_refused_after_an_agent_had_it_is_the_same_execution_
     assert_eq!(ended(&world, second.execution_id).await.status_text(), "success");
     assert_eq!(agent.taken().len(), 1);
 }
+
+/// It is in the store, and was not published: what is made again with the key is that one, not another beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_record_cannot_be_read_keeps_its_key() {
+    let world = World::new().await;
+    let store = FlakyStore::over(&world.store);
+    let (gateway, other) = (world.gateway_over(store.clone()).await, world.gateway().await);
+    let agent = world.agent("a", |_| Act::Succeed(String::new())).await;
+    knows(&gateway, &[&agent]).await;
+    deploy(&gateway, "f", "").await;
+    let function = name("f");
+    store.set_reads_nothing(true);
+    let refusal = gateway.call(&function, keyed("x", "k")).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::StoreUnavailable);
+    let recorded =
+        world.store.executions(&flux_store::ExecutionFilter { limit: 9, ..Default::default() }).await.unwrap();
+    assert_eq!(recorded.len(), 1);
+    let again = other.invoke(&function, keyed("x", "k")).await.unwrap();
+    assert_eq!((again.execution_id, again.replayed), (recorded[0].execution_id, true));
+}

@@ -31,7 +31,7 @@ pub(super) enum End {
     Called(Called),
     /// Refused, and nothing of it is left anywhere.
     Refused(Refusal),
-    /// It ran to its end, and its outcome cannot be told.
+    /// It ran to its end, or is recorded, and what becomes of it cannot be told.
     Untold(Refusal),
     /// Given up on; whatever is left of it is to be ended behind the answer.
     Abandoned(Refusal),
@@ -145,17 +145,17 @@ impl Driver {
     /// still or another's clock is ahead, may have been first: then the record is theirs, and so is the execution.
     async fn record_first(&mut self) -> Option<End> {
         let store = Arc::clone(&self.inner.store);
-        let record = match store.insert_queued(self.queued_record()).await {
-            Ok(()) => store.execution(self.id).await,
-            Err(error) => Err(error),
-        };
-        match record {
+        if let Err(error) = store.insert_queued(self.queued_record()).await {
+            return Some(End::Refused(error.into()));
+        }
+        match store.execution(self.id).await {
             Ok(Some(record)) if record.lane == Lane::Call && !record.is_terminal() => {
                 self.recorded = true;
                 None
             }
             Ok(_) => Some(End::Anothers),
-            Err(error) => Some(End::Refused(error.into())),
+            // There is a record, of whomever: another execution must not be made for the key. If it is this call's, the reconciler ends it.
+            Err(error) => Some(End::Untold(error.into())),
         }
     }
 
