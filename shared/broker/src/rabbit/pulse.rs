@@ -32,15 +32,19 @@ pub(super) struct Pulse {
 
 #[derive(Default)]
 struct Heard {
+    /// The connection that answers, by its number. `None` before the first.
+    connection: Option<u64>,
     /// The last answer, or when the connection was made. `None` before the first pull.
     at: Option<Instant>,
     late_until: Option<Instant>,
 }
 
 impl Heard {
-    /// Another connection than before: nothing lies on it.
-    fn anew(&mut self, now: Instant) {
-        *self = Self { at: Some(now), late_until: None };
+    /// Nothing lies on another connection than before. On the same one, asked over another channel, everything does.
+    fn asks(&mut self, connection: u64, now: Instant) {
+        if self.connection != Some(connection) {
+            *self = Self { connection: Some(connection), at: Some(now), late_until: None };
+        }
     }
 
     fn answered(&mut self, now: Instant) {
@@ -67,7 +71,7 @@ impl Pulse {
         if parts.pulse.begun.swap(true, Ordering::AcqRel) {
             return;
         }
-        parts.pulse.heard.lock().anew(Instant::now());
+        parts.pulse.heard.lock().at = Some(Instant::now());
         let asking = Arc::clone(parts);
         parts.link.tasks.spawn("rabbitmq pulse", async move {
             tokio::select! {
@@ -80,7 +84,7 @@ impl Pulse {
 
 async fn ask(parts: &Parts) {
     while let Some(session) = parts.link.session_whenever().await {
-        parts.pulse.heard.lock().anew(Instant::now());
+        parts.pulse.heard.lock().asks(session.number, Instant::now());
         if let Ok(channel) = session.channel().await {
             let mut ticks = tokio::time::interval(ASK_EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -103,7 +107,7 @@ mod tests {
         let (mut heard, made) = (Heard::default(), Instant::now());
         let after = |time: Duration| made + time;
         assert!(!heard.may_be_late(made), "nobody pulls");
-        heard.anew(made);
+        heard.asks(1, made);
         heard.answered(after(ASK_EVERY));
         assert!(!heard.may_be_late(after(QUIET)));
         let overdue = ASK_EVERY + QUIET;
@@ -116,7 +120,14 @@ mod tests {
         // An answer that comes before any delivery says so too.
         heard.answered(after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET));
         assert!(heard.may_be_late(after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET)));
-        heard.anew(after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET));
+        heard.asks(1, after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET));
+        assert!(heard.may_be_late(after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET)), "another channel of the same one");
+        heard.asks(2, after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET));
         assert!(!heard.may_be_late(after(overdue + CAUGHT_UP_WITHIN + 2 * QUIET)), "another connection");
+        // It gives no channel to ask over.
+        let since = overdue + CAUGHT_UP_WITHIN + 2 * QUIET;
+        heard.asks(2, after(since + QUIET / 2));
+        heard.asks(2, after(since + QUIET));
+        assert!(heard.may_be_late(after(since + QUIET)), "nothing was answered");
     }
 }
