@@ -11,7 +11,7 @@
 //! | [`Rule::VersionsMixed`] | all attempts, answers and the record of one execution are of one version |
 //! | [`Rule::SuccessWithoutRun`] | a `success` has a start and an end of that attempt (or of an earlier one, where its message was published again meanwhile), and exactly the output of that start |
 //! | [`Rule::Outcome`] | a function that was told to exit with 0 succeeds, another fails with that code after all its attempts; anything else has its cause in the history: a cancel, a caller who went, more losses than may be |
-//! | [`Rule::RanAtOnce`] | two attempts of one execution live at the same time for at most [`DEATH_NOTICED_US`], and only where a fault struck; longer only where several agents are and a fault let one go on living that the others had to take for dead, and then until [`DEATH_NOTICED_US`] after that fault |
+//! | [`Rule::RanAtOnce`] | two attempts of one execution live at the same time for at most [`DEATH_NOTICED_US`], and only where a fault struck; longer only where several agents are and a fault let one go on living that the others had to take for dead, and then until [`DEATH_NOTICED_US`] after that fault, or after the last of those that struck before that time was over |
 //! | [`Rule::TwiceAccepted`] | one operation is one execution, also when it is tried again with its idempotency key |
 
 mod rules;

@@ -303,8 +303,8 @@ fn at_once(stories: &Stories, story: &Story, broken: &mut Broken<'_>) {
             let since_us = earlier.at_us.saturating_sub(DEATH_NOTICED_US);
             let fault = |matters: fn(FaultKind) -> bool| stories.fault_within(since_us, later.at_us, matters);
             let allowed = if stories.agents > 1 && fault(FaultKind::is_stall) {
-                // No function runs for longer than that by itself.
-                let held_us = stories.held_until(since_us, later.at_us, FaultKind::is_stall);
+                // No function runs for longer than that by itself. Before its agent notices, the next stall may hold it.
+                let held_us = stories.held_until(since_us, later.at_us, DEATH_NOTICED_US, FaultKind::is_stall);
                 held_us.saturating_sub(later.at_us).saturating_add(DEATH_NOTICED_US)
             } else if fault(|_| true) {
                 DEATH_NOTICED_US

@@ -239,10 +239,23 @@ impl Stories {
         self.faults.values().any(|fault| matters(fault.kind) && fault.from_us <= to_us && fault.to_us >= from_us)
     }
 
-    /// When the last of those ended, or 0.
-    pub(super) fn held_until(&self, from_us: u64, to_us: u64, matters: impl Fn(FaultKind) -> bool) -> u64 {
-        let held = self.faults.values().filter(|fault| matters(fault.kind) && fault.from_us <= to_us);
-        held.map(|fault| fault.to_us).filter(|ended_us| *ended_us >= from_us).max().unwrap_or(0)
+    /// When the last of those ended, and of all that struck within `grace_us` of the end of the one before; or 0.
+    pub(super) fn held_until(
+        &self,
+        from_us: u64,
+        to_us: u64,
+        grace_us: u64,
+        matters: impl Fn(FaultKind) -> bool,
+    ) -> u64 {
+        let last_struck_by = |to_us| {
+            let held = self.faults.values().filter(|fault| matters(fault.kind) && fault.from_us <= to_us);
+            held.map(|fault| fault.to_us).filter(|ended_us| *ended_us >= from_us).max()
+        };
+        let Some(mut held_us) = last_struck_by(to_us) else { return 0 };
+        while let Some(longer_us) = last_struck_by(held_us.saturating_add(grace_us)).filter(|until| *until > held_us) {
+            held_us = longer_us;
+        }
+        held_us
     }
 
     /// Whether one of these processes was killed within this time.

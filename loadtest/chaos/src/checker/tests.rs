@@ -465,6 +465,15 @@ fn two_attempts_do_not_live_at_once() {
     };
     holds(&lifted(5 * SECOND + 20));
     refused(&lifted(5 * SECOND - 20), Rule::RanAtOnce);
+    // Another held it before it could notice, or only when it had.
+    let held_again = |from_us| {
+        let mut entries = lifted(5 * SECOND - 20);
+        entries.push(struck(from_us, 1, FaultKind::Pause, "agent"));
+        entries.push(at(from_us + SECOND, Event::Lifted { fault: 1 }));
+        entries
+    };
+    holds(&held_again(7 * SECOND));
+    refused(&held_again(8 * SECOND - 10), Rule::RanAtOnce);
     // One agent knows what it runs itself.
     refused(&together(1, 8 * SECOND, pause()), Rule::RanAtOnce);
 }
