@@ -97,7 +97,6 @@ async fn a_finished_execution_is_replayed_from_its_record() {
     assert_eq!(unknown.code, ErrorCode::ExecutionNotFound);
 }
 
-/// Another outcome lies before it in the log, such as of an attempt whose agent was taken for dead.
 /// An end that nobody has said yet.
 fn end_of(record: &ExecutionRecord, attempt: u32, agent: Option<&str>, how: OutcomeStatus) -> StatusMessage {
     let error = ExecutionError::new(ErrorKind::Cancelled, "the test said so");
@@ -121,6 +120,7 @@ fn end_of(record: &ExecutionRecord, attempt: u32, agent: Option<&str>, how: Outc
     }
 }
 
+/// Another outcome lies before it in the log, such as of an attempt whose agent was taken for dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_is_the_one_that_was_recorded_and_not_the_one_that_was_said() {
     let world = World::new().await;

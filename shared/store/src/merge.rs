@@ -1,10 +1,11 @@
-//! How statuses become a record: pure, commutative, associative, idempotent. Engines load a record, merge
-//! what came, and save.
+//! How statuses become a record: pure, idempotent, and commutative and associative but for the two cases named below.
+//! Engines load a record, merge what came, and save.
 //!
 //! Whatever is learned of an execution (a status, the record made when it was accepted, a message that was
 //! published again) is put into the form of a record; [`join`] of two records is the record of both. So the
-//! order in which statuses come, and how often each comes, cannot matter. One thing does: where the queue's log gives an outcome no
-//! place, the outcome that the store has first stays, whatever comes later.
+//! order in which they come, and how often each comes, does not matter, but in two cases. Where the queue's log gives an outcome no
+//! place, the outcome that the store has first stays, whatever comes later. And of two records of one execution that gateways
+//! accepted for different queues, the one that the store has first stays if it has a place or an end, and is replaced if not.
 //!
 //! ```text
 //!   leads:  the terminal record that is in the store, where it or the other has no sequence of the status log;
@@ -17,7 +18,8 @@
 //! Equal ranks from two agents are settled by the records' content alone, never by who came first: the
 //! earlier `status_at` leads (the later while queued: a message published again waits anew), then the agent's name.
 //!
-//! Two things are not joined. A status of another function, pool or lane than the record's is not taken at all. And it is
+//! Not joined is what is of different queues: a status of another function, pool or lane than the record's is not taken at all, and of
+//! two accepted records one is kept whole ([`merge_queued`]). And it is
 //! believed that an execution has, where messages name one, one version. Where attempts ran on different versions, the record has the leading attempt's.
 
 use std::cmp::{Ordering, Reverse};
@@ -76,6 +78,7 @@ fn is_of_one_queue(a: &ExecutionRecord, b: &ExecutionRecord) -> bool {
 
 /// Merges the record that a gateway made when it accepted, with what statuses may have told before. The gateway knows the
 /// queue: what was told of another is nothing. Unless it has ended, or has a place: then a gateway knew that one, and was first.
+/// So where two gateways name different queues, the order in which they come matters.
 pub fn merge_queued(known: Option<ExecutionRecord>, queued: ExecutionRecord) -> ExecutionRecord {
     let queued = normal(queued);
     match known {
