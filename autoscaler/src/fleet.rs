@@ -9,9 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy};
+use flux_plan::{Action, Load, Node as PlanNode, Phase, Policy, Wait};
 use flux_protocol::{
-    Timestamp,
+    FunctionName, Timestamp,
     autoscaler::{ManagedNode, ManagedState},
     limits,
 };
@@ -254,6 +254,15 @@ impl Fleet {
             PlanNode { name: name.clone(), provider, node_type, managed: true, phase, since, load }
         };
         self.members.iter().map(node).collect()
+    }
+
+    /// What waits, with what runs of it on our machines, of what runs on all agents.
+    pub fn waits(&self, waits: &[Wait], running: &BTreeMap<String, BTreeMap<FunctionName, u64>>) -> Vec<Wait> {
+        let ours = |function: &FunctionName| {
+            let ours = running.iter().filter(|(agent, _)| self.members.contains_key(*agent));
+            ours.filter_map(|(_, running)| running.get(function)).sum()
+        };
+        waits.iter().map(|wait| Wait { running: ours(&wait.function), ..wait.clone() }).collect()
     }
 
     pub fn shown(&self, policy: &Policy) -> Vec<ManagedNode> {

@@ -8,7 +8,7 @@ use std::{
 
 use flux_plan::{Action, Decision, History, Load, Policy, Reason, Rule, Snapshot, Wait, plan};
 use flux_protocol::{
-    PoolName, Timestamp,
+    FunctionName, PoolName, Timestamp,
     autoscaler::{ActionRecord, AutoscalerReply, AutoscalerRequest, AutoscalerStatus, DecisionRecord, ManagedState},
     limits,
 };
@@ -32,8 +32,12 @@ pub struct Seen {
     pub at: Timestamp,
     /// Invocations that no agent has.
     pub waiting: u64,
-    /// The same by function, and for how long, where that is known.
+    /// The same by function, and for how long, where that is known; `running` is of all agents.
     pub waits: Vec<Wait>,
+    /// More may wait than `waits` says: the queue did not tell of all.
+    pub untold: bool,
+    /// Executions of each function on each agent, ours or not, as it said last.
+    pub running: BTreeMap<String, BTreeMap<FunctionName, u64>>,
     /// Of every agent that was heard of lately, ours or not.
     pub loads: BTreeMap<String, Load>,
     /// Executions that ended on each since it started.
@@ -308,7 +312,8 @@ impl Keeper {
             at: seen.at,
             nodes: fleet.seen(&seen.loads, &self.heard, |provider| self.hands.providers.contains_key(provider)),
             waiting: seen.waiting,
-            waits: seen.waits.clone(),
+            waits: fleet.waits(&seen.waits, &seen.running),
+            untold: seen.untold,
             finished: self.finished.count(fleet, &seen.finished),
             refused: self.refused.keys().cloned().collect(),
             paused: fleet.paused,

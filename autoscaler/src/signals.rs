@@ -21,7 +21,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{keeper::Seen, waits::Waits};
 
-/// A look goes on without ages.
+/// A look goes on without a lane's ages.
 const AGES_WITHIN: Duration = Duration::from_secs(3);
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -97,10 +97,12 @@ impl Signals {
                     seen.loads.insert(id.to_string(), load(beat));
                     seen.finished.insert(id.to_string(), beat.finished);
                 }
+                let of_it = seen.running.entry(id.to_string()).or_default();
                 // What a silent one runs does not wait: it is the plan's to say when its node is lost.
                 for count in &beat.running {
                     *running.entry((Lane::Call, count.function.clone())).or_default() += u64::from(count.calls);
                     *running.entry((Lane::Invoke, count.function.clone())).or_default() += u64::from(count.invokes);
+                    *of_it.entry(count.function.clone()).or_default() += u64::from(count.calls + count.invokes);
                 }
             }
         }
@@ -118,35 +120,42 @@ impl Signals {
             waiting.push((lane, functions));
         }
         if self.broker.capabilities().counts_deliveries {
-            seen.waits = self.waits(&waiting, &running, at).await;
+            (seen.waits, seen.untold) = self.waits(&waiting, &running, at).await;
         }
         Ok(seen)
     }
 
-    /// For how long what waits does so. What cannot be told is not: how much waits is known.
+    /// For how long what waits does so, and whether that could not be told of some: how much waits is known.
     async fn waits(
         &self,
         waiting: &[(Lane, Vec<FunctionName>)],
         running: &HashMap<(Lane, FunctionName), u64>,
         at: Timestamp,
-    ) -> Vec<Wait> {
+    ) -> (Vec<Wait>, bool) {
         let queue = |lane, function: &FunctionName| QueueName::new(lane, self.pool.clone(), function.clone());
         let queues =
             waiting.iter().flat_map(|(lane, functions)| functions.iter().map(|function| queue(*lane, function)));
         self.waits.lock().forget_others(&queues.collect());
-        let look = async {
-            let mut all = Vec::new();
-            for (lane, functions) in waiting.iter().filter(|(_, functions)| !functions.is_empty()) {
-                all.extend(self.broker.progress(*lane, &self.pool, functions).await?);
-            }
-            Ok::<_, BrokerError>(all)
-        };
-        let late = BrokerError::unavailable("look at what waits", "no answer came in time");
-        let looked = tokio::time::timeout(AGES_WITHIN, look).await.unwrap_or(Err(late));
-        let progress = looked.unwrap_or_else(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "it is not known for how long what waits does so");
-            Vec::new()
+        let asked = waiting.iter().filter(|(_, functions)| !functions.is_empty());
+        // Each on its own: what one lane tells is not lost with the other.
+        let looks = asked.map(async |(lane, functions)| {
+            let look = self.broker.progress(*lane, &self.pool, functions);
+            let late = || BrokerError::unavailable("look at what waits", "no answer came in time");
+            tokio::time::timeout(AGES_WITHIN, look).await.unwrap_or_else(|_| Err(late()))
         });
+        let (mut progress, mut untold) = (Vec::new(), false);
+        for looked in futures::future::join_all(looks).await {
+            match looked {
+                Ok(told) => progress.extend(told),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "it is not known for how long what waits does so"
+                    );
+                    untold = true;
+                }
+            }
+        }
         let mut known = self.waits.lock();
         let wait = |progress: &Progress| {
             let (lane, function) = (progress.queue.lane, progress.queue.function.clone());
@@ -154,7 +163,7 @@ impl Signals {
             let running = running.get(&(lane, function.clone())).copied().unwrap_or(0);
             Some(Wait { function, waiting: progress.waiting, running, oldest })
         };
-        progress.iter().filter_map(wait).collect()
+        (progress.iter().filter_map(wait).collect(), untold)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! At each look what waits is marked: by how many deliveries later all of it was given to somebody, and which place of the lane
 //! none of it is behind. The oldest mark that neither was reached of says since when at least one waits. So an age is at most a
-//! look too small, a restart forgets it, and what is delivered a second time makes it smaller; what is taken back counts until
-//! a later message is delivered. It errs on the side of machines that are not bought.
+//! look too small, a restart forgets it, and what is delivered a second time makes it smaller: what is delivered again and
+//! again may hide altogether that others wait. What is taken back counts until a later message is delivered. It errs on the side of machines that are not bought.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

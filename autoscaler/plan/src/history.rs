@@ -16,11 +16,18 @@ pub(crate) struct Sample {
     pub(crate) waiting: f64,
     pub(crate) running: f64,
     pub(crate) finished: f64,
-    /// Of what waited for longer than a backlog is to take: for how long.
-    late: Vec<(FunctionName, Duration)>,
+    /// Of what waited for longer than a backlog is to take: for how long, and when that was told.
+    late: Vec<Late>,
     /// What was decided then, once it was.
     wanted: Option<f64>,
     panicked: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Late {
+    function: FunctionName,
+    oldest: Duration,
+    told: Timestamp,
 }
 
 /// Seen of one node.
@@ -62,14 +69,13 @@ impl History {
         if self.samples.back().is_some_and(|last| last.at >= snapshot.at) {
             return;
         }
-        let target = policy.target_queue;
-        let late = snapshot.waits.iter().filter(|wait| !target.is_zero() && wait.oldest >= target);
+        let late = self.late(snapshot, policy);
         self.samples.push_back(Sample {
             at: snapshot.at,
             waiting: count(snapshot.waiting),
             running: f64::from(snapshot.running()),
             finished: count(snapshot.finished),
-            late: late.map(|wait| (wait.function.clone(), wait.oldest)).collect(),
+            late,
             wanted: None,
             panicked: false,
         });
@@ -97,11 +103,26 @@ impl History {
         self.tried_for.retain(|function, (when, has_come)| {
             *has_come |= came(*when);
             let mut of_it = snapshot.waits.iter().filter(|wait| wait.function == *function).peekable();
-            of_it.peek().is_some() && of_it.all(|wait: &Wait| wait.running == 0)
+            (snapshot.untold || of_it.peek().is_some()) && of_it.all(|wait: &Wait| wait.running == 0)
         });
         // Who was away has to sustain anew.
         let at = snapshot.at;
         self.nodes.retain(|_, seen| seen.back().is_some_and(|last| last.at == at));
+    }
+
+    /// What waits for too long; of what is not told, what did so lately.
+    fn late(&self, snapshot: &Snapshot, policy: &Policy) -> Vec<Late> {
+        let (at, target) = (snapshot.at, policy.target_queue);
+        let late = snapshot.waits.iter().filter(|wait| !target.is_zero() && wait.oldest >= target);
+        let late = late.map(|wait| Late { function: wait.function.clone(), oldest: wait.oldest, told: at });
+        let mut late: Vec<Late> = late.collect();
+        let last = self.samples.back().filter(|_| snapshot.untold && snapshot.waiting > 0);
+        if let Some(last) = last {
+            let lately = |one: &&Late| at.since(one.told) <= policy.cooldown;
+            let aged = |one: &Late| Late { oldest: one.oldest + at.since(last.at), ..one.clone() };
+            late.extend(last.late.iter().filter(lately).map(aged));
+        }
+        late
     }
 
     /// Adds what was decided and is being done.
@@ -166,8 +187,15 @@ impl History {
     /// At the beginning of the window, if it waited for too long then: when that was, and for how long it did.
     pub(crate) fn was_late(&self, function: &FunctionName, window: Duration) -> Option<(Timestamp, Duration)> {
         let sample = self.window(window).next()?;
-        let of_it = sample.late.iter().filter(|(late, _)| late == function);
-        of_it.map(|(_, oldest)| *oldest).max().map(|oldest| (sample.at, oldest))
+        let of_it = sample.late.iter().filter(|late| late.function == *function);
+        of_it.map(|late| late.oldest).max().map(|oldest| (sample.at, oldest))
+    }
+
+    /// What waited for too long when that was last told, and may still.
+    pub(crate) fn untold_late(&self) -> impl Iterator<Item = &FunctionName> {
+        let last = self.samples.back();
+        let late = last.into_iter().flat_map(|last| last.late.iter().filter(|late| late.told < last.at));
+        late.map(|late| &late.function)
     }
 
     /// Whether a node came for it, and none of it runs yet.

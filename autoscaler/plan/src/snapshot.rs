@@ -13,6 +13,8 @@ pub struct Snapshot {
     pub waiting: u64,
     /// The functions that they are of, where that is known.
     pub waits: Vec<Wait>,
+    /// More may wait than `waits` says: the queue did not tell of all.
+    pub untold: bool,
     /// Executions that ended on managed nodes since some moment before: it only grows.
     pub finished: u64,
     /// Machines that cannot be bought just now: provider and type. An empty type is all of the provider's.
@@ -26,7 +28,7 @@ pub struct Snapshot {
 pub struct Wait {
     pub function: FunctionName,
     pub waiting: u64,
-    /// How many of it run, on any agent.
+    /// How many of it run on managed nodes: more of them do not help what only others can run.
     pub running: u64,
     /// For how long the oldest waits.
     pub oldest: Duration,

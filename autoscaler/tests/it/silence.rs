@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use flux_autoscaler::keeper::{Keeper, Seen};
+use flux_autoscaler::{
+    fleet::Fleet,
+    keeper::{Keeper, Seen},
+};
+use flux_plan::Wait;
+use flux_protocol::FunctionName;
 
 use crate::story::{MOST, STEP, World};
 
@@ -96,4 +101,13 @@ async fn who_stays_silent_is_ended() {
         let silent_for = STEP * (steps + 1);
         assert!(silent_for >= Duration::from_secs(60), "{nodes} nodes: given up after {silent_for:?}");
     }
+}
+
+/// More of our machines do not help what only an agent can run that is not ours: the plan is told of none that runs.
+#[test]
+fn what_an_agent_by_hand_runs_does_not_count_as_run_by_our_machines() {
+    let function = FunctionName::parse("slow").expect("a name");
+    let wait = Wait { function: function.clone(), waiting: 1, running: 1, oldest: Duration::from_secs(100) };
+    let running = [("by-hand".to_owned(), [(function, 1)].into())].into();
+    assert_eq!(Fleet::default().waits(std::slice::from_ref(&wait), &running), [Wait { running: 0, ..wait }]);
 }

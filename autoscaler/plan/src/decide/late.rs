@@ -53,7 +53,7 @@ impl Plan<'_> {
         self.snapshot.waits.iter().filter(move |wait| !target.is_zero() && wait.oldest >= target)
     }
 
-    /// Whether none of it runs though there was a node for it.
+    /// Whether none of it runs on our nodes though there was a node for it.
     fn is_in_vain(&self, wait: &Wait) -> bool {
         let now = self.tried_for.as_ref().is_some_and(|(function, there)| *there && *function == wait.function);
         wait.running == 0 && (now || self.history.was_tried_for(&wait.function))
@@ -86,9 +86,10 @@ impl Plan<'_> {
     }
 
     /// While something waits for too long those stay that run something, however little is said to be needed; and one that does
-    /// not: without it another would be bought.
+    /// not: without it another would be bought. A look that the queue did not answer changes nothing at once.
     pub(super) fn is_waited_with(&self, node: &Node) -> bool {
-        if self.late().all(|wait| self.is_in_vain(wait)) {
+        let untold = self.history.untold_late().any(|function| !self.history.was_tried_for(function));
+        if !untold && self.late().all(|wait| self.is_in_vain(wait)) {
             return false;
         }
         let other = |one: &Node| one.name != node.name && is_idle(one) && !self.drains_now(&one.name);

@@ -230,3 +230,60 @@ fn what_waits_where_there_is_no_node_gets_one_at_once() {
     let decision = world.decide();
     assert_eq!(launches(&decision).len(), 1, "{decision:?}");
 }
+
+/// A look that the queue does not answer: what was late is still, for the nodes that are there, and buys nothing by itself.
+#[test]
+fn what_is_not_told_keeps_the_nodes_that_were_waited_with() {
+    let mut world = content();
+    for node in &mut world.snapshot.nodes {
+        node.load = Some(Load { running: 1, used: 0.25, ..load(1) });
+    }
+    world.policy.providers[0].max_nodes = 4;
+    for step in 0..20 {
+        later(&mut world, 10, 100 + 10 * step, 4);
+        assert_eq!(world.decide().actions, [], "it is late");
+    }
+    let untold = |world: &mut World| {
+        later(world, 10, 310, 4);
+        world.snapshot.waits.clear();
+        world.snapshot.untold = true;
+    };
+    for _ in 0..6 {
+        untold(&mut world);
+        assert_eq!(world.decide().actions, [], "it may still be late");
+    }
+    // One that told: nothing is late.
+    let mut told = content();
+    (told.history, told.snapshot, told.policy) = (world.history.clone(), world.snapshot.clone(), world.policy.clone());
+    later(&mut told, 10, 1, 4);
+    told.snapshot.untold = false;
+    assert!(drains(&told.decide()), "it is in time again");
+    // Nor does what is long ago hold them for ever.
+    untold(&mut world);
+    assert!(drains(&world.decide()), "nobody knows");
+}
+
+fn drains(decision: &Decision) -> bool {
+    decision.actions.iter().any(|act| matches!(act.action, Action::Drain { .. }))
+}
+
+/// That none of it runs although a node came for it is not forgotten with one look.
+#[test]
+fn what_is_not_told_is_no_reason_to_try_again() {
+    let mut world = content();
+    later(&mut world, 10, 100, 0);
+    let decision = world.decide();
+    assert_eq!(launches(&decision), [Rule::Late]);
+    world.apply(&decision);
+    later(&mut world, 60, 160, 0);
+    come_up(&mut world);
+    world.decide();
+    for step in 0..20 {
+        later(&mut world, 30, 190 + 30 * step, 0);
+        world.snapshot.untold = step % 2 == 0;
+        if world.snapshot.untold {
+            world.snapshot.waits.clear();
+        }
+        assert_eq!(launches(&world.decide()), [], "step {step}");
+    }
+}

@@ -186,7 +186,8 @@ pub const AUTOSCALER_ANSWERS: &str = "flux.reply.autoscaler";
 fn autoscaler() -> Allowed {
     let Bucket { stream, prefix, .. } = bucket(Table::Autoscaler);
     let publish = vec![
-        // Counts of messages, which carry nothing of them.
+        // How every stream and consumer is set and how far it is, with names: of subjects, so of functions and pools too. Nothing of
+        // a message.
         "$JS.API.STREAM.INFO.*".to_owned(),
         "$JS.API.CONSUMER.INFO.*.*".to_owned(),
         format!("$JS.API.STREAM.MSG.GET.{stream}"),
