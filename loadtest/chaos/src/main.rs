@@ -10,6 +10,7 @@ use flux_chaos::{
     run::{Options, Shape, run},
 };
 use flux_testkit::Seed;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
 #[command(name = "flux-chaos", about = "Faults under load, and what held")]
@@ -40,6 +41,18 @@ enum Command {
     Check { history: PathBuf },
 }
 
+/// What was started for the run ends with it, also where it is told to stop.
+async fn until_stopped<T>(run: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+        done = run => return done,
+    }
+    anyhow::bail!("told to stop: nothing was judged, and the history ends here")
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     let report = match Cli::parse().command {
         Command::Check { history } => checker::check(&history::read(&history)?),
@@ -57,7 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 history,
             };
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            let report = runtime.block_on(run(&options))?;
+            let report = runtime.block_on(until_stopped(run(&options)))?;
             if let Some(page) = page {
                 let name = topology.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
                 let command = format!("make chaos TOPOLOGY={name} SEED={seed} MINUTES={minutes}");
