@@ -104,8 +104,6 @@ type Events = mpsc::Sender<PullEvent>;
 struct Routes {
     /// By `<stream>.<consumer>`.
     pulls: HashMap<Box<str>, Ledger<Events>>,
-    /// The same keys: until then what comes of it may have been sent before a silence of its own.
-    silent: HashMap<Box<str>, Instant>,
     mailboxes: HashMap<u64, mpsc::Sender<Message>>,
     questions: HashMap<u128, mpsc::Sender<Message>>,
 }
@@ -123,7 +121,7 @@ pub(super) struct Inbox {
     echoed_ms: AtomicU64,
     /// Pulls that ended here may be open at the server until then, in the same milliseconds.
     untold_ms: AtomicU64,
-    /// Until then what comes of any may have been sent before a silence, in the same milliseconds.
+    /// Until then what comes may have been sent before a silence, in the same milliseconds.
     silent_ms: AtomicU64,
 }
 
@@ -230,53 +228,43 @@ impl Inbox {
                 },
                 _ = link.changed() => {
                     if !link.borrow_and_update().up {
-                        self.end_pulls();
+                        self.end_pulls(Ledger::all_ended);
                     }
                 }
                 now = sweep.tick() => self.end_overdue(now),
                 () = closed.cancelled() => break,
             }
         }
-        self.end_pulls();
+        self.end_pulls(Ledger::all_ended);
     }
 
-    /// Ends those of which the server should have told the end. The server of one consumer may be gone, and those of others not: what
-    /// answers the pulls that end here comes of that consumer.
     fn end_overdue(&self, now: Instant) {
-        let mut ended = Vec::new();
-        let mut routes = self.routes.lock();
-        let Routes { pulls, silent, .. } = &mut *routes;
-        silent.retain(|_, until| now < *until);
-        pulls.retain(|consumer, ledger| {
-            let overdue = ledger.overdue(now, SILENCE);
-            if !overdue.is_empty() {
-                silent.insert(consumer.clone(), now + STALLED_AT_MOST);
-            }
-            ended.extend(overdue);
-            !ledger.is_empty()
-        });
-        drop(routes);
-        if !ended.is_empty() {
+        if self.end_pulls(|ledger| ledger.overdue(now, SILENCE)) {
             self.ended_untold(now);
-            self.silent_ms.fetch_max(self.ms(now + CAUGHT_UP_WITHIN), Ordering::Relaxed);
+            self.silent_ms.fetch_max(self.ms(now + STALLED_AT_MOST), Ordering::Relaxed);
         }
-        tell(ended, &End::Lost);
     }
 
-    /// Whether a delivery of the consumer that is read now may have been on its way for as long as something stood still.
-    fn may_be_late(&self, routes: &Routes, consumer: &str, now: Instant) -> bool {
-        if routes.pulls.get(consumer).is_some_and(|ledger| ledger.is_quiet(now, HEARTBEAT, QUIET)) {
+    /// Whether a delivery that is read now may have been on its way for as long as something stood still.
+    fn may_be_late(&self, now: Instant, ledger: Option<&Ledger<Events>>) -> bool {
+        if ledger.is_some_and(|ledger| ledger.is_quiet(now, HEARTBEAT, QUIET)) {
             self.silent_ms.fetch_max(self.ms(now + CAUGHT_UP_WITHIN), Ordering::Relaxed);
         }
         self.ms(now) < self.silent_ms.load(Ordering::Relaxed)
-            || routes.silent.get(consumer).is_some_and(|until| now < *until)
     }
 
-    fn end_pulls(&self) {
-        let pulls = std::mem::take(&mut self.routes.lock().pulls);
-        for mut ledger in pulls.into_values() {
-            tell(ledger.all_ended(), &End::Lost);
-        }
+    /// Whether there were any.
+    fn end_pulls(&self, which: impl Fn(&mut Ledger<Events>) -> Vec<Events>) -> bool {
+        let mut ended = Vec::new();
+        let mut routes = self.routes.lock();
+        routes.pulls.retain(|_, ledger| {
+            ended.extend(which(ledger));
+            !ledger.is_empty()
+        });
+        drop(routes);
+        let any = !ended.is_empty();
+        tell(ended, &End::Lost);
+        any
     }
 
     fn ms(&self, at: Instant) -> u64 {
@@ -324,7 +312,6 @@ impl Inbox {
     fn deliver(&self, message: Message) -> Option<Message> {
         let Some(ack) = message.reply.as_deref().and_then(AckSubject::parse) else { return Some(message) };
         let (now, mut routes) = (Instant::now(), self.routes.lock());
-        let maybe_late = self.may_be_late(&routes, ack.consumer, now);
         let mut ledger = routes.pulls.get_mut(ack.consumer);
         let age = self.age_at_most(now, ledger.as_ref().and_then(|ledger| ledger.asked_at()));
         let info = Info {
@@ -332,7 +319,7 @@ impl Inbox {
             stream_sequence: ack.stream_sequence,
             stored_ns: ack.stored_ns,
             pending: ack.pending,
-            maybe_late,
+            maybe_late: self.may_be_late(now, ledger.as_deref()),
         };
         let late = age >= limits::ACK_WAIT && is_of_a_queue(ack.consumer);
         let place = ledger.as_mut().map_or(Place::Nobody, |ledger| ledger.delivered(now));

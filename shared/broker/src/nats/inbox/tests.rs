@@ -1,11 +1,10 @@
 use super::*;
 
 const CONSUMER: &str = "FLUX_CALL.f";
-const ANOTHER: &str = "FLUX_CALL.g";
 
 /// Whether what is delivered then may be late, to whoever pulled.
 fn may_be_late(inbox: &Inbox, at: Instant) -> bool {
-    inbox.may_be_late(&inbox.routes.lock(), CONSUMER, at)
+    inbox.may_be_late(at, inbox.routes.lock().pulls.get(CONSUMER))
 }
 
 #[test]
@@ -36,21 +35,4 @@ fn what_comes_after_a_pull_that_was_given_up_may_be_late() {
     drop(pull);
     assert!(may_be_late(&inbox, given_up + STALLED_AT_MOST - Duration::from_secs(1)));
     assert!(!may_be_late(&inbox, given_up + STALLED_AT_MOST + Duration::from_secs(1)), "by then it would have come");
-}
-
-#[test]
-fn what_another_consumer_sends_after_that_may_be_late_for_a_moment_alone() {
-    let (inbox, _given_back) = Inbox::new("_INBOX.test", None);
-    let begun = Instant::now();
-    let _silent = inbox.open_pull(CONSUMER, 1, Duration::from_secs(1), false);
-    let _other = inbox.open_pull(ANOTHER, 1, Duration::from_secs(600), false);
-    let given_up = begun + Duration::from_secs(60);
-    inbox.end_overdue(given_up);
-    let of = |consumer, at| inbox.may_be_late(&inbox.routes.lock(), consumer, at);
-    let moment = given_up + CAUGHT_UP_WITHIN;
-    assert!(of(ANOTHER, moment - QUIET), "its way may be the same");
-    assert!(!of(ANOTHER, moment + QUIET));
-    assert!(of(CONSUMER, moment + QUIET));
-    inbox.end_overdue(given_up + 2 * STALLED_AT_MOST);
-    assert!(inbox.routes.lock().silent.is_empty(), "nothing is kept");
 }
