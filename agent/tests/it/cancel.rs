@@ -110,28 +110,21 @@ async fn what_was_cancelled_while_its_retry_was_on_its_way_does_not_start() {
 /// Where nothing is taken back it waits in its queue, for longer than agents remember a cancel.
 #[tokio::test]
 async fn what_was_cancelled_while_it_waited_does_not_start() {
-    let world = World::without_take_back().await;
-    let executor = FakeExecutor::new();
-    executor.program("f", |_call| async { End::Exit(0) });
-    world.deploy("name: f\nhandler: f").await;
-    let queued = invocation("");
-    let id = queued.execution_id.expect("given");
-    world.broker.put(Table::Cancelled, &id.to_string(), "by the test".into()).await.expect("put");
-    world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
-    let _agent = world.agent(&executor, World::settings()).await;
-    assert_eq!(world.end_of(id).await.outcome.expect("an outcome").status, OutcomeStatus::Cancelled);
-    assert_eq!(executor.started(), 0);
+    does_not_start_once_cancelled(World::without_take_back().await, invocation("")).await;
 }
 
 /// A gateway that took it over by its key, a minute later, did not know its place. It waits on, for longer than agents remember
 /// a cancel.
 #[tokio::test]
 async fn what_is_old_and_was_cancelled_while_it_waited_does_not_start() {
-    let world = World::new().await;
+    does_not_start_once_cancelled(World::new().await, old(invocation(""), limits::ONE_MESSAGE_WITHIN)).await;
+}
+
+/// It lies in its queue, and in the table of cancels, before the first agent comes.
+async fn does_not_start_once_cancelled(world: World, queued: Invocation) {
     let executor = FakeExecutor::new();
     executor.program("f", |_call| async { End::Exit(0) });
     world.deploy("name: f\nhandler: f").await;
-    let queued = old(invocation(""), limits::ONE_MESSAGE_WITHIN);
     let id = queued.execution_id.expect("given");
     world.broker.put(Table::Cancelled, &id.to_string(), "by the test".into()).await.expect("put");
     world.publish(&World::queue(Lane::Invoke, "f"), &queued).await;
